@@ -1,0 +1,1 @@
+"""Diffusers pipelines built from dattn patterns and controls."""
