@@ -1,0 +1,65 @@
+# `make generate` and `make test` work on a fresh clone with nothing but Python 3.11+; `make help` lists the rest.
+#
+# PYTHON=python3.12        the interpreter that makes the virtual environment
+# TORCH_INDEX=<address>    where PyTorch comes from, for example PyTorch's own CPU or CUDA index
+# ARGS="..."               more options for `dattn generate`, `dattn evaluate` or pytest
+
+PYTHON ?= python3
+ARGS   ?=
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+TYPES  := build/types
+SOURCE := pyproject.toml README.md LICENSE dattn kernels pipelines apps
+TORCH  := $(shell grep '^torch==' constraints.txt)
+WHEEL  := pip wheel --quiet --no-deps --no-build-isolation
+
+.DEFAULT_GOAL := help
+.PHONY: help install generate test lint format types evaluate natten clean
+
+help:  ## what can be made
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+install: $(STAMP)  ## the virtual environment with PyTorch, Diffusers and dattn
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "dattn needs Python 3.11 or newer; name one with: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@echo "Setting up $(VENV) (once): PyTorch, Diffusers and dattn"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet "setuptools>=77" wheel
+	@$(BIN)/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
+	@$(BIN)/pip install --quiet -c constraints.txt -e ".[test]"
+	@touch $@
+
+generate: $(STAMP)  ## a video from the demo model with sparse and with stock attention, into outputs/
+	@$(BIN)/dattn generate $(ARGS)
+
+test: $(STAMP)  ## the test suite
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+
+lint: $(STAMP)  ## ruff: rules and formatting
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: $(STAMP)  ## let ruff repair what it can
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+types: $(STAMP)  ## mypy on an unpacked wheel, the only place where it sees dattn.kernels
+	@rm -rf $(TYPES) && mkdir -p $(TYPES)/source $(TYPES)/wheel
+	@cp -R $(SOURCE) $(TYPES)/source
+	@$(BIN)/$(WHEEL) --wheel-dir $(TYPES)/wheel ./$(TYPES)/source
+	@$(BIN)/python -m zipfile -e $(TYPES)/wheel/*.whl $(TYPES)/unpacked
+	@cd $(TYPES)/unpacked && ../../../$(BIN)/mypy --config-file ../../../pyproject.toml \
+	  --cache-dir ../../../.mypy_cache dattn
+
+evaluate: $(STAMP)  ## the quality table of the demo model (long; goes on where it stopped)
+	@$(BIN)/dattn evaluate $(ARGS)
+
+natten: $(STAMP)  ## NATTEN, which the tests then compare Neighborhood with (compiles for a while)
+	@$(BIN)/pip install --quiet cmake ninja
+	@$(BIN)/pip install --no-build-isolation natten
+
+clean:  ## everything that was made here, outputs/ excepted
+	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,0 +1,155 @@
+"""``dattn evaluate``: the quality table, patterns x lengths, against stock attention of the same seed."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .arguments import (
+    Parser,
+    add_model_options,
+    add_schedule_options,
+    at_least,
+    writable_folder,
+)
+from .generate import apply_options
+
+if TYPE_CHECKING:
+    from .loading import Loaded
+    from .running import Request
+
+EXAMPLES = """\
+  dattn evaluate --preset screening --patterns "Radial(block_size=64)" "Radial(block_size=64, decay=0.5)"
+  dattn evaluate --preset final --output outputs/final
+  dattn evaluate --model ./my-wan --captions captions.txt --lengths 1 2 --steps 30
+
+Interrupted, it goes on where it stopped: run the same command again. More patterns, lengths, captions or
+seeds add to what is there."""
+PATTERNS = (
+    "Radial(block_size=64)",
+    "Radial(block_size=64, tail=True)",
+    "Neighborhood(window=(11, None, None))",
+)
+MAX_CELLS = 40
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A budget: screening finds what is worth a final."""
+
+    lengths: tuple[int, ...]
+    captions: int
+    steps: int | None
+
+
+PRESETS = {"screening": Preset((4,), 8, 12), "final": Preset((1, 4, 8), 24, None)}
+
+
+def parser() -> Parser:
+    """The command's options."""
+    p = Parser("evaluate", "Measure patterns against stock attention over captions and lengths.", EXAMPLES)
+    p.add_argument("--preset", choices=PRESETS, default="final", help="a budget (default: %(default)s)")
+    p.add_argument(
+        "--patterns", nargs="+", default=list(PATTERNS), metavar="PATTERN", help="stock is always there"
+    )
+    p.add_argument(
+        "--lengths", nargs="+", type=at_least(1), metavar="N", help="multiples of the native length"
+    )
+    p.add_argument(
+        "--captions", metavar="N_OR_FILE", help="the first N of ours, or a file with one on each line"
+    )
+    p.add_argument("--seeds", nargs="+", type=at_least(0), default=[0], metavar="SEED", help="(default: 0)")
+    p.add_argument("--steps", type=at_least(1), help="denoising steps (default: by preset, or the model's)")
+    p.add_argument("--guidance", type=float, help="guidance scale (default: the model's)")
+    p.add_argument(
+        "--output", type=Path, default=Path("outputs/evaluate"), metavar="DIR", help="(default: %(default)s)"
+    )
+    add_schedule_options(p)
+    add_model_options(p)
+    return p
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command."""
+    options = parser().parse_args(argv)
+    preset = PRESETS[options.preset]
+    lengths = sorted(set(options.lengths or preset.lengths))
+    writable_folder(options.output)
+    from .cells import Cell, Clip, Store
+    from .loading import load, resolve
+    from .running import check, is_stock, read_attention
+    from .study import fill, gather_settings, report
+
+    sparse = list(dict.fromkeys(name for name in options.patterns if not is_stock(name)))
+    cells = [Cell(name, length) for length in lengths for name in ["stock", *sparse]]
+    if len(cells) > MAX_CELLS:
+        raise ValueError(f"{len(cells)} cells (rows x lengths): at most {MAX_CELLS}; ask for fewer")
+    for name in sparse:
+        read_attention(name)
+    resolve(options.model)
+    loaded = load(options.model, options.device, options.dtype)
+    captions = chosen_captions(options.captions, preset, loaded)
+    request = base_request(options, preset, loaded)
+    for name in sparse:
+        check(loaded, name, apply_options(options))
+    settings = gather_settings(options, loaded, request)
+    store = Store(options.output)
+    store.begin(settings)
+    clips = [Clip(caption, seed) for seed in options.seeds for caption in captions]
+    fill(store, loaded, request, cells, clips, apply_options(options))
+    report(store, cells, clips, settings, argv)
+    return 0
+
+
+def chosen_captions(wish: str | None, preset: Preset, loaded: Loaded) -> list[str]:
+    """The captions to make.
+
+    Raises:
+        ValueError: an unreadable or empty file, or none for a model that is not of Moving Shapes.
+    """
+    if wish is not None and not wish.isdecimal():
+        try:
+            lines = [line.strip() for line in Path(wish).read_text().splitlines()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"captions {wish}: neither a number nor a readable file ({error})") from None
+        if not any(lines):
+            raise ValueError(f"captions {wish}: the file is empty; write one caption on each line")
+        return list(dict.fromkeys(line for line in lines if line))
+    if loaded.native is None:
+        raise ValueError(
+            f"captions: ours are of Moving Shapes, {loaded.name} is not; give a file with --captions"
+        )
+    count = preset.captions if wish is None else int(wish)
+    every = all_captions()
+    if not 1 <= count <= len(every):
+        raise ValueError(
+            f"captions {count}: there are 1 to {len(every)}; give a number in that range or a file"
+        )
+    return every[:count]
+
+
+def all_captions() -> list[str]:
+    """Every caption of a single object, in a fixed order whose beginnings hold all kinds evenly."""
+    from .shapes.captions import COLORS, MOTIONS, SHAPES
+
+    every = [f"a {c} {s} {m}" for c, s, m in itertools.product(COLORS, SHAPES, MOTIONS)]
+    return [every[i * 37 % len(every)] for i in range(len(every))]  # 37 and 90 share no factor
+
+
+def base_request(options: argparse.Namespace, preset: Preset, loaded: Loaded) -> Request:
+    """The request of every clip, but for caption, seed and frames.
+
+    Raises:
+        ValueError: the pipeline makes no videos, or takes no such argument.
+    """
+    from .running import Request
+
+    if not loaded.makes_video:
+        raise ValueError(f"model {loaded.name}: makes pictures; dattn evaluate measures videos")
+    request = Request("", steps=options.steps or preset.steps, guidance=options.guidance).filled(loaded)
+    request.call(loaded)
+    return request

@@ -1,0 +1,166 @@
+"""Finding and loading Diffusers pipelines: folders, hub names and the demo models of a clone."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dattn
+
+DEFAULT = "shapes-wan"
+STRETCH = 4
+"""The demo clip is this many times as long as the clips that the demo model was trained on."""
+
+
+@dataclass(frozen=True)
+class Native:
+    """What a demo model was trained for, and how it samples well, unless its ``shapes.json`` says else."""
+
+    frames: int = 33
+    height: int = 64
+    width: int = 64
+    steps: int = 20
+    guidance: float = 4.0
+
+    def frames_at(self, stretch: float) -> int:
+        """Frames of a clip ``stretch`` times as long: 33 is 1 + 32, twice that is 1 + 64."""
+        return 1 + round((self.frames - 1) * stretch)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A pipeline and what the commands know of it."""
+
+    pipe: Any
+    name: str
+    folder: Path | None
+    native: Native | None
+    """Set for the models of Moving Shapes, whose output the judge can read."""
+
+    @property
+    def arguments(self) -> set[str]:
+        """The names that the pipeline's call takes."""
+        return set(inspect.signature(self.pipe.__call__).parameters)
+
+    @property
+    def makes_video(self) -> bool:
+        """Whether the pipeline's call takes a number of frames."""
+        return "num_frames" in self.arguments
+
+    @property
+    def denoisers(self) -> list[Any]:
+        """The networks that the steps run through."""
+        found = (getattr(self.pipe, name, None) for name in ("transformer", "transformer_2", "unet"))
+        return [network for network in found if network is not None]
+
+
+def shipped_folder() -> Path:
+    """Where the demo models of a clone are; a wheel has none."""
+    return Path(dattn.__file__).resolve().parents[1] / "assets" / "models"
+
+
+def shipped() -> Iterator[Path]:
+    """The demo models that are here and complete enough to name a pipeline."""
+    yield from sorted(p.parent for p in shipped_folder().glob("*/model_index.json"))
+
+
+def native(folder: Path) -> Native | None:
+    """What a folder of Moving Shapes was trained for; None for any other model."""
+    if (folder / "shapes.json").is_file():
+        return Native(**json.loads((folder / "shapes.json").read_text()))
+    return Native() if folder.name.startswith("shapes-") else None
+
+
+def resolve(model: str | None) -> Path | str:
+    """The folder, or the hub name, that ``--model`` means.
+
+    Raises:
+        ValueError: no such folder, a folder that is no pipeline, or no demo model to fall back on.
+    """
+    if model is None:
+        folder = shipped_folder() / DEFAULT
+        if not (folder / "model_index.json").is_file():
+            raise ValueError(
+                "no --model: this installation carries no models (a wheel has none); "
+                "name a Diffusers folder or hub name with --model, or run from a clone of the repository"
+            )
+        return folder
+    folder = Path(model).expanduser()
+    if not folder.exists():
+        if _is_hub_name(model):
+            return model
+        raise ValueError(f"model {model}: no such folder; name a Diffusers folder or a hub name (owner/name)")
+    if not (folder / "model_index.json").is_file():
+        raise ValueError(
+            f"model {model}: no Diffusers pipeline, it has no model_index.json; name another folder"
+        )
+    return folder
+
+
+def _is_hub_name(model: str) -> bool:
+    return model.count("/") == 1 and model[0] not in "./~" and not model.endswith("/")
+
+
+def pick_device(device: str | None) -> str:
+    """The device to run on: as asked, or CUDA where there is one.
+
+    Raises:
+        ValueError: no device of that name here.
+    """
+    import torch
+
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"device {device}: not usable here ({_first_line(error)}); try --device cpu"
+        ) from None
+    return device
+
+
+def load(model: str | None, device: str | None = None, dtype: str | None = None) -> Loaded:
+    """Load a pipeline, silently.
+
+    Args:
+        model: a folder, a hub name, or None for the demo model.
+        device: None picks one.
+        dtype: a name such as ``bfloat16``; None is float32 on CPU, bfloat16 elsewhere.
+
+    Raises:
+        ValueError: what cannot be loaded, and why.
+    """
+    source = resolve(model)
+    device = pick_device(device)
+    import torch
+    from diffusers import DiffusionPipeline
+
+    _be_quiet()
+    kind = getattr(torch, dtype or ("float32" if device == "cpu" else "bfloat16"))
+    try:
+        pipe = DiffusionPipeline.from_pretrained(source, torch_dtype=kind)
+    except Exception as error:  # whatever a broken folder, a missing network or a missing class raises
+        raise ValueError(f"model {source}: cannot be loaded ({_first_line(error)})") from error
+    folder = source if isinstance(source, Path) else None
+    name = folder.resolve().name if folder else str(source)
+    return Loaded(pipe.to(device), name, folder, native(folder.resolve()) if folder else None)
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[
+        :300
+    ]
+
+
+def _be_quiet() -> None:
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()

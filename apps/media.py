@@ -1,0 +1,38 @@
+"""Writing and reading what pipelines make: H.264 videos and PNG pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def write_clip(clip: np.ndarray, folder: Path, name: str, fps: int = 16) -> Path:
+    """Write uint8 ``[frames, height, width, 3]`` as ``name.mp4``, or a single frame as ``name.png``."""
+    if len(clip) == 1:
+        path = folder / f"{name}.png"
+        Image.fromarray(clip[0]).save(path)
+        return path
+    path = folder / f"{name}.mp4"
+    write_video(clip, path, fps)
+    return path
+
+
+def write_video(clip: np.ndarray, path: Path, fps: int = 16) -> None:
+    """Write an H.264 file of these frames; an odd side, which H.264 cannot hold, grows by one pixel."""
+    import imageio.v2 as imageio
+
+    odd_rows, odd_columns = clip.shape[1] % 2, clip.shape[2] % 2
+    even = np.pad(clip, ((0, 0), (0, odd_rows), (0, odd_columns), (0, 0)), mode="edge")
+    with imageio.get_writer(path, fps=fps, quality=9, macro_block_size=2) as writer:
+        for frame in even:
+            writer.append_data(frame)
+
+
+def read_video(path: Path) -> np.ndarray:
+    """All frames of a video file: uint8 ``[frames, height, width, 3]``."""
+    import imageio.v2 as imageio
+
+    with imageio.get_reader(path) as reader:
+        return np.stack([np.asarray(frame) for frame in reader])

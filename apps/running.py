@@ -1,0 +1,208 @@
+"""One clip, made and measured: what was asked for, the seconds, the density, the likeness to stock."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import dattn
+from dattn.patterns import pattern_from_string
+
+from .arguments import STOCK
+from .loading import STRETCH, Loaded
+from .metrics import WINDOW, psnr, ssim
+from .shapes.judge import judge
+
+DEMO_PROMPT = "a red circle moving right"
+DEMO_PATTERN = "Radial(block_size=64)"
+"""The demo model has 64 tokens per frame, half of the published block."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to make; None leaves a value to the pipeline."""
+
+    prompt: str
+    seed: int = 0
+    frames: int | None = None
+    height: int | None = None
+    width: int | None = None
+    steps: int | None = None
+    guidance: float | None = None
+
+    def filled(self, loaded: Loaded) -> Request:
+        """With what a demo model likes best in place of None, and no change for any other model."""
+        native = loaded.native
+        if native is None:
+            return self
+        wish = {
+            "height": native.height,
+            "width": native.width,
+            "steps": native.steps,
+            "guidance": native.guidance,
+        }
+        if loaded.makes_video:
+            wish["frames"] = native.frames_at(STRETCH)
+        return replace(self, **{name: value for name, value in wish.items() if getattr(self, name) is None})
+
+    def call(self, loaded: Loaded) -> dict[str, Any]:
+        """The keyword arguments of the pipeline's call.
+
+        Raises:
+            ValueError: the pipeline takes no such argument.
+        """
+        given = {
+            "num_frames": self.frames,
+            "height": self.height,
+            "width": self.width,
+            "num_inference_steps": self.steps,
+            "guidance_scale": self.guidance,
+        }
+        wanted = {"prompt": self.prompt, **{k: v for k, v in given.items() if v is not None}}
+        for name in sorted(wanted.keys() - loaded.arguments):
+            kind = type(loaded.pipe).__name__
+            raise ValueError(f"{name}={wanted[name]!r}: {kind} takes no such argument; leave the option out")
+        return {**wanted, "generator": torch.Generator("cpu").manual_seed(self.seed), "output_type": "np"}
+
+
+@dataclass
+class Result:
+    """A clip and its figures; None where a figure does not apply."""
+
+    name: str
+    clip: np.ndarray = field(repr=False)
+    seconds: float
+    denoiser_seconds: float
+    density: float | None = None
+    pooled_share: float | None = None
+    psnr: float | None = None
+    ssim: float | None = None
+    judged: bool | None = None
+    verdict: str | None = None
+    report: dict[str, Any] | None = field(default=None, repr=False)
+    table: str | None = field(default=None, repr=False)
+
+    def figures(self) -> dict[str, Any]:
+        """Everything but the clip, ready for JSON."""
+        names = (
+            "name",
+            "seconds",
+            "denoiser_seconds",
+            "density",
+            "pooled_share",
+            "psnr",
+            "ssim",
+            "judged",
+            "verdict",
+        )
+        return {name: getattr(self, name) for name in names}
+
+    def compare(self, stock: Result) -> None:
+        """Fill in the likeness to the stock clip of the same seed; PSNR stays None where both are equal."""
+        likeness = psnr(self.clip, stock.clip)
+        self.psnr = likeness if math.isfinite(likeness) else None
+        self.ssim = ssim(self.clip, stock.clip) if min(self.clip.shape[1:3]) >= WINDOW else None
+
+
+def is_stock(attention: str) -> bool:
+    """Whether ``--pattern`` means the pipeline untouched."""
+    return attention.lower() in STOCK
+
+
+def read_attention(text: str) -> Any:
+    """What ``--pattern`` means to ``dattn.apply``: a pattern written out, else a preset or a recipe.
+
+    Raises:
+        ValueError: an unknown pattern, a bad literal, an unreadable recipe.
+    """
+    if text.endswith(".json") and not Path(text).is_file():
+        raise ValueError(f"recipe {text}: no such file")
+    return pattern_from_string(text) if "(" in text else text
+
+
+def run(loaded: Loaded, request: Request, attention: str, options: dict[str, Any] | None = None) -> Result:
+    """Make one clip, stock or with a pattern, and measure it.
+
+    Args:
+        loaded: the pipeline; untouched afterwards.
+        request: what to make.
+        attention: ``stock``, or anything that :func:`read_attention` takes.
+        options: more arguments of ``dattn.apply``.
+
+    Raises:
+        ValueError: what the pipeline or the pattern refuses.
+    """
+    if is_stock(attention):
+        return _timed(loaded, request, "stock")
+    with dattn.apply(loaded.pipe, read_attention(attention), **(options or {})) as handle:
+        result = _timed(loaded, request, attention)
+        report = handle.report()
+    result.report, result.table = report.to_dict(), str(report)
+    result.density, result.pooled_share = result.report.get("density"), result.report.get("pooled_share")
+    return result
+
+
+def check(loaded: Loaded, attention: str, options: dict[str, Any] | None = None) -> None:
+    """Raise ``ValueError`` if a pattern cannot be applied to a pipeline, before anything runs."""
+    if not is_stock(attention):
+        dattn.apply(loaded.pipe, read_attention(attention), **(options or {})).remove()
+
+
+def _timed(loaded: Loaded, request: Request, name: str) -> Result:
+    loaded.pipe.set_progress_bar_config(desc=name, leave=False, disable=not sys.stderr.isatty())
+    call = request.call(loaded)
+    if loaded.pipe.device.type != "cpu":
+        loaded.pipe(**{**call, "num_inference_steps": 2})  # kernels compile on the first call
+        call = request.call(loaded)
+    with _stopwatch(loaded.denoisers) as denoising:
+        start = _now()
+        output = loaded.pipe(**call)
+        seconds = _now() - start
+    result = Result(name, _pixels(output), seconds, denoising())
+    _judge(loaded, request, result)
+    return result
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+@contextmanager
+def _stopwatch(networks: list[torch.nn.Module]) -> Iterator[Callable[[], float]]:
+    """Adds up the seconds that networks spend in their forward."""
+    spans: list[float] = []
+    hooks = [n.register_forward_pre_hook(lambda *_: spans.append(-_now())) for n in networks]
+    hooks += [n.register_forward_hook(lambda *_: spans.append(_now())) for n in networks]
+    try:
+        yield lambda: sum(spans)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _pixels(output: Any) -> np.ndarray:
+    """The first clip of a pipeline's output: uint8 ``[frames, height, width, 3]``; a picture is one frame."""
+    first = np.asarray(output.frames[0]) if hasattr(output, "frames") else np.asarray(output.images[0])[None]
+    return np.rint(np.clip(first, 0, 1) * 255).astype(np.uint8)
+
+
+def _judge(loaded: Loaded, request: Request, result: Result) -> None:
+    """Ask the judge, where the model is of its world and it can read both clip and prompt."""
+    if loaded.native is None:
+        return
+    try:
+        verdict = judge(result.clip, request.prompt)
+    except ValueError:
+        return
+    result.judged, result.verdict = verdict.ok, str(verdict)

@@ -1,0 +1,59 @@
+"""Contact sheets: a labelled row of frames for each clip."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+MARGIN, LABEL, GAP = 12, 20, 4
+INK, PAPER, FAINT = (20, 20, 20), (255, 255, 255), (120, 120, 120)
+
+
+def sheet(clips: Mapping[str, np.ndarray], title: str = "", columns: int = 9, cell: int = 128) -> Image.Image:
+    """Put clips below each other, the same moments in the same columns.
+
+    Args:
+        clips: label of each row: uint8 ``[frames, height, width, 3]``, all of one size.
+        title: a line above.
+        columns: at most this many frames of each, spread evenly, first and last included.
+        cell: width of a frame on the sheet, in pixels.
+
+    Raises:
+        ValueError: no clips, or clips of different sizes.
+    """
+    shapes = {clip.shape for clip in clips.values()}
+    if len(shapes) != 1:
+        raise ValueError(f"clips of shapes {sorted(shapes)}: a sheet needs one or more of one size")
+    frames, height, width = shapes.pop()[:3]
+    moments = np.unique(np.linspace(0, frames - 1, min(columns, frames)).round().astype(int))
+    size = (cell, max(1, round(cell * height / width)))
+    top = MARGIN + (LABEL if title else 0) + (LABEL if frames > 1 else 0)
+    row = LABEL + size[1] + GAP
+    across = max(len(moments) * (cell + GAP) - GAP, *(_width(text) for text in (title, *clips)))
+    paper = Image.new("RGB", (2 * MARGIN + across, top + row * len(clips) + MARGIN - GAP), PAPER)
+    draw = ImageDraw.Draw(paper)
+    draw.text((MARGIN, MARGIN - 4), title, INK, font=_font())
+    for i, moment in enumerate(moments if frames > 1 else []):
+        draw.text((MARGIN + i * (cell + GAP), top - LABEL), f"frame {moment}", FAINT, font=_font())
+    for j, (label, clip) in enumerate(clips.items()):
+        draw.text((MARGIN, top + j * row), label, INK, font=_font())
+        for i, moment in enumerate(moments):
+            paper.paste(_scaled(clip[moment], size), (MARGIN + i * (cell + GAP), top + j * row + LABEL))
+    return paper
+
+
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size=13)
+
+
+def _width(text: str) -> int:
+    return int(_font().getlength(text)) + 1
+
+
+def _scaled(frame: np.ndarray, size: tuple[int, int]) -> Image.Image:
+    """Enlarged pixels stay pixels; only shrinking smooths."""
+    picture = Image.fromarray(frame)
+    enlarging = size[0] >= picture.width
+    return picture.resize(size, Image.Resampling.NEAREST if enlarging else Image.Resampling.LANCZOS)

@@ -1,0 +1,139 @@
+"""The work of ``dattn evaluate``: what is still to make, making it, and the table of what is there."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import inspect
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from .cells import Cell, Clip, Store, summary
+from .chart import chart
+from .loading import Loaded
+from .publish import figures_line
+from .record import provenance, write_json
+from .running import Request, run
+from .table import table
+
+COLUMNS = {
+    "pattern": "pattern",
+    "length": "length",
+    "clips": "clips",
+    "accuracy": "judged right",
+    "psnr": "PSNR dB",
+    "ssim": "SSIM",
+    "seconds": "seconds",
+    "denoiser_seconds": "denoiser s",
+    "density": "density",
+    "pooled_share": "pooled",
+}
+
+
+def gather_settings(options: argparse.Namespace, loaded: Loaded, request: Request) -> dict[str, Any]:
+    """What must be the same for all cells of a folder."""
+    return {
+        "model": loaded.name,
+        "weights": fingerprint(loaded.folder),
+        "device": loaded.pipe.device.type,
+        "dtype": str(loaded.pipe.dtype).removeprefix("torch."),
+        "height": request.height,
+        "width": request.width,
+        "steps": request.steps,
+        "guidance": request.guidance,
+        **{name: getattr(options, name) for name in ("dense_steps", "dense_layers", "backend")},
+    }
+
+
+def fingerprint(folder: Path | None) -> str | None:
+    """A short hash of a model's weights; None for a model of the hub, which its name tells."""
+    if folder is None:
+        return None
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.safetensors")):
+        digest.update(path.relative_to(folder).as_posix().encode())
+        with path.open("rb") as file:
+            while part := file.read(1 << 20):
+                digest.update(part)
+    return digest.hexdigest()[:16]
+
+
+def frames_at(loaded: Loaded, length: int) -> int:
+    """Frames of a clip ``length`` times the native length, or the pipeline's own default length."""
+    if loaded.native is not None:
+        return loaded.native.frames_at(length)
+    default = inspect.signature(loaded.pipe.__call__).parameters["num_frames"].default
+    return 1 + (default - 1) * length
+
+
+def missing(store: Store, cells: Sequence[Cell], clips: Sequence[Clip]) -> Iterator[tuple[Cell, Clip]]:
+    """What is still to make, clip by clip, so that an early stop leaves even rows; stock comes first."""
+    done = {cell: store.rows(cell).keys() for cell in cells}
+    for length in dict.fromkeys(cell.length for cell in cells):
+        for clip in clips:
+            for cell in cells:
+                if cell.length == length and clip not in done[cell]:
+                    yield cell, clip
+
+
+def fill(
+    store: Store,
+    loaded: Loaded,
+    request: Request,
+    cells: Sequence[Cell],
+    clips: Sequence[Clip],
+    options: dict[str, Any],
+) -> None:
+    """Make and measure every clip that is not there yet."""
+    todo = list(missing(store, cells, clips))
+    done = len(cells) * len(clips) - len(todo)
+    print(
+        f"{len(cells)} cells of {len(clips)} clips: {done} clips are there, {len(todo)} to make", flush=True
+    )
+    bar = tqdm(todo, desc="clips", unit="clip", disable=not sys.stderr.isatty())
+    for cell, clip in bar:
+        line = one(store, loaded, request, cell, clip, options)
+        bar.write(line)
+
+
+def one(
+    store: Store, loaded: Loaded, request: Request, cell: Cell, clip: Clip, options: dict[str, Any]
+) -> str:
+    """Make, measure and note one clip; what it says on the screen."""
+    asked = replace(request, prompt=clip.caption, seed=clip.seed, frames=frames_at(loaded, cell.length))
+    reference = store.reference(cell.length, clip)
+    if reference is None and cell.pattern != "stock":
+        reference = run(loaded, asked, "stock").clip
+        store.keep_reference(cell.length, clip, reference)
+    result = run(loaded, asked, cell.pattern, options)
+    if cell.pattern == "stock":
+        store.keep_reference(cell.length, clip, result.clip)
+    else:
+        result.compare(reference)
+    store.add(cell, clip, result)
+    return f"{cell.length}x  {cell.pattern}  {clip.caption!r} seed {clip.seed}: {figures_line(result)}"
+
+
+def report(
+    store: Store, cells: Sequence[Cell], clips: Sequence[Clip], settings: dict[str, Any], argv: Sequence[str]
+) -> None:
+    """Print the table; write ``results.json`` and ``results.png``."""
+    wanted = set(clips)
+    rows = [summary(c, [row for clip, row in store.rows(c).items() if clip in wanted]) for c in cells]
+    content = {
+        **provenance("evaluate", argv),
+        "settings": settings,
+        "captions": list(dict.fromkeys(clip.caption for clip in clips)),
+        "seeds": sorted({clip.seed for clip in clips}),
+        "rows": rows,
+    }
+    write_json(store.folder / "results.json", content)
+    title = f"{settings['model']}, {settings['steps']} steps, {len(clips)} clips for each point"
+    chart(rows, store.folder / "results.png", title)
+    print(f"\n{table(tuple(COLUMNS.values()), [[row[name] for name in COLUMNS] for row in rows])}\n")
+    print(f"written: {store.folder / 'results.json'}, {store.folder / 'results.png'}")
