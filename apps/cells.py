@@ -113,20 +113,15 @@ def _readable(lines: Sequence[str]) -> Iterator[dict[str, Any]]:
 def summary(cell: Cell, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The figures of a cell: means over its clips, medians of the seconds."""
     judged = [row["judged"] for row in rows if row["judged"] is not None]
-    density, pooled = (_mean(rows, name) for name in ("density", "pooled_share"))
     return {
         "pattern": cell.pattern,
         "length": cell.length,
         "clips": len(rows),
         "judged": len(judged),
         "accuracy": fmean(judged) if judged else None,
-        "psnr": _mean(rows, "psnr"),
-        "ssim": _mean(rows, "ssim"),
-        "seconds": median(row["seconds"] for row in rows) if rows else None,
-        "denoiser_seconds": median(row["denoiser_seconds"] for row in rows) if rows else None,
-        "density": density,
-        "pooled_share": pooled,
-        "cost": None if density is None else density + (pooled or 0.0),
+        **{name: _mean(rows, name) for name in ("psnr", "ssim")},
+        **{name: median(row[name] for row in rows) for name in ("seconds", "denoiser_seconds")},
+        **{name: _mean(rows, name) for name in ("density", "pooled_share", "work")},
     }
 
 

@@ -15,7 +15,7 @@ from .running import Request, Result
 from .sheet import sheet
 from .table import show, table
 
-HEADER = ("attention", "seconds", "denoiser s", "density", "pooled", "PSNR dB", "SSIM", "judge")
+HEADER = ("attention", "seconds", "denoiser s", "density", "pooled", "work", "PSNR dB", "SSIM", "judge")
 
 
 def slug(name: str) -> str:
@@ -34,7 +34,17 @@ def figures_table(results: Sequence[Result]) -> str:
 def _row(r: Result, against_stock: bool) -> tuple[object, ...]:
     same = against_stock and r.name != "stock" and r.ssim is not None and r.psnr is None
     likeness = "equal" if same else r.psnr
-    return r.name, r.seconds, r.denoiser_seconds, r.density, r.pooled_share, likeness, r.ssim, r.judged
+    return (
+        r.name,
+        r.seconds,
+        r.denoiser_seconds,
+        r.density,
+        r.pooled_share,
+        r.work,
+        likeness,
+        r.ssim,
+        r.judged,
+    )
 
 
 def publish(

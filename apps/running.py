@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ import torch
 
 import dattn
 from dattn.patterns import pattern_from_string
+from dattn.presets import PRESETS
 
 from .arguments import STOCK
 from .loading import STRETCH, Loaded
@@ -76,7 +79,11 @@ class Request:
 
 @dataclass
 class Result:
-    """A clip and its figures; None where a figure does not apply."""
+    """A clip and its figures; None where a figure does not apply.
+
+    ``density`` and ``pooled_share`` are those of a sparse step; ``work`` counts dense steps and pooled keys:
+    attention FLOPs, as a share of dense.
+    """
 
     name: str
     clip: np.ndarray = field(repr=False)
@@ -84,6 +91,7 @@ class Result:
     denoiser_seconds: float
     density: float | None = None
     pooled_share: float | None = None
+    work: float | None = None
     psnr: float | None = None
     ssim: float | None = None
     judged: bool | None = None
@@ -93,21 +101,11 @@ class Result:
 
     def figures(self) -> dict[str, Any]:
         """Everything but the clip, ready for JSON."""
-        names = (
-            "name",
-            "seconds",
-            "denoiser_seconds",
-            "density",
-            "pooled_share",
-            "psnr",
-            "ssim",
-            "judged",
-            "verdict",
-        )
-        return {name: getattr(self, name) for name in names}
+        left_out = ("clip", "report", "table")
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
 
     def compare(self, stock: Result) -> None:
-        """Fill in the likeness to the stock clip of the same seed; PSNR stays None where both are equal."""
+        """Fill in the likeness to the stock clip of the same seed; equal clips have no PSNR."""
         likeness = psnr(self.clip, stock.clip)
         self.psnr = likeness if math.isfinite(likeness) else None
         self.ssim = ssim(self.clip, stock.clip) if min(self.clip.shape[1:3]) >= WINDOW else None
@@ -119,14 +117,24 @@ def is_stock(attention: str) -> bool:
 
 
 def read_attention(text: str) -> Any:
-    """What ``--pattern`` means to ``dattn.apply``: a pattern written out, else a preset or a recipe.
+    """What ``--pattern`` means to ``dattn.apply``: a preset or recipe by name, or a pattern written out.
 
     Raises:
         ValueError: an unknown pattern, a bad literal, an unreadable recipe.
     """
-    if text.endswith(".json") and not Path(text).is_file():
-        raise ValueError(f"recipe {text}: no such file")
-    return pattern_from_string(text) if "(" in text else text
+    if text.endswith(".json"):
+        return _readable_recipe(text)
+    return text if text in PRESETS or text == "auto" else pattern_from_string(text)
+
+
+def _readable_recipe(path: str) -> str:
+    try:
+        json.loads(Path(path).read_text())
+    except OSError as error:
+        raise ValueError(f"recipe {path}: cannot be read ({error.strerror}); give an existing file") from None
+    except ValueError as error:
+        raise ValueError(f"recipe {path}: not JSON ({error}); write it with handle.save_recipe") from None
+    return path
 
 
 def run(loaded: Loaded, request: Request, attention: str, options: dict[str, Any] | None = None) -> Result:
@@ -147,8 +155,18 @@ def run(loaded: Loaded, request: Request, attention: str, options: dict[str, Any
         result = _timed(loaded, request, attention)
         report = handle.report()
     result.report, result.table = report.to_dict(), str(report)
-    result.density, result.pooled_share = result.report.get("density"), result.report.get("pooled_share")
+    result.density, result.pooled_share = _mean_shares(result.report["layers"])
+    result.work = result.report["flops_share"]
     return result
+
+
+def _mean_shares(layers: list[dict[str, Any]]) -> tuple[float | None, float | None]:
+    """Density and pooled share, means over all self-attention layers; one left stock has density 1."""
+    if any(layer["grid"] is None for layer in layers):
+        return None, None
+    density = [1.0 if layer["backend"] == "stock" else layer["density"] for layer in layers]
+    pooled = [0.0 if layer["backend"] == "stock" else layer["tail_share"] for layer in layers]
+    return None if None in density else fmean(density), None if None in pooled else fmean(pooled)
 
 
 def check(loaded: Loaded, attention: str, options: dict[str, Any] | None = None) -> None:

@@ -32,6 +32,7 @@ COLUMNS = {
     "denoiser_seconds": "denoiser s",
     "density": "density",
     "pooled_share": "pooled",
+    "work": "work",
 }
 
 

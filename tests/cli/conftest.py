@@ -1,0 +1,142 @@
+"""A tiny random WanPipeline folder, and a way to run the command without a new process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from dattn.apps import cli
+
+
+@dataclass
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def dattn_command(capfd):
+    def call(*words):
+        capfd.readouterr()
+        try:
+            code = cli.main([str(word) for word in words])
+        except SystemExit as leaving:
+            code = leaving.code
+        return Outcome(code, *capfd.readouterr())
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def shapes_folder(tmp_path_factory):
+    """A pipeline of the demo model's classes with random weights, for clips of 9 frames of 32 x 32."""
+    folder = tmp_path_factory.mktemp("models") / "shapes-tiny"
+    build_wan().save_pretrained(folder)
+    (folder / "shapes.json").write_text(
+        '{"frames": 9, "height": 32, "width": 32, "steps": 2, "guidance": 2.0}'
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def plain_folder(tmp_path_factory):
+    """The same under a name that says nothing: any Diffusers folder."""
+    folder = tmp_path_factory.mktemp("models") / "mine"
+    build_wan().save_pretrained(folder)
+    return folder
+
+
+def build_wan():
+    from diffusers import (
+        AutoencoderKLWan,
+        FlowMatchEulerDiscreteScheduler,
+        WanPipeline,
+        WanTransformer3DModel,
+    )
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    from dattn.apps.shapes.text import build_tokenizer
+
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer()
+    encoder = UMT5Config(
+        vocab_size=len(tokenizer),
+        d_model=16,
+        d_kv=8,
+        d_ff=16,
+        num_layers=1,
+        num_heads=2,
+        is_encoder_decoder=False,
+        tie_word_embeddings=False,
+    )
+    vae = AutoencoderKLWan(
+        base_dim=4,
+        z_dim=4,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, False],
+        latents_mean=[0.0] * 4,
+        latents_std=[1.0] * 4,
+        scale_factor_temporal=2,
+        scale_factor_spatial=8,
+    )
+    transformer = WanTransformer3DModel(
+        patch_size=(1, 1, 1),
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=4,
+        text_dim=16,
+        ffn_dim=16,
+        freq_dim=16,
+        num_layers=2,
+    )
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    return WanPipeline(tokenizer, UMT5EncoderModel(encoder), vae, scheduler, transformer)
+
+
+@pytest.fixture(scope="session")
+def sd_folder(tmp_path_factory):
+    """A Stable Diffusion folder with random weights; its latents are half as wide as its pictures."""
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from dattn.apps.shapes.text import build_tokenizer
+
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer()
+    tokenizer.model_max_length = 16
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_attention_heads=2,
+        num_hidden_layers=1,
+        max_position_embeddings=16,
+        eos_token_id=1,
+    )
+    unet = UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=4,
+        cross_attention_dim=16,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(4, 4),
+        norm_num_groups=2,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+    )
+    pipe = StableDiffusionPipeline(
+        vae, CLIPTextModel(text), tokenizer, unet, DDIMScheduler(), None, None, requires_safety_checker=False
+    )
+    folder = tmp_path_factory.mktemp("models") / "sd"
+    pipe.save_pretrained(folder)
+    return folder

@@ -1,0 +1,131 @@
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dattn.apps import cli, doctor, loading
+from dattn.apps.arguments import token_index
+from dattn.apps.plot import PANELS, chosen_frames
+from dattn.grid import TokenGrid
+
+WRITTEN = [name for name in cli.COMMANDS if importlib.util.find_spec(f"dattn.apps.{cli.COMMANDS[name][0]}")]
+
+
+def test_help_names_every_command(dattn_command):
+    outcome = dattn_command("--help")
+    assert outcome.code == 0
+    assert all(re.search(rf"^  {name} ", outcome.out, re.M) for name in cli.COMMANDS)
+
+
+def test_help_loads_neither_torch_nor_diffusers():
+    program = (
+        "import sys; from dattn.apps.cli import main; main(['--help']); "
+        "print('HEAVY', sorted({'torch', 'diffusers', 'transformers', 'matplotlib'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "HEAVY []"
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_every_command_has_help_with_examples(name, dattn_command):
+    outcome = dattn_command(name, "--help")
+    assert outcome.code == 0
+    assert f"dattn {name}" in outcome.out.split("examples:", 1)[1]
+
+
+def test_version(dattn_command):
+    assert re.fullmatch(r"dattn \d+\.\d+.*\n", dattn_command("--version").out)
+
+
+def test_patterns_lists_fields_and_defaults(dattn_command):
+    from dattn.patterns import PATTERNS
+
+    outcome = dattn_command("patterns")
+    assert outcome.code == 0
+    assert all(f"{kind.__name__}(" in outcome.out for kind in PATTERNS.values())
+    assert "decay=1.0" in outcome.out and "block_size=128" in outcome.out
+
+
+def test_models_lists_what_is_supported(dattn_command, shapes_folder, monkeypatch):
+    monkeypatch.setattr(loading, "shipped_folder", lambda: shapes_folder.parent)
+    outcome = dattn_command("models")
+    assert outcome.code == 0
+    assert "Wan" in outcome.out and "CogVideoX" in outcome.out
+    assert "shapes-tiny" in outcome.out
+
+
+def test_doctor_finds_this_machine_healthy(dattn_command):
+    outcome = dattn_command("doctor")
+    assert outcome.code == 0, outcome.out
+    assert "MISSING" not in outcome.out
+    for word in ("torch", "diffusers", "ffmpeg", "backend"):
+        assert word in outcome.out
+
+
+def test_doctor_says_what_is_missing(dattn_command, monkeypatch):
+    monkeypatch.setattr(
+        doctor, "versions", lambda: {"python": "3.11.0", "torch": "2.4.0", "diffusers": "0.42.1"}
+    )
+    outcome = dattn_command("doctor")
+    assert outcome.code == 1
+    lines = [line for line in outcome.out.splitlines() if line.startswith("MISSING")]
+    assert [line.split()[1] for line in lines] == ["torch", "transformers"]
+    assert "2.11" in lines[0]
+
+
+def test_plot_writes_a_picture(dattn_command, tmp_path):
+    path = tmp_path / "new" / "mask.png"
+    outcome = dattn_command(
+        "plot", "--pattern", "Radial(block_size=16)", "--grid", "6x8x8", "--text", "5", "-o", path
+    )
+    assert outcome.code == 0, outcome.err
+    assert "density 0." in outcome.out
+    assert np.asarray(Image.open(path)).std() > 10
+
+
+def test_plot_marks_what_the_token_sees(dattn_command, tmp_path):
+    pictures = []
+    for token in ("0,0,0", "5,7,7"):
+        path = tmp_path / f"{token}.png"
+        words = (
+            "plot",
+            "--pattern",
+            "Neighborhood(window=3)",
+            "--grid",
+            "6x8x8",
+            "--token",
+            token,
+            "-o",
+            path,
+        )
+        assert dattn_command(*words).code == 0
+        pictures.append(np.asarray(Image.open(path)))
+    assert pictures[0].shape != pictures[1].shape or (pictures[0] != pictures[1]).any()
+
+
+def test_places_of_tokens():
+    grid = TokenGrid(3, 4, 5, text=7, text_first=True)
+    assert token_index((0, 0, 0), grid) == 7
+    assert token_index((2, 3, 4), grid) == grid.tokens - 1
+    with pytest.raises(ValueError, match="outside"):
+        token_index((0, 4, 0), grid)
+
+
+@pytest.mark.parametrize("frames, always", [(1, 0), (5, 3), (81, 40), (81, 0), (1000, 999)])
+def test_long_clips_show_some_frames_and_the_tokens_own(frames, always):
+    chosen = chosen_frames(frames, always)
+    assert always in chosen
+    assert chosen == sorted(set(chosen))
+    assert len(chosen) == min(frames, PANELS)
+
+
+def test_the_console_script_is_installed():
+    done = subprocess.run(
+        [Path(sys.executable).with_name("dattn"), "--version"], capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stdout.startswith("dattn ")

@@ -1,0 +1,155 @@
+import json
+
+import pytest
+from PIL import Image
+
+from dattn.apps import study
+from dattn.apps.cells import Cell, Clip, Store, summary
+from dattn.apps.evaluate import all_captions
+from dattn.apps.shapes import parse_caption
+
+PATTERN = "Radial(block_size=16)"
+
+
+@pytest.fixture
+def evaluate(dattn_command, shapes_folder, tmp_path):
+    def call(*words):
+        return dattn_command(
+            "evaluate",
+            "--model",
+            shapes_folder,
+            "--output",
+            tmp_path,
+            "--patterns",
+            PATTERN,
+            "--steps",
+            "1",
+            *words,
+        )
+
+    return call
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """What was really generated: (pattern, caption, seed, frames)."""
+    real, calls = study.run, []
+
+    def spy(loaded, request, attention, options=None):
+        calls.append((attention, request.prompt, request.seed, request.frames))
+        return real(loaded, request, attention, options)
+
+    monkeypatch.setattr(study, "run", spy)
+    return calls
+
+
+def results(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_a_table_of_all_cells(evaluate, made, tmp_path):
+    outcome = evaluate("--lengths", "1", "2", "--captions", "2")
+    assert outcome.code == 0, outcome.err
+    assert len(made) == 2 * 2 * 2
+    assert {frames for *_, frames in made} == {9, 17}
+    rows = results(tmp_path)["rows"]
+    assert [(r["pattern"], r["length"], r["clips"]) for r in rows] == [
+        ("stock", 1, 2),
+        (PATTERN, 1, 2),
+        ("stock", 2, 2),
+        (PATTERN, 2, 2),
+    ]
+    assert rows[0]["psnr"] is None and rows[1]["psnr"] > 0
+    assert rows[3]["density"] < 1 and rows[3]["accuracy"] == 0
+    assert results(tmp_path)["versions"]["torch"] and results(tmp_path)["command"]
+    assert Image.open(tmp_path / "results.png").width > 400
+    assert "judged right" in outcome.out
+
+
+def test_what_is_done_is_not_made_again(evaluate, made, tmp_path):
+    evaluate("--lengths", "1", "--captions", "2")
+    first = results(tmp_path)["rows"]
+    made.clear()
+    evaluate("--lengths", "1", "--captions", "2")
+    assert made == []
+    assert results(tmp_path)["rows"] == first
+
+
+def test_it_goes_on_after_an_interruption(evaluate, made, tmp_path, monkeypatch):
+    add = Store.add
+
+    def interrupted(self, cell, clip, result):
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        add(self, cell, clip, result)
+
+    monkeypatch.setattr(Store, "add", interrupted)
+    assert evaluate("--lengths", "1", "--captions", "2").code == 130
+    assert len(made) == 3
+    monkeypatch.setattr(Store, "add", add)
+    made.clear()
+    assert evaluate("--lengths", "1", "--captions", "2").code == 0
+    assert [attention for attention, *_ in made] == ["stock", PATTERN]
+    assert [r["clips"] for r in results(tmp_path)["rows"]] == [2, 2]
+
+
+def test_a_line_cut_short_is_made_again(evaluate, made, tmp_path):
+    evaluate("--lengths", "1", "--captions", "1")
+    path = tmp_path / "cells" / Cell(PATTERN, 1).file
+    path.write_text(path.read_text()[:40])
+    made.clear()
+    assert evaluate("--lengths", "1", "--captions", "1").code == 0
+    assert [attention for attention, *_ in made] == [PATTERN]
+    assert results(tmp_path)["rows"][1]["clips"] == 1
+
+
+def test_more_captions_and_seeds_add_to_what_is_there(evaluate, made, tmp_path):
+    evaluate("--lengths", "1", "--captions", "1")
+    made.clear()
+    evaluate("--lengths", "1", "--captions", "1", "--seeds", "0", "5")
+    assert [(attention, seed) for attention, _, seed, _ in made] == [("stock", 5), (PATTERN, 5)]
+    evaluate("--lengths", "1", "--captions", "1")
+    assert results(tmp_path)["rows"][0]["clips"] == 1, "only what was asked for counts"
+
+
+def test_other_settings_need_another_place(evaluate, tmp_path):
+    evaluate("--lengths", "1", "--captions", "1")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    outcome = evaluate("--lengths", "1", "--captions", "1", "--guidance", "7")
+    assert outcome.code == 2
+    assert "guidance" in outcome.err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_captions_of_a_file(evaluate, made, tmp_path):
+    path = tmp_path / "captions.txt"
+    path.write_text("a red circle\n\na blue square\na red circle\n")
+    assert evaluate("--lengths", "1", "--captions", path).code == 0
+    assert {caption for _, caption, *_ in made} == {"a red circle", "a blue square"}
+
+
+def test_our_captions_are_readable_distinct_and_even():
+    every = all_captions()
+    assert len(set(every)) == len(every) == 90
+    wanted = [parse_caption(caption).objects[0] for caption in every[:24]]
+    for kind in ("color", "shape", "motion"):
+        values = [getattr(w, kind) for w in wanted]
+        counts = [values.count(v) for v in set(values)]
+        assert max(counts) - min(counts) <= 1, (kind, counts)
+
+
+def test_a_summary_is_of_means_and_medians():
+    row = {"density": 0.5, "pooled_share": None, "work": 0.5, "ssim": 0.5, "denoiser_seconds": 1.0}
+    rows = [
+        row | {"judged": True, "psnr": 10.0, "seconds": 1.0},
+        row | {"judged": False, "psnr": None, "seconds": 2.0},
+        row | {"judged": None, "psnr": 20.0, "seconds": 30.0},
+    ]
+    told = summary(Cell(PATTERN, 4), rows)
+    assert (told["clips"], told["judged"], told["accuracy"]) == (3, 2, 0.5)
+    assert (told["psnr"], told["seconds"], told["pooled_share"]) == (15.0, 2.0, None)
+
+
+def test_clips_with_like_names_have_files_of_their_own():
+    names = {Clip("a red circle", 1).key, Clip("a red, circle", 1).key, Clip("a red circle", 11).key}
+    assert len(names) == 3
