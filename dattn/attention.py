@@ -1,0 +1,112 @@
+"""attention(query, key, value, pattern, grid): check the inputs, choose a backend, run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dattn.backends import choose, load
+from dattn.block_mask import MaskCache
+from dattn.grid import TokenGrid
+from dattn.patterns.base import Pattern
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pattern: Pattern,
+    grid: TokenGrid,
+    *,
+    scale: float | None = None,
+    key_mask: Tensor | None = None,
+    backend: str = "auto",
+    return_lse: bool = False,
+) -> Any:
+    """Self-attention under a pattern; differentiable, the LSE too.
+
+    Args:
+        query, key, value: [batch, heads, tokens, head_dim] in raster order, float64, 32, 16 or bfloat16.
+        pattern: who sees whom, e.g. ``dattn.Radial()``.
+        grid: where the tokens sit; ``grid.tokens`` is their number.
+        scale: factor of the logits; head_dim ** -0.5 by default.
+        key_mask: bool [batch, tokens], False for keys that nobody sees (padded text).
+        backend: "auto", "torch" or "reference" (naive, for small grids).
+        return_lse: also return the natural-log sum of exponentials of every row.
+
+    Returns:
+        The output, [batch, heads, tokens, head_dim]; with ``return_lse`` a pair with [batch, heads, tokens]
+        float32 (float64 for float64 input). A row that sees nothing gives 0 and -inf.
+
+    Raises:
+        ValueError: inputs that disagree with each other or with the grid, or a pattern that does not fit it.
+    """
+    return attend(
+        query,
+        key,
+        value,
+        pattern,
+        grid,
+        scale=scale,
+        key_mask=key_mask,
+        backend=backend,
+        return_lse=return_lse,
+    )
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pattern: Pattern,
+    grid: TokenGrid,
+    *,
+    scale: float | None = None,
+    key_mask: Tensor | None = None,
+    backend: str = "auto",
+    return_lse: bool = False,
+    state: dict[str, Any] | None = None,
+    masks: MaskCache | None = None,
+) -> Any:
+    """``attention`` for callers that come again: ``masks`` keeps block masks, ``state`` belongs to one layer."""
+    check_inputs(query, key, value, pattern, grid, key_mask)
+    chosen = choose(backend, query.device, query.dtype, query.shape[-1])
+    mask = (masks or MaskCache(1)).get(pattern, grid, query.device)
+    output, lse = load(chosen.name).run(
+        query,
+        key,
+        value,
+        mask,
+        scale=query.shape[-1] ** -0.5 if scale is None else float(scale),
+        key_mask=key_mask,
+        return_lse=return_lse,
+    )
+    return (output, lse) if return_lse else output
+
+
+def check_inputs(
+    query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, grid: TokenGrid, key_mask: Tensor | None
+) -> None:
+    """Raise ``ValueError`` on inputs that disagree with each other or with the grid."""
+    if not isinstance(pattern, Pattern):
+        raise ValueError(f"pattern={pattern!r}: give a pattern such as dattn.Radial()")
+    if query.ndim != 4 or key.shape != query.shape or value.shape[:-1] != query.shape[:-1]:
+        shapes = ", ".join(str(tuple(t.shape)) for t in (query, key, value))
+        raise ValueError(f"query, key, value of {shapes}: all are [batch, heads, tokens, head_dim], equally long")
+    if query.shape[2] != grid.tokens:
+        raise ValueError(f"{query.shape[2]} tokens on a grid of {grid.tokens} ({grid}): they must agree")
+    for what in ("dtype", "device"):
+        if not getattr(query, what) == getattr(key, what) == getattr(value, what):
+            raise ValueError(f"query, key and value differ in {what}: convert them to one")
+    if query.dtype not in DTYPES:
+        raise ValueError(f"dtype {query.dtype}: use one of {', '.join(map(str, DTYPES))}")
+    if key_mask is not None:
+        wanted = (query.shape[0], grid.tokens)
+        if key_mask.dtype != torch.bool or tuple(key_mask.shape) != wanted:
+            raise ValueError(
+                f"key_mask is {key_mask.dtype} {tuple(key_mask.shape)}: it is torch.bool {wanted} [batch, tokens]"
+            )

@@ -1,0 +1,69 @@
+"""The reference backend: one dense softmax, naive, in float64 where the inputs are. Small grids only."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dattn.backends.pooling import pool_runs, run_slots
+from dattn.block_mask import BlockMask
+from dattn.heads import head_groups
+
+
+def run(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: BlockMask,
+    *,
+    scale: float,
+    key_mask: Tensor | None,
+    return_lse: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Softmax over all keys that the mask allows and, with a tail, the pooled keys of skipped blocks."""
+    outputs, lses = [], []
+    dense = mask.to_dense().expand(mask.full.offsets.shape[0], mask.groups, -1, -1)
+    for group, heads in enumerate(head_groups(query.shape[1], mask.groups)):
+        q, k, v = query[:, heads], key[:, heads], value[:, heads]
+        logits = (q @ k.transpose(-1, -2)) * scale
+        allowed = dense[:, group, None]
+        if key_mask is not None:
+            allowed = allowed & key_mask[:, None, None]
+        logits = logits.masked_fill(~allowed, -torch.inf)
+        if mask.tail:
+            logits, v = _with_tail(logits, q, k, v, mask, group, scale, key_mask)
+        blind = (logits == -torch.inf).all(-1, keepdim=True)
+        logits = logits.masked_fill(blind, 0)
+        outputs.append(logits.softmax(-1).masked_fill(blind, 0) @ v)
+        lses.append(logits.logsumexp(-1, keepdim=True).masked_fill(blind, -torch.inf)[..., 0])
+    output, lse = torch.cat(outputs, 1), torch.cat(lses, 1)
+    return output, lse.to(torch.promote_types(lse.dtype, torch.float32)) if return_lse else None
+
+
+def _with_tail(
+    logits: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: BlockMask,
+    group: int,
+    scale: float,
+    key_mask: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Logits and values with one more column per run: its mean key with logit + ln n, where it was skipped."""
+    slots = run_slots(mask, 0, group)
+    keys, values, log_count = pool_runs(key, value, slots, key_mask)
+    columns = torch.einsum("bhqd,bhkrd->bhqkr", query, keys) * scale + log_count[:, None, None]
+    skipped = _skipped(mask, group)[None, None, ..., None] & (log_count > -torch.inf)[:, None, None]
+    columns = columns.masked_fill(~skipped, -torch.inf).flatten(-2)
+    return torch.cat([logits, columns], -1), torch.cat([value, values.flatten(2, 3)], 2)
+
+
+def _skipped(mask: BlockMask, group: int) -> Tensor:
+    """bool [tokens, key blocks]: the blocks that each query does not visit at all and that may be pooled."""
+    rows = [b.rows(0, group, 0, mask.query.blocks, mask.key.blocks) for b in (mask.full, mask.partial)]
+    skipped = ~(rows[0] | rows[1]) & mask.key.pooled
+    slots = mask.query.slots(0, 0 if mask.query.order.shape[1] == 1 else group, mask.block_size)
+    out = torch.zeros(mask.query.order.shape[-1] + 1, mask.key.blocks, dtype=torch.bool, device=slots.device)
+    out[slots] = skipped[:, None].expand(-1, slots.shape[1], -1)
+    return out[:-1]

@@ -1,0 +1,263 @@
+"""The torch backend: block lists walked with gathered keys, forward and backward, on any device.
+
+Query blocks whose lists agree share a call; what a row sees in several calls is merged by log-sum-exp, so
+nothing is as large as tokens x tokens. On a CPU the calls are PyTorch's own flash attention, in float32 where the
+inputs are shorter. The backward pass recomputes the weights from the log-sum-exp, call by call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from dattn.backends.plan import Piece, Plan, plan_for
+from dattn.backends.pooling import pool_runs
+from dattn.block_mask import BlockMask
+from dattn.heads import head_groups
+
+GATHERED = 1 << 22  # numbers gathered (forward) or weights held (backward) in one call, at most if one call allows
+
+
+def run(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: BlockMask,
+    *,
+    scale: float,
+    key_mask: Tensor | None,
+    return_lse: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """See ``Backend.run``; a mask that skips nothing goes to PyTorch's dense attention."""
+    if mask.is_all and not return_lse:
+        return _dense(query, key, value, scale, key_mask), None
+    wide = torch.promote_types(query.dtype, torch.float32)
+    q, k, v = (t.to(wide) for t in (query, key, value))
+    outputs, lses = [], []
+    for rows in range(query.shape[0]) if _by_row(mask, key_mask) else [slice(None)]:
+        at = slice(rows, rows + 1) if isinstance(rows, int) else rows
+        kept = None if key_mask is None else key_mask[at]
+        parts = [
+            _attend(q[at, heads], k[at, heads], v[at, heads], plan_for(mask, at.start or 0, group), mask, scale, kept)
+            for group, heads in enumerate(head_groups(query.shape[1], mask.groups))
+        ]
+        outputs.append(torch.cat([p[0] for p in parts], 1))
+        lses.append(torch.cat([p[1] for p in parts], 1))
+    return torch.cat(outputs).to(query.dtype), torch.cat(lses) if return_lse else None
+
+
+def _by_row(mask: BlockMask, key_mask: Tensor | None) -> bool:
+    """Whether batch rows differ in what they see, and so take turns."""
+    return key_mask is not None or mask.full.offsets.shape[0] > 1
+
+
+def _dense(query: Tensor, key: Tensor, value: Tensor, scale: float, key_mask: Tensor | None) -> Tensor:
+    if key_mask is None:
+        return scaled_dot_product_attention(query, key, value, scale=scale)
+    blind = ~key_mask.any(-1)[:, None, None, None]
+    seen = key_mask[:, None, None] | blind  # a row that sees nothing would be NaN on some devices
+    return scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scale).masked_fill(blind, 0)
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    plan: Plan,
+    mask: BlockMask,
+    scale: float,
+    key_mask: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """One set of lists: pool the tail, differentiably, then walk the pieces."""
+    batch, heads = query.shape[:2]
+    pooled: list[Tensor | None] = [None, None, None]
+    if plan.runs is not None:
+        *means, log_count = pool_runs(key, value, plan.runs, key_mask)
+        pooled = [m.flatten(0, 1).flatten(1, 2) for m in means] + [log_count.flatten(1)]
+    tensors = (t.flatten(0, 1) for t in (query, key, value))
+    output, lse = _Blocks.apply(*tensors, *pooled, plan, mask, scale, key_mask)
+    return output.unflatten(0, (batch, heads)), lse.unflatten(0, (batch, heads))
+
+
+class _Blocks(torch.autograd.Function):
+    """The walk and its gradient; all tensors are [batch · heads, tokens, head_dim]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        pooled_key: Tensor | None,
+        pooled_value: Tensor | None,
+        log_count: Tensor | None,
+        plan: Plan,
+        mask: BlockMask,
+        scale: float,
+        key_mask: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        output = value.new_zeros(*query.shape[:2], value.shape[-1])
+        lse = query.new_full(query.shape[:2], -torch.inf)
+        calls = _Calls(plan, mask, key_mask, log_count)
+        space = _Workspace()
+        sources = {False: (key, value), True: (pooled_key, pooled_value)}
+        for piece in plan.pieces:
+            k, v = sources[piece.kind == "tail"]
+            for heads, rows, columns, bias in calls.of(piece, query.shape[0], 2 * query.shape[-1]):
+                q, k_, v_ = (
+                    space.gather(name, t[heads], index)
+                    for name, t, index in (("q", query, rows), ("k", k, columns), ("v", v, columns))
+                )
+                out, sums = _softmax(q, k_, v_, bias, scale)
+                _store(output[heads], lse[heads], rows, out, sums, piece.fresh)
+        ctx.save_for_backward(query, key, value, pooled_key, pooled_value, output, lse)
+        ctx.calls, ctx.scale = calls, scale
+        return output, lse
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, pooled_key, pooled_value, output, lse = ctx.saved_tensors
+        delta = (grad_output * output).sum(-1) - grad_lse
+        lse = lse.masked_fill(lse == -torch.inf, torch.inf)  # rows that see nothing: weights of 0
+        grads = [None if t is None else torch.zeros_like(t) for t in (query, key, value, pooled_key, pooled_value)]
+        for piece in ctx.calls.plan.pieces:
+            tail = piece.kind == "tail"
+            k, v, dk, dv = (pooled_key, pooled_value, *grads[3:]) if tail else (key, value, *grads[1:3])
+            length = piece.queries.shape[1] * ctx.calls.mask.block_size
+            for heads, rows, columns, bias in ctx.calls.of(piece, query.shape[0], length):
+                q, d_out, k_, v_ = (
+                    _gather(t[heads], index)
+                    for t, index in ((query, rows), (grad_output, rows), (k, columns), (v, columns))
+                )
+                logits = (q @ k_.mT).mul_(ctx.scale)
+                logits = logits if bias is None else logits.add_(bias)
+                weights = logits.sub_(lse[heads][:, rows, None]).exp_()
+                _add(dv[heads], columns, weights.mT @ d_out)
+                d_logits = (d_out @ v_.mT).sub_(delta[heads][:, rows, None]).mul_(weights).mul_(ctx.scale)
+                _add(grads[0][heads], rows, d_logits @ k_)  # type: ignore[index]
+                _add(dk[heads], columns, d_logits.mT @ q)
+        return *grads, None, None, None, None, None
+
+
+class _Calls:
+    """The calls of a plan as index tensors, in chunks that bound the memory of each."""
+
+    def __init__(self, plan: Plan, mask: BlockMask, key_mask: Tensor | None, log_count: Tensor | None) -> None:
+        self.plan, self.mask, self.key_mask, self.log_count = plan, mask, key_mask, log_count
+
+    def of(self, piece: Piece, heads: int, width: int) -> Iterator[tuple[slice, Tensor, Tensor, Tensor | None]]:
+        """Yields heads, query positions [calls, rows], key positions [calls, columns] and the bias or None.
+
+        ``width`` numbers are held per key; a chunk holds ``GATHERED`` at most where a single call does.
+        """
+        keys = self._positions(piece, piece.keys[:1]).shape[1]
+        per_head = max(1, GATHERED // (keys * width))
+        step, head_step = max(1, per_head // heads), min(heads, per_head)
+        for first in range(0, len(piece.keys), step):
+            at = slice(first, first + step)
+            rows = _real(self.plan.queries[piece.queries[at]])
+            columns = self._positions(piece, piece.keys[at])
+            bias = self._bias(piece, at, rows, columns)
+            for head in range(0, heads, head_step):
+                yield slice(head, head + head_step), rows, columns, bias
+
+    def _positions(self, piece: Piece, blocks: Tensor) -> Tensor:
+        if piece.kind != "tail":
+            return _real(self.plan.keys[blocks])
+        assert self.plan.runs is not None
+        runs = self.plan.runs.shape[1]
+        return (blocks[..., None] * runs + torch.arange(runs, device=blocks.device)).flatten(1)
+
+    def _bias(self, piece: Piece, at: slice, rows: Tensor, columns: Tensor) -> Tensor | None:
+        """[1, calls, rows or 1, columns] added to the logits: 0 and -inf, or ln n of pooled keys."""
+        if piece.kind == "tail":
+            assert self.log_count is not None
+            return self.log_count[:1, columns][:, :, None]
+        hidden = None
+        if piece.kind == "part":
+            assert piece.tiles is not None
+            hidden = ~self._tiles(piece, at, rows.shape[1], columns.shape[1])
+        if self.key_mask is not None and not self.key_mask[0, columns].all():
+            padded = ~self.key_mask[0, columns][:, None]
+            hidden = padded if hidden is None else hidden | padded
+        if hidden is None:
+            return None
+        dtype = self.log_count.dtype if self.log_count is not None else torch.float32
+        return torch.zeros_like(hidden, dtype=dtype).masked_fill_(hidden, -torch.inf)[None]
+
+    def _tiles(self, piece: Piece, at: slice, rows: int, columns: int) -> Tensor:
+        """bool [calls, rows, columns]: the mask tiles side by side, empty slots left out."""
+        tiles = self._table()[piece.tiles[at]].transpose(1, 2).flatten(2)  # type: ignore[index]
+        real_rows = (self.plan.queries[piece.queries[at]] >= 0).flatten(1)
+        real_columns = (self.plan.keys[piece.keys[at]] >= 0).flatten(1)
+        return tiles[real_rows[:, :, None] & real_columns[:, None]].view(-1, rows, columns)
+
+    def _table(self) -> Tensor:
+        if "table" not in self.mask.derived:
+            self.mask.derived["table"] = self.mask.unpacked_tiles()
+        return self.mask.derived["table"]
+
+
+def _real(slots: Tensor) -> Tensor:
+    """[calls, blocks, block_size] slots -> [calls, tokens], empty slots left out (as many in every call)."""
+    return slots[slots >= 0].view(len(slots), -1)
+
+
+def _gather(tensor: Tensor, index: Tensor) -> Tensor:
+    return tensor.index_select(1, index.flatten()).unflatten(1, index.shape)
+
+
+def _add(target: Tensor, index: Tensor, update: Tensor) -> None:
+    target.index_add_(1, index.flatten(), update.flatten(1, 2))
+
+
+class _Workspace:
+    """Buffers that are kept from call to call: fresh memory for gathered keys would cost more than the copy."""
+
+    def __init__(self) -> None:
+        self._flat: dict[str, Tensor] = {}
+
+    def gather(self, name: str, tensor: Tensor, index: Tensor) -> Tensor:
+        """``tensor`` [heads, tokens, head_dim] at ``index`` [calls, n]: [heads, calls, n, head_dim]."""
+        shape = (tensor.shape[0], index.numel(), tensor.shape[-1])
+        count = shape[0] * shape[1] * shape[2]
+        if name not in self._flat or self._flat[name].numel() < count:
+            self._flat[name] = tensor.new_empty(count)
+        out = self._flat[name][:count].view(shape)
+        torch.index_select(tensor, 1, index.flatten(), out=out)
+        return out.unflatten(1, index.shape)
+
+
+def _softmax(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """Attention of [heads, calls, rows, head_dim] with its LSE; rows that see nothing give 0 and -inf."""
+    blind = None if bias is None else (bias == -torch.inf).all(-1)
+    if q.device.type == "cpu" and v.shape[-1] == q.shape[-1]:
+        full = None if bias is None else bias.to(q.dtype).expand(-1, -1, q.shape[2], -1)
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=full, scale=scale)
+    else:
+        logits = (q @ k.mT) * scale
+        logits = logits if bias is None else logits + bias
+        if blind is not None:
+            logits = logits.masked_fill(blind[..., None], 0)
+        out, lse = logits.softmax(-1) @ v, logits.logsumexp(-1)
+    if blind is None or not blind.any():
+        return out, lse
+    return out.masked_fill(blind[..., None], 0), lse.masked_fill(blind, -torch.inf)
+
+
+def _store(output: Tensor, lse: Tensor, rows: Tensor, out: Tensor, sums: Tensor, fresh: bool) -> None:
+    """Write a call's result, or merge it with what its rows have seen before."""
+    index = rows.flatten()
+    out, sums = out.flatten(1, 2), sums.flatten(1, 2)
+    if not fresh:
+        before = lse.index_select(1, index)
+        total = torch.logaddexp(before, sums)
+        share = (sums - total.masked_fill(total == -torch.inf, 0)).exp()[..., None]
+        out = torch.lerp(output.index_select(1, index), out, share)
+        sums = total
+    output.index_copy_(1, index, out)
+    lse.index_copy_(1, index, sums)

@@ -1,0 +1,288 @@
+"""BlockMask: which key blocks every query block visits, and the 0/1 tiles of those it visits in part."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dattn.grid import Layout, TokenGrid, text_blocks
+
+if TYPE_CHECKING:
+    from dattn.patterns.base import Pattern
+
+WORD = 32  # bits in a word of a packed tile
+CHUNK_PAIRS = 1 << 21  # block pairs looked at in one go while a mask is built: bounds the memory of building
+
+# (first, last) visual query block -> bool [rows, visual key blocks]: visited whole, visited in part,
+# and, for the pairs visited in part in row-major order, their tile in the table
+RowRule = Callable[[int, int], tuple[Tensor, Tensor | None, Tensor | None]]
+
+
+@dataclass(frozen=True, eq=False)
+class BlockList:
+    """Compressed rows: query block i visits key blocks ``index[offsets[i] : offsets[i + 1]]``, ascending.
+
+    Attributes:
+        offsets: int32 [batch or 1, groups or 1, query blocks + 1].
+        index: int32 [batch or 1, groups or 1, entries]; entries past the last offset mean nothing.
+    """
+
+    offsets: Tensor
+    index: Tensor
+
+    def counts(self) -> Tensor:
+        """int32 [batch or 1, groups or 1, query blocks]: how many key blocks each query block visits."""
+        return self.offsets.diff(dim=-1)
+
+    def rows(self, batch: int, group: int, first: int, last: int, key_blocks: int) -> Tensor:
+        """bool [last - first, key_blocks]: the rows first … last - 1 written out."""
+        offsets = self.offsets[batch, group, first : last + 1].long()
+        out = torch.zeros(last - first, key_blocks, dtype=torch.bool, device=offsets.device)
+        row = torch.arange(last - first, device=offsets.device).repeat_interleave(offsets.diff())
+        out[row, self.index[batch, group, offsets[0] : offsets[-1]].long()] = True
+        return out
+
+    def to(self, device: torch.device | str) -> BlockList:
+        """The same lists on another device."""
+        return BlockList(self.offsets.to(device), self.index.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class BlockMask:
+    """The block pairs that attention computes: what every pattern becomes, and all that a backend sees.
+
+    Leading dimensions of every list and layout are [batch or 1, groups or 1]; group g of G serves the heads h
+    with ⌊h·G/H⌋ = g.
+
+    Attributes:
+        query, key: the two sides' layouts; they may differ in order, lengths and number of blocks.
+        full: key blocks visited whole.
+        partial: key blocks visited in part.
+        tile: int32 [batch or 1, groups or 1, partial entries]: each partial entry's row of ``tiles``.
+        tiles: int32 [distinct tiles, block_size, ⌈block_size / 32⌉]: bit k % 32 of word k // 32 of row q says
+            whether slot q of the query block sees slot k of the key block.
+        block_size: slots in a block.
+        tail: 0, or the run length over which the keys and values of skipped blocks are averaged.
+        derived: what a backend works out from the mask and keeps with it.
+    """
+
+    query: Layout
+    key: Layout
+    full: BlockList
+    partial: BlockList
+    tile: Tensor
+    tiles: Tensor
+    block_size: int
+    tail: int = 0
+    derived: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def num_blocks(self) -> tuple[int, int]:
+        """(query blocks, key blocks)."""
+        return self.query.blocks, self.key.blocks
+
+    @property
+    def groups(self) -> int:
+        """Head groups that have lists of their own."""
+        return self.full.offsets.shape[1]
+
+    @cached_property
+    def density(self) -> float:
+        """Visited block pairs ÷ all block pairs, the mean over groups."""
+        visited = self.full.counts().long() + self.partial.counts()
+        pairs = visited.shape[0] * visited.shape[1] * self.query.blocks * self.key.blocks
+        return visited.sum().item() / pairs
+
+    @cached_property
+    def tail_share(self) -> float:
+        """Pooled keys that stand for skipped blocks ÷ (queries x keys): the tail's share of dense work."""
+        if not self.tail:
+            return 0.0
+        runs = -(-self.key.lengths.long() // self.tail) * self.key.pooled
+        skipped = runs.sum(-1, keepdim=True) - self._visited_sum(runs)
+        work = (skipped * self.query.lengths).sum(-1).double()
+        tokens = self.query.order.shape[-1] * self.key.order.shape[-1]
+        return (work / tokens).mean().item()
+
+    def _visited_sum(self, weight: Tensor) -> Tensor:
+        """[batch, groups, query blocks]: the sum of key-block weights over each query block's visited blocks."""
+        total: Tensor | int = 0
+        for blocks in (self.full, self.partial):
+            gathered = weight.expand(*blocks.index.shape[:2], -1).gather(-1, blocks.index.long().clamp_min(0))
+            sums = torch.nn.functional.pad(gathered.cumsum(-1), (1, 0))
+            total = total + sums.gather(-1, blocks.offsets.long()).diff(dim=-1)
+        return total
+
+    @property
+    def is_all(self) -> bool:
+        """Whether every query sees every key: the mask then saves nothing."""
+        return self.partial.index.shape[-1] == 0 and self.density == 1.0
+
+    def unpacked_tiles(self) -> Tensor:
+        """bool [distinct tiles, block_size, block_size]: the tile table written out."""
+        bits = torch.arange(WORD, device=self.tiles.device, dtype=torch.int32)
+        return ((self.tiles[..., None] >> bits) & 1).bool().flatten(2)[..., : self.block_size]
+
+    def to_dense(self) -> Tensor:
+        """bool [tokens, tokens], or with leading groups (and batch) where there are several: an oracle.
+
+        Element-wise, raster order, text included; memory grows with the square of the tokens.
+        """
+        batch, groups = self.full.offsets.shape[:2]
+        dense = torch.stack([torch.stack([self._dense(b, g) for g in range(groups)]) for b in range(batch)])
+        return dense[0, 0] if batch == groups == 1 else dense[0] if batch == 1 else dense
+
+    def _dense(self, batch: int, group: int) -> Tensor:
+        tokens, size = self.query.order.shape[-1], self.block_size
+        canvas = torch.zeros(tokens + 1, tokens + 1, dtype=torch.bool, device=self.tiles.device)
+        queries, keys, tiles = self._side(self.query, batch, group), self._side(self.key, batch, group), None
+        for blocks, partial in ((self.full, False), (self.partial, True)):
+            offsets, index = blocks.offsets[batch, group].tolist(), blocks.index[batch, group].tolist()
+            tiles = self.unpacked_tiles() if partial and index else None
+            for row in range(self.query.blocks):
+                for entry in range(offsets[row], offsets[row + 1]):
+                    part = True if tiles is None else tiles[self.tile[batch, group, entry]]
+                    canvas[queries[row].view(size, 1), keys[index[entry]]] = torch.as_tensor(part)
+        return canvas[:-1, :-1]  # empty slots (-1) wrote into the last row and column
+
+    def _side(self, layout: Layout, batch: int, group: int) -> Tensor:
+        one = layout.order.shape[0] == 1, layout.order.shape[1] == 1
+        return layout.slots(0 if one[0] else batch, 0 if one[1] else group, self.block_size)
+
+    def neighbours(self, token: int, group: int = 0) -> Tensor:
+        """bool [tokens], raster order: the keys that one query token (a raster position) sees.
+
+        Raises:
+            ValueError: a token outside the sequence.
+        """
+        tokens = self.query.order.shape[-1]
+        if not 0 <= token < tokens:
+            raise ValueError(f"token {token}: the sequence has {tokens} tokens, 0 to {tokens - 1}")
+        row, slot = (self._side(self.query, 0, group) == token).nonzero()[0].tolist()
+        keys = self._side(self.key, 0, group)
+        seen = torch.zeros(tokens + 1, dtype=torch.bool, device=keys.device)
+        seen[keys[self.full.rows(0, group, row, row + 1, self.key.blocks)[0]]] = True
+        first, last = self.partial.offsets[0, group, row : row + 2].tolist()
+        tiles = self.unpacked_tiles()
+        for entry in range(first, last):
+            seen[keys[self.partial.index[0, group, entry], tiles[self.tile[0, group, entry], slot]]] = True
+        return seen[:-1]
+
+    def plot(self, path: str | None = None) -> Any:
+        """A picture of the block grid; saved where ``path`` says, and returned as a matplotlib figure."""
+        from dattn.plot import plot_blocks
+
+        return plot_blocks(self, path)
+
+    def to(self, device: torch.device | str) -> BlockMask:
+        """The same mask on another device."""
+        moved = {n: getattr(self, n).to(device) for n in ("query", "key", "full", "partial", "tile", "tiles")}
+        return replace(self, **moved)
+
+
+def build(
+    grid: TokenGrid,
+    layout: Layout,
+    rule: RowRule,
+    block_size: int,
+    tiles: Tensor | None = None,
+    tail: bool | int = False,
+) -> BlockMask:
+    """A mask with the same layout for queries and keys, shared by all heads, built chunk by chunk of rows.
+
+    Args:
+        grid: the token grid; its text rows and columns are kept whole.
+        layout: blocks of both sides, text included.
+        rule: what each visual query block visits, see ``RowRule``.
+        block_size: slots in a block.
+        tiles: bool [distinct, block_size, block_size], the tiles that partial pairs point to.
+        tail: as in the patterns: False, True (one pooled key per block) or a run length.
+
+    Raises:
+        ValueError: a tail that does not fit the block.
+    """
+    before, after = text_blocks(grid, block_size)
+    counts: tuple[list[Tensor], list[Tensor]] = ([], [])
+    index: tuple[list[Tensor], list[Tensor]] = ([], [])
+    table: list[Tensor] = []
+    for kind, rows in _rows(rule, before, layout.blocks - before - after, after):
+        if kind == 2:
+            table.append(rows)
+            continue
+        counts[kind].append(rows.sum(-1))
+        index[kind].append(rows.nonzero()[:, 1].int())
+    full, partial = (_compress(c, i) for c, i in zip(counts, index, strict=True))
+    tile = torch.cat(table).int() if table else torch.zeros(0, dtype=torch.int32)
+    packed = pack_tiles(torch.zeros(0, block_size, block_size) if tiles is None else tiles)
+    run = tail_run(tail, block_size)
+    return BlockMask(layout, layout, full, partial, tile[None, None], packed, block_size, run)
+
+
+def _rows(rule: RowRule, before: int, visual: int, after: int) -> Iterator[tuple[int, Tensor]]:
+    """Yields (0, full rows), (1, partial rows) and (2, tile numbers), text rows and columns added."""
+    blocks = before + visual + after
+    step = max(1, CHUNK_PAIRS // blocks)
+    chunks = [(a, min(a + step, visual)) for a in range(0, visual, step)]
+    text = lambda rows: (torch.ones(rows, blocks, dtype=torch.bool), torch.zeros(rows, blocks, dtype=torch.bool))
+    yield from enumerate(text(before))
+    for first, last in chunks:
+        whole, part, tile = rule(first, last)
+        yield 0, torch.nn.functional.pad(whole, (before, after), value=True)
+        part = torch.zeros_like(whole) if part is None else part
+        yield 1, torch.nn.functional.pad(part, (before, after), value=False)
+        if tile is not None:
+            yield 2, tile
+    yield from enumerate(text(after))
+
+
+def _compress(counts: list[Tensor], index: list[Tensor]) -> BlockList:
+    offsets = torch.nn.functional.pad(torch.cat(counts).cumsum(0), (1, 0)).int()
+    return BlockList(offsets[None, None], torch.cat(index)[None, None])
+
+
+def pack_tiles(tiles: Tensor) -> Tensor:
+    """int32 [distinct, block_size, ⌈block_size / 32⌉] from bool [distinct, block_size, block_size]."""
+    padded = torch.nn.functional.pad(tiles.long(), (0, -tiles.shape[-1] % WORD))
+    words = padded.unflatten(-1, (-1, WORD)) << torch.arange(WORD)
+    words = words.sum(-1)
+    return torch.where(words >= 1 << 31, words - (1 << 32), words).int()
+
+
+def tail_run(tail: bool | int, block_size: int) -> int:
+    """The run length that ``tail`` means for blocks of ``block_size``: 0 for no tail.
+
+    Raises:
+        ValueError: a run that is no divisor of the block, or below 16.
+    """
+    if tail is False:
+        return 0
+    run = block_size if tail is True else tail
+    if run < min(16, block_size) or block_size % run:
+        raise ValueError(f"tail={tail!r}: a run is 16 tokens or more and divides the block size {block_size}")
+    return run
+
+
+@dataclass
+class MaskCache:
+    """Masks of the grids met lately, at most ``size`` of them, per (pattern, grid, device)."""
+
+    size: int = 16
+    _masks: OrderedDict[tuple[Pattern, TokenGrid, torch.device], BlockMask] = field(
+        default_factory=OrderedDict, repr=False
+    )
+
+    def get(self, pattern: Pattern, grid: TokenGrid, device: torch.device | str) -> BlockMask:
+        """The pattern's mask of this grid on this device, built on first use."""
+        key = (pattern, grid, torch.device(device))
+        if key not in self._masks:
+            self._masks[key] = pattern.mask(grid).to(device)
+            if len(self._masks) > self.size:
+                self._masks.popitem(last=False)
+        self._masks.move_to_end(key)
+        return self._masks[key]

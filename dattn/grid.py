@@ -1,0 +1,215 @@
+"""Where the tokens of a self-attention sequence sit, and how they are laid out in blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+BLOCK_SIZES = (16, 32, 64, 128)
+AXES = ("frames", "height", "width")
+
+
+@dataclass(frozen=True)
+class TokenGrid:
+    """A video's tokens, frames x height x width in raster order, with text tokens before or after.
+
+    An image is ``frames=1``. ``text`` counts the tokens that are always kept, of any kind (text, reference
+    images, registers): a number, placed by ``text_first``, or a pair (before, after).
+
+    Raises:
+        ValueError: an axis below 1, a negative text count, or ``text_first`` given with a pair.
+    """
+
+    frames: int
+    height: int
+    width: int
+    text: int | tuple[int, int] = 0
+    text_first: bool = False
+
+    def __post_init__(self) -> None:
+        for axis, length in zip(AXES, self.shape, strict=True):
+            if not _is_int(length) or length < 1:
+                raise ValueError(f"{axis}={length!r}: every axis of a grid is a whole number of 1 or more")
+        pair = isinstance(self.text, tuple | list)
+        counts = tuple(self.text) if pair else (self.text,)
+        if len(counts) != (2 if pair else 1) or not all(_is_int(c) and c >= 0 for c in counts):
+            raise ValueError(f"text={self.text!r}: give a count of 0 or more, or a pair (before, after)")
+        if pair:
+            object.__setattr__(self, "text", counts)
+            if self.text_first:
+                raise ValueError(f"text={self.text!r} with text_first: a pair already says what comes first")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(frames, height, width)."""
+        return self.frames, self.height, self.width
+
+    @property
+    def text_before(self) -> int:
+        """Text tokens that precede the visual ones."""
+        if isinstance(self.text, tuple):
+            return self.text[0]
+        return self.text if self.text_first else 0
+
+    @property
+    def text_after(self) -> int:
+        """Text tokens that follow the visual ones."""
+        if isinstance(self.text, tuple):
+            return self.text[1]
+        return 0 if self.text_first else self.text
+
+    @property
+    def visual(self) -> int:
+        """Visual tokens: frames * height * width."""
+        return self.frames * self.height * self.width
+
+    @property
+    def tokens(self) -> int:
+        """All tokens, text included."""
+        return self.visual + self.text_before + self.text_after
+
+    def coordinates(self) -> Tensor:
+        """int64 [visual, 3]: the (frame, row, column) of every visual token in raster order."""
+        return torch.cartesian_prod(*(torch.arange(n) for n in self.shape)).reshape(-1, 3)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """One side (queries or keys) of a block mask: an order cut into blocks of at most ``block_size`` tokens.
+
+    Attributes:
+        order: int64 [batch or 1, groups or 1, tokens]; kernel position -> raster position.
+        lengths: int32 [batch or 1, groups or 1, blocks]; blocks are consecutive in kernel order, and one that
+            holds fewer tokens than ``block_size`` is ragged: it occupies just its tokens, no padding.
+        pooled: bool [blocks]; whether a block may be replaced by its mean (visual blocks; text never is).
+    """
+
+    order: Tensor
+    lengths: Tensor
+    pooled: Tensor
+
+    @property
+    def blocks(self) -> int:
+        """The number of blocks."""
+        return self.lengths.shape[-1]
+
+    def to(self, device: torch.device | str) -> Layout:
+        """The same layout on another device."""
+        return Layout(self.order.to(device), self.lengths.to(device), self.pooled.to(device))
+
+    def slots(self, batch: int, group: int, block_size: int) -> Tensor:
+        """int64 [blocks, block_size]: the raster position in every slot, -1 where a ragged block has none."""
+        lengths = self.lengths[batch, group].long()
+        starts = lengths.cumsum(0) - lengths
+        within = torch.arange(block_size, device=lengths.device)
+        position = (starts[:, None] + within).clamp_max(self.order.shape[-1] - 1)
+        return torch.where(within < lengths[:, None], self.order[batch, group][position], -1)
+
+
+def raster_layout(grid: TokenGrid, block_size: int) -> Layout:
+    """Tokens as the model holds them; blocks count from the first visual token, text has blocks of its own."""
+    return _with_text(grid, torch.arange(grid.visual), _cut(grid.visual, block_size), block_size)
+
+
+@dataclass(frozen=True, eq=False)
+class AxisTiles:
+    """One axis cut into tiles, each a run of coordinates of one residue class modulo ``dilation``.
+
+    Coordinate i is number ``i // dilation`` of residue class ``i % dilation``; tiles go through the classes in
+    turn. Attributes are int64 [tiles]: the class, and the half-open run [first, last) of numbers inside it.
+    """
+
+    length: int
+    dilation: int
+    residue: Tensor
+    first: Tensor
+    last: Tensor
+
+    @classmethod
+    def cut(cls, length: int, tile: int, dilation: int = 1) -> AxisTiles:
+        """Cut an axis into tiles of ``tile`` coordinates; the last tile of a residue class may be shorter."""
+        rows = []
+        for residue in range(dilation):
+            size = class_length(length, dilation, residue)
+            rows += [(residue, a, min(a + tile, size)) for a in range(0, size, tile)]
+        residue_, first, last = torch.tensor(rows).unbind(1)
+        return cls(length, dilation, residue_, first, last)
+
+    @property
+    def tiles(self) -> int:
+        """The number of tiles."""
+        return self.first.numel()
+
+    @property
+    def sizes(self) -> Tensor:
+        """int64 [tiles]: coordinates in each tile."""
+        return self.last - self.first
+
+    def order(self) -> tuple[Tensor, Tensor]:
+        """int64 [length] twice: the coordinates in tile order, and the tile of each."""
+        tile = torch.arange(self.tiles).repeat_interleave(self.sizes)
+        within = torch.arange(self.length) - (self.sizes.cumsum(0) - self.sizes)[tile]
+        return self.residue[tile] + self.dilation * (self.first[tile] + within), tile
+
+
+def class_length(length: int, dilation: int, residue: int) -> int:
+    """How many coordinates of an axis leave ``residue`` when divided by ``dilation``."""
+    return -(-(length - residue) // dilation)
+
+
+def tiled_layout(grid: TokenGrid, axes: Sequence[AxisTiles], block_size: int) -> Layout:
+    """Every tile (a box of one axis tile per axis) is one block; tiles and their tokens in raster order."""
+    index = torch.arange(grid.visual).view(grid.shape)
+    tile = torch.zeros((1, 1, 1), dtype=torch.int64)
+    lengths = torch.ones(1, dtype=torch.int64)
+    for dim, axis in enumerate(axes):
+        coordinate, number = axis.order()
+        index = index.index_select(dim, coordinate)
+        tile = tile * axis.tiles + number.view([-1 if d == dim else 1 for d in range(3)])
+        lengths = (lengths[:, None] * axis.sizes).flatten()
+    order = index.flatten()[tile.flatten().argsort(stable=True)]
+    return _with_text(grid, order, lengths, block_size)
+
+
+def _cut(count: int, block_size: int) -> Tensor:
+    """int64 [blocks]: lengths of the blocks of ``count`` consecutive tokens."""
+    starts = torch.arange(0, count, block_size)
+    return (count - starts).clamp_max(block_size)
+
+
+def _with_text(grid: TokenGrid, visual_order: Tensor, visual_lengths: Tensor, block_size: int) -> Layout:
+    before, after = grid.text_before, grid.text_after
+    order = torch.cat([torch.arange(before), visual_order + before, torch.arange(grid.tokens - after, grid.tokens)])
+    parts = [_cut(before, block_size), visual_lengths, _cut(after, block_size)]
+    lengths = torch.cat(parts)
+    pooled = torch.cat([torch.full((len(p),), i == 1) for i, p in enumerate(parts)])
+    return Layout(order[None, None], lengths.int()[None, None], pooled)
+
+
+def text_blocks(grid: TokenGrid, block_size: int) -> tuple[int, int]:
+    """How many blocks the text before and the text after occupy."""
+    return -(-grid.text_before // block_size), -(-grid.text_after // block_size)
+
+
+def divisors(length: int) -> list[int]:
+    """All divisors, ascending."""
+    return [n for n in range(1, length + 1) if length % n == 0]
+
+
+def block_size_for(tokens: int) -> int:
+    """The smallest block that holds ``tokens`` tokens.
+
+    Raises:
+        ValueError: more tokens than the largest block holds.
+    """
+    for size in BLOCK_SIZES:
+        if tokens <= size:
+            return size
+    raise ValueError(f"a tile of {tokens} tokens: a block holds at most {BLOCK_SIZES[-1]}; use a smaller tile")

@@ -1,0 +1,87 @@
+"""What every pattern is: a frozen dataclass that says who may attend to whom."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from dattn.block_mask import BlockMask
+from dattn.grid import TokenGrid
+
+PerAxis = int | None | tuple[int | None, int | None, int | None]
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Base of static patterns: a function of the grid alone.
+
+    A subclass is one small file: its fields, ``mask`` and ``visual_allowed``.
+    """
+
+    @property
+    def name(self) -> str:
+        """The class name, as written in recipes and on the command line."""
+        return type(self).__name__
+
+    def to_dict(self) -> dict[str, Any]:
+        """``{"name": …, **fields}``, the inverse of ``dattn.pattern_from_dict``; JSON-ready."""
+        return {"name": self.name, **{f.name: getattr(self, f.name) for f in fields(self)}}
+
+    def at(self, layer: int, layers: int, step: int, steps: int) -> Pattern:
+        """The concrete pattern for one place: layer ``layer`` of ``layers``, step ``step`` of ``steps``."""
+        return self
+
+    def fit(self, grid: TokenGrid) -> tuple[Pattern, str | None]:
+        """The pattern clamped to a grid that it would be too large for, and a note that says what changed."""
+        return self, None
+
+    def mask(self, grid: TokenGrid) -> BlockMask:
+        """The pattern on a grid, as block lists.
+
+        Raises:
+            ValueError: the pattern does not fit the grid.
+        """
+        raise NotImplementedError
+
+    def visual_allowed(self, grid: TokenGrid) -> Tensor:
+        """bool [visual, visual]: who sees whom among the visual tokens, straight from the definition."""
+        raise NotImplementedError
+
+    def allowed(self, grid: TokenGrid) -> Tensor:
+        """bool [tokens, tokens] in raster order, text included: the element-wise definition.
+
+        An oracle for small grids: memory grows with the square of the tokens.
+
+        Raises:
+            ValueError: the pattern does not fit the grid.
+        """
+        out = torch.ones(grid.tokens, grid.tokens, dtype=torch.bool)
+        visual = slice(grid.text_before, grid.text_before + grid.visual)
+        out[visual, visual] = self.visual_allowed(grid)
+        return out
+
+
+def check_tail(tail: bool | int) -> None:
+    """Raise ``ValueError`` unless ``tail`` is False, True or one of the run lengths 16, 32, 64, 128."""
+    if tail not in (False, True) and tail not in (16, 32, 64, 128):
+        raise ValueError(f"tail={tail!r}: give False, True (one key per block) or a run of 16, 32, 64 or 128")
+
+
+def as_tuple(value: Any) -> Any:
+    """Lists (as JSON gives them) to tuples, so that a pattern can be hashed; anything else as it is."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def check_per_axis(name: str, value: Any, kind: type = int, optional: bool = False) -> None:
+    """Raise ``ValueError`` unless ``value`` is a ``kind`` or three of them (None where ``optional``)."""
+    for item in value if isinstance(value, tuple) else (value,):
+        right = isinstance(item, kind) and (kind is bool or (not isinstance(item, bool) and item >= 1))
+        if not (right or (optional and item is None)):
+            wanted = "True or False" if kind is bool else "a whole number of 1 or more"
+            raise ValueError(f"{name}={value!r}: give {wanted}, or one per axis (frames, height, width)")
+    if isinstance(value, tuple) and len(value) != 3:
+        raise ValueError(f"{name}={value!r}: a tuple has three entries (frames, height, width)")
