@@ -15,8 +15,8 @@ from dattn.block_mask import BlockMask
 
 Kind = Literal["whole", "part", "tail"]
 
-ROWS = 256  # queries that share one call where their lists agree: short query tiles are slow on a CPU
-SHARED_BLOCKS = 2  # key blocks that neighbouring query blocks must have in common to share a call
+ROWS = 1024  # queries that may share one call where their lists agree: short query tiles are slow on a CPU
+SHARED_BLOCKS = 4  # key blocks that neighbouring query blocks must have in common to share a call
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,23 +94,37 @@ def _calls(mask: BlockMask, batch: int, group: int) -> Iterator[tuple[int, Call]
     for first in range(0, blocks, step):
         last = min(first + step, blocks)
         whole, part = (b.rows(batch, group, first, last, keys).cpu() for b in (mask.full, mask.partial))
+        skipped = ~(whole | part) & mask.key.pooled.cpu() if mask.tail else torch.zeros_like(whole)
         passes = torch.zeros(last - first, dtype=torch.int64)
-        common = whole.all(0)
-        if last - first > 1 and common.sum() >= SHARED_BLOCKS:
-            yield 0, ("whole", True, torch.arange(first, last), _numbers(common), None)
-            whole, passes = whole & ~common, passes + 1
-        skipped = ~(whole | part | common) & mask.key.pooled.cpu() if mask.tail else torch.zeros_like(whole)
+        for rows, found in _shared(whole, 0, last - first):
+            number = int(passes[rows.start])
+            yield number, ("whole", number == 0, torch.arange(first + rows.start, first + rows.stop), found, None)
+            passes[rows] += 1
         for row in range(last - first):
             entries = slice(offsets[first + row], offsets[first + row + 1])
-            for kind, found, tiles in (
-                ("whole", _numbers(whole[row]), None),
+            rest: tuple[tuple[Kind, Tensor, Tensor | None], ...] = (
                 ("part", index[entries], tile[entries]),
                 ("tail", _numbers(skipped[row]), None),
-            ):
+            )
+            for kind, found, tiles in rest:
                 if len(found):
-                    call = (kind, bool(passes[row] == 0), torch.tensor([first + row]), found, tiles)
-                    yield int(passes[row]), call  # type: ignore[misc]
+                    number = int(passes[row])
+                    yield number, (kind, number == 0, torch.tensor([first + row]), found, tiles)
                     passes[row] += 1
+
+
+def _shared(whole: Tensor, first: int, last: int) -> Iterator[tuple[slice, Tensor]]:
+    """Yields (rows, key blocks): what all rows first … last - 1 see is one call, the rest is left to either half."""
+    rows = whole[first:last]
+    common = rows.all(0)
+    alone = last - first == 1
+    if common.sum() >= (1 if alone else SHARED_BLOCKS):
+        yield slice(first, last), _numbers(common)
+        whole[first:last] = rows & ~common
+    if not alone:
+        middle = (first + last + 1) // 2
+        yield from _shared(whole, first, middle)
+        yield from _shared(whole, middle, last)
 
 
 def _numbers(flags: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ inputs are shorter. The backward pass recomputes the weights from the log-sum-ex
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from dattn.backends.pooling import pool_runs
 from dattn.block_mask import BlockMask
 from dattn.heads import head_groups
 
-GATHERED = 1 << 22  # numbers gathered (forward) or weights held (backward) in one call, at most if one call allows
+GATHERED = 1 << 20  # numbers gathered (forward) or weights held (backward) at a time: a few MB, near the cache
 
 
 def run(
@@ -45,9 +46,13 @@ def run(
             _attend(q[at, heads], k[at, heads], v[at, heads], plan_for(mask, at.start or 0, group), mask, scale, kept)
             for group, heads in enumerate(head_groups(query.shape[1], mask.groups))
         ]
-        outputs.append(torch.cat([p[0] for p in parts], 1))
-        lses.append(torch.cat([p[1] for p in parts], 1))
-    return torch.cat(outputs).to(query.dtype), torch.cat(lses) if return_lse else None
+        outputs.append(_joined([p[0] for p in parts], 1))
+        lses.append(_joined([p[1] for p in parts], 1))
+    return _joined(outputs, 0).to(query.dtype), _joined(lses, 0) if return_lse else None
+
+
+def _joined(parts: list[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 def _by_row(mask: BlockMask, key_mask: Tensor | None) -> bool:
@@ -102,7 +107,7 @@ class _Blocks(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         output = value.new_zeros(*query.shape[:2], value.shape[-1])
         lse = query.new_full(query.shape[:2], -torch.inf)
-        calls = _Calls(plan, mask, key_mask, log_count)
+        calls = _Calls(plan, mask, key_mask, log_count, query.dtype)
         space = _Workspace()
         sources = {False: (key, value), True: (pooled_key, pooled_value)}
         for piece in plan.pieces:
@@ -143,11 +148,15 @@ class _Blocks(torch.autograd.Function):
         return *grads, None, None, None, None, None
 
 
+@dataclass(frozen=True, eq=False)
 class _Calls:
     """The calls of a plan as index tensors, in chunks that bound the memory of each."""
 
-    def __init__(self, plan: Plan, mask: BlockMask, key_mask: Tensor | None, log_count: Tensor | None) -> None:
-        self.plan, self.mask, self.key_mask, self.log_count = plan, mask, key_mask, log_count
+    plan: Plan
+    mask: BlockMask
+    key_mask: Tensor | None
+    log_count: Tensor | None
+    dtype: torch.dtype
 
     def of(self, piece: Piece, heads: int, width: int) -> Iterator[tuple[slice, Tensor, Tensor, Tensor | None]]:
         """Yields heads, query positions [calls, rows], key positions [calls, columns] and the bias or None.
@@ -177,34 +186,37 @@ class _Calls:
         if piece.kind == "tail":
             assert self.log_count is not None
             return self.log_count[:1, columns][:, :, None]
-        hidden = None
-        if piece.kind == "part":
-            assert piece.tiles is not None
-            hidden = ~self._tiles(piece, at, rows.shape[1], columns.shape[1])
-        if self.key_mask is not None and not self.key_mask[0, columns].all():
-            padded = ~self.key_mask[0, columns][:, None]
-            hidden = padded if hidden is None else hidden | padded
-        if hidden is None:
-            return None
-        dtype = self.log_count.dtype if self.log_count is not None else torch.float32
-        return torch.zeros_like(hidden, dtype=dtype).masked_fill_(hidden, -torch.inf)[None]
+        bias = self._tiles(piece, at, rows.shape[1], columns.shape[1]) if piece.kind == "part" else None
+        if self.key_mask is None or self.key_mask[0, columns].all():
+            return bias
+        padded = _minus_infinity(~self.key_mask[0, columns][None, :, None], self.dtype)
+        return padded if bias is None else bias + padded
 
     def _tiles(self, piece: Piece, at: slice, rows: int, columns: int) -> Tensor:
-        """bool [calls, rows, columns]: the mask tiles side by side, empty slots left out."""
-        tiles = self._table()[piece.tiles[at]].transpose(1, 2).flatten(2)  # type: ignore[index]
-        real_rows = (self.plan.queries[piece.queries[at]] >= 0).flatten(1)
-        real_columns = (self.plan.keys[piece.keys[at]] >= 0).flatten(1)
-        return tiles[real_rows[:, :, None] & real_columns[:, None]].view(-1, rows, columns)
+        """[1, calls, rows, columns]: the mask tiles side by side, empty slots left out."""
+        assert piece.tiles is not None
+        tiles = self._table()[piece.tiles[at]].transpose(1, 2).flatten(2)
+        if tiles.shape[1:] != (rows, columns):
+            real_rows = (self.plan.queries[piece.queries[at]] >= 0).flatten(1)
+            real_columns = (self.plan.keys[piece.keys[at]] >= 0).flatten(1)
+            tiles = tiles[real_rows[:, :, None] & real_columns[:, None]].view(-1, rows, columns)
+        return tiles[None]
 
     def _table(self) -> Tensor:
-        if "table" not in self.mask.derived:
-            self.mask.derived["table"] = self.mask.unpacked_tiles()
-        return self.mask.derived["table"]
+        """[distinct, block_size, block_size] of 0 and -inf, kept with the mask."""
+        if self.dtype not in self.mask.derived:
+            self.mask.derived[self.dtype] = _minus_infinity(~self.mask.unpacked_tiles(), self.dtype)
+        return self.mask.derived[self.dtype]
+
+
+def _minus_infinity(where: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros_like(where, dtype=dtype).masked_fill_(where, -torch.inf)
 
 
 def _real(slots: Tensor) -> Tensor:
     """[calls, blocks, block_size] slots -> [calls, tokens], empty slots left out (as many in every call)."""
-    return slots[slots >= 0].view(len(slots), -1)
+    real = slots >= 0
+    return slots.flatten(1) if real.all() else slots[real].view(len(slots), -1)
 
 
 def _gather(tensor: Tensor, index: Tensor) -> Tensor:
@@ -234,9 +246,9 @@ class _Workspace:
 
 def _softmax(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
     """Attention of [heads, calls, rows, head_dim] with its LSE; rows that see nothing give 0 and -inf."""
-    blind = None if bias is None else (bias == -torch.inf).all(-1)
+    blind = None if bias is None else bias.amax(-1) == -torch.inf
     if q.device.type == "cpu" and v.shape[-1] == q.shape[-1]:
-        full = None if bias is None else bias.to(q.dtype).expand(-1, -1, q.shape[2], -1)
+        full = None if bias is None else bias.expand(-1, -1, q.shape[2], -1)
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=full, scale=scale)
     else:
         logits = (q @ k.mT) * scale
