@@ -66,9 +66,7 @@ def axes(text: str, separator: str, names: str) -> tuple[int, int, int]:
     """
     parts = text.split(separator)
     if len(parts) != 3 or not all(p.strip().isdecimal() for p in parts):
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: write {names}, such as {separator.join(('21', '30', '52'))}"
-        )
+        raise argparse.ArgumentTypeError(f"{text!r}: write {names}, such as {separator.join(('21', '30', '52'))}")
     frames, height, width = map(int, parts)
     return frames, height, width
 
@@ -112,9 +110,7 @@ def writable_folder(folder: Path) -> Path:
     try:
         Path(tempfile.mkdtemp(prefix=".dattn-", dir=place)).rmdir()
     except OSError as error:
-        raise ValueError(
-            f"output {folder}: cannot write there ({error.strerror}); name another place"
-        ) from None
+        raise ValueError(f"output {folder}: cannot write there ({error.strerror}); name another place") from None
     return folder
 
 
@@ -126,9 +122,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--device", help="cpu, cuda, cuda:1, mps, … (default: cuda where there is one)")
     group.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="(default: by device)")
-    group.add_argument(
-        "--backend", default="auto", help="attention backend of the pattern (default: %(default)s)"
-    )
+    group.add_argument("--backend", default="auto", help="attention backend of the pattern (default: %(default)s)")
 
 
 def add_clip_options(parser: argparse.ArgumentParser) -> None:
@@ -136,9 +130,7 @@ def add_clip_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("clip")
     positive = at_least(1)
     group.add_argument("--prompt", metavar="TEXT", help="what to show")
-    group.add_argument(
-        "--frames", type=positive, help="how many frames (demo model: 129, 4x its native length)"
-    )
+    group.add_argument("--frames", type=positive, help="how many frames (demo model: 129, 4x its native length)")
     group.add_argument("--height", type=positive, help="pixels")
     group.add_argument("--width", type=positive, help="pixels")
     group.add_argument("--steps", type=positive, help="denoising steps")

@@ -40,9 +40,7 @@ class Clip:
     @property
     def key(self) -> str:
         """A short name for files."""
-        return (
-            f"{slug(self.caption)[:60]}-{self.seed}-{hashlib.sha256(self.caption.encode()).hexdigest()[:8]}"
-        )
+        return f"{slug(self.caption)[:60]}-{self.seed}-{hashlib.sha256(self.caption.encode()).hexdigest()[:8]}"
 
 
 @dataclass(frozen=True)
@@ -68,9 +66,7 @@ class Store:
         for name in sorted(held.keys() | asked.keys()):
             was, now = held.get(name), asked.get(name)
             if was != now:
-                raise ValueError(
-                    f"output {self.folder}: made with {name}={was}, not {now}; name another place"
-                )
+                raise ValueError(f"output {self.folder}: made with {name}={was}, not {now}; name another place")
 
     def rows(self, cell: Cell) -> dict[Clip, dict[str, Any]]:
         """The clips of a cell that are done; a line cut short by an interruption is not one."""

@@ -17,13 +17,9 @@ EXAMPLES = """\
 def parser() -> Parser:
     """The command's options."""
     p = Parser("compare", "Make one clip with each of several patterns and with stock attention.", EXAMPLES)
-    p.add_argument(
-        "--patterns", nargs="+", required=True, metavar="PATTERN", help="as for dattn generate --pattern"
-    )
+    p.add_argument("--patterns", nargs="+", required=True, metavar="PATTERN", help="as for dattn generate --pattern")
     p.add_argument("--no-stock", action="store_true", help="leave out the stock run")
-    p.add_argument(
-        "--output", type=Path, default=Path("outputs/compare"), metavar="DIR", help="(default: %(default)s)"
-    )
+    p.add_argument("--output", type=Path, default=Path("outputs/compare"), metavar="DIR", help="(default: %(default)s)")
     add_clip_options(p)
     add_schedule_options(p)
     add_model_options(p)

@@ -30,14 +30,10 @@ class Finding:
 
 def main(argv: Sequence[str]) -> int:
     """Run the command."""
-    Parser(
-        "doctor", "Say what is installed, which backend would run and what is missing.", EXAMPLES
-    ).parse_args(argv)
+    Parser("doctor", "Say what is installed, which backend would run and what is missing.", EXAMPLES).parse_args(argv)
     findings = [finding for check in CHECKS for finding in check()]
     marks = {True: "ok", False: "MISSING", None: "-"}
-    print(
-        table(("", "what", "found", "remedy"), [(marks[f.ok], f.what, f.found, f.remedy) for f in findings])
-    )
+    print(table(("", "what", "found", "remedy"), [(marks[f.ok], f.what, f.found, f.remedy) for f in findings]))
     return int(any(f.ok is False for f in findings))
 
 
@@ -103,17 +99,11 @@ def diffusers_hooks() -> list[Finding]:
         from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
         from diffusers.models.transformers.transformer_wan import WanAttnProcessor
     except ImportError as error:
-        return [
-            Finding("diffusers compatibility", str(error), False, "install the version of constraints.txt")
-        ]
+        return [Finding("diffusers compatibility", str(error), False, "install the version of constraints.txt")]
     places = [hasattr(_AttentionBackendRegistry, "register"), hasattr(AttentionBackendName, "_member_map_")]
     good = all([*places, hasattr(WanAttnProcessor, "_attention_backend")])
     found = "attention dispatcher as expected" if good else "attention dispatcher has changed"
-    return [
-        Finding(
-            "diffusers compatibility", found, good, "" if good else "install the version of constraints.txt"
-        )
-    ]
+    return [Finding("diffusers compatibility", found, good, "" if good else "install the version of constraints.txt")]
 
 
 def ffmpeg() -> list[Finding]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,15 +52,9 @@ def parser() -> Parser:
     """The command's options."""
     p = Parser("evaluate", "Measure patterns against stock attention over captions and lengths.", EXAMPLES)
     p.add_argument("--preset", choices=PRESETS, default="final", help="a budget (default: %(default)s)")
-    p.add_argument(
-        "--patterns", nargs="+", default=list(PATTERNS), metavar="PATTERN", help="stock is always there"
-    )
-    p.add_argument(
-        "--lengths", nargs="+", type=at_least(1), metavar="N", help="multiples of the native length"
-    )
-    p.add_argument(
-        "--captions", metavar="N_OR_FILE", help="the first N of ours, or a file with one on each line"
-    )
+    p.add_argument("--patterns", nargs="+", default=list(PATTERNS), metavar="PATTERN", help="stock is always there")
+    p.add_argument("--lengths", nargs="+", type=at_least(1), metavar="N", help="multiples of the native length")
+    p.add_argument("--captions", metavar="N_OR_FILE", help="the first N of ours, or a file with one on each line")
     p.add_argument("--seeds", nargs="+", type=at_least(0), default=[0], metavar="SEED", help="(default: 0)")
     p.add_argument("--steps", type=at_least(1), help="denoising steps (default: by preset, or the model's)")
     p.add_argument("--guidance", type=float, help="guidance scale (default: the model's)")
@@ -120,15 +113,11 @@ def chosen_captions(wish: str | None, preset: Preset, loaded: Loaded) -> list[st
             raise ValueError(f"captions {wish}: the file is empty; write one caption on each line")
         return list(dict.fromkeys(line for line in lines if line))
     if loaded.native is None:
-        raise ValueError(
-            f"captions: ours are of Moving Shapes, {loaded.name} is not; give a file with --captions"
-        )
+        raise ValueError(f"captions: ours are of Moving Shapes, {loaded.name} is not; give a file with --captions")
     count = preset.captions if wish is None else int(wish)
     every = all_captions()
     if not 1 <= count <= len(every):
-        raise ValueError(
-            f"captions {count}: there are 1 to {len(every)}; give a number in that range or a file"
-        )
+        raise ValueError(f"captions {count}: there are 1 to {len(every)}; give a number in that range or a file")
     return every[:count]
 
 
@@ -136,8 +125,10 @@ def all_captions() -> list[str]:
     """Every caption of a single object, in a fixed order whose beginnings hold all kinds evenly."""
     from .shapes.captions import COLORS, MOTIONS, SHAPES
 
-    every = [f"a {c} {s} {m}" for c, s, m in itertools.product(COLORS, SHAPES, MOTIONS)]
-    return [every[i * 37 % len(every)] for i in range(len(every))]  # 37 and 90 share no factor
+    motions = list(MOTIONS)
+    total = len(COLORS) * len(SHAPES) * len(motions)
+    words = ((COLORS[i % 6], SHAPES[(i + i // 6) % 3], motions[i % 5]) for i in range(total))
+    return [f"a {color} {shape} {motion}" for color, shape, motion in words]
 
 
 def base_request(options: argparse.Namespace, preset: Preset, loaded: Loaded) -> Request:

@@ -20,14 +20,10 @@ EXAMPLES = """\
 
 def parser() -> Parser:
     """The command's options."""
-    p = Parser(
-        "generate", "Make a video (or a picture) with a pattern, and the same with stock attention.", EXAMPLES
-    )
+    p = Parser("generate", "Make a video (or a picture) with a pattern, and the same with stock attention.", EXAMPLES)
     p.add_argument("--pattern", help='radial, "Radial(decay=0.2)", recipe.json or stock (default: radial)')
     p.add_argument("--no-stock", action="store_true", help="leave out the stock run")
-    p.add_argument(
-        "--output", type=Path, default=Path("outputs"), metavar="DIR", help="(default: %(default)s)"
-    )
+    p.add_argument("--output", type=Path, default=Path("outputs"), metavar="DIR", help="(default: %(default)s)")
     add_clip_options(p)
     add_schedule_options(p)
     add_model_options(p)
@@ -49,7 +45,8 @@ def make(options: argparse.Namespace, patterns: list[str | None], argv: Sequence
     from .running import check, is_stock, read_attention, run
 
     for pattern in patterns:
-        read_attention(pattern or "radial")
+        if pattern is not None and not is_stock(pattern):
+            read_attention(pattern)
     resolve(options.model)
     loaded = load(options.model, options.device, options.dtype)
     request = requested(options, loaded)
@@ -64,7 +61,7 @@ def make(options: argparse.Namespace, patterns: list[str | None], argv: Sequence
         print(f"{name}: {loaded.name}, {_what(request)}", flush=True)
         results.append(run(loaded, request, name, apply_options(options)))
         if stock and len(results) > 1:
-            results[-1].compare(results[0])
+            results[-1].compare(results[0].clip)
     record = provenance(command, argv) | {"apply": apply_options(options)}
     files = publish(loaded, request, results, options.output, options.fps, record)
     print(f"\n{figures_table(results)}\n\nwritten: {', '.join(map(str, files))}")

@@ -95,9 +95,7 @@ def resolve(model: str | None) -> Path | str:
             return model
         raise ValueError(f"model {model}: no such folder; name a Diffusers folder or a hub name (owner/name)")
     if not (folder / "model_index.json").is_file():
-        raise ValueError(
-            f"model {model}: no Diffusers pipeline, it has no model_index.json; name another folder"
-        )
+        raise ValueError(f"model {model}: no Diffusers pipeline, it has no model_index.json; name another folder")
     return folder
 
 
@@ -118,9 +116,7 @@ def pick_device(device: str | None) -> str:
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(
-            f"device {device}: not usable here ({_first_line(error)}); try --device cpu"
-        ) from None
+        raise ValueError(f"device {device}: not usable here ({_first_line(error)}); try --device cpu") from None
     return device
 
 
@@ -143,7 +139,7 @@ def load(model: str | None, device: str | None = None, dtype: str | None = None)
     _be_quiet()
     kind = getattr(torch, dtype or ("float32" if device == "cpu" else "bfloat16"))
     try:
-        pipe = DiffusionPipeline.from_pretrained(source, torch_dtype=kind)
+        pipe = DiffusionPipeline.from_pretrained(source, dtype=kind)
     except Exception as error:  # whatever a broken folder, a missing network or a missing class raises
         raise ValueError(f"model {source}: cannot be loaded ({_first_line(error)})") from error
     folder = source if isinstance(source, Path) else None
@@ -152,9 +148,7 @@ def load(model: str | None, device: str | None = None, dtype: str | None = None)
 
 
 def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[
-        :300
-    ]
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
 
 
 def _be_quiet() -> None:

@@ -43,9 +43,7 @@ def ssim(clip: np.ndarray, reference: np.ndarray) -> float:
     """
     _check(clip, reference)
     if min(clip.shape[1:3]) < WINDOW:
-        raise ValueError(
-            f"pictures of {clip.shape[1]} x {clip.shape[2]}: SSIM needs {WINDOW} x {WINDOW} or more"
-        )
+        raise ValueError(f"pictures of {clip.shape[1]} x {clip.shape[2]}: SSIM needs {WINDOW} x {WINDOW} or more")
     pairs = zip(unit(clip), unit(reference), strict=True)
     return float(np.mean([_ssim_of_frame(_planes(a), _planes(b)) for a, b in pairs]))
 
@@ -57,9 +55,7 @@ def _check(clip: np.ndarray, reference: np.ndarray) -> None:
 
 
 def _planes(frame: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(frame.transpose(2, 0, 1)))[
-        :, None
-    ]  # [channels, 1, height, width]
+    return torch.from_numpy(np.ascontiguousarray(frame.transpose(2, 0, 1)))[:, None]  # [channels, 1, height, width]
 
 
 def _gaussian() -> torch.Tensor:

@@ -16,14 +16,10 @@ EXAMPLES = """\
 
 def main(argv: Sequence[str]) -> int:
     """Run the command."""
-    Parser("patterns", "List the patterns. On the command line values are literals.", EXAMPLES).parse_args(
-        argv
-    )
+    Parser("patterns", "List the patterns. On the command line values are literals.", EXAMPLES).parse_args(argv)
     from dattn.patterns import PATTERNS
 
-    print(
-        table(("pattern", "what it keeps"), [(signature(kind), one_line(kind)) for kind in PATTERNS.values()])
-    )
+    print(table(("pattern", "what it keeps"), [(signature(kind), one_line(kind)) for kind in PATTERNS.values()]))
     return 0
 
 

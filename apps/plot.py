@@ -29,23 +29,13 @@ PANELS = 24
 
 def parser() -> Parser:
     """The command's options."""
-    p = Parser(
-        "plot", "Draw the mask of a pattern: which blocks it computes, and what one token sees.", EXAMPLES
-    )
+    p = Parser("plot", "Draw the mask of a pattern: which blocks it computes, and what one token sees.", EXAMPLES)
     p.add_argument("--pattern", required=True, help='a name or "Radial(decay=0.2)"; see dattn patterns')
-    p.add_argument(
-        "--grid", required=True, type=grid, metavar="FxHxW", help="tokens: frames x height x width"
-    )
-    p.add_argument(
-        "--text", type=at_least(0), default=0, metavar="N", help="text tokens (default: %(default)s)"
-    )
+    p.add_argument("--grid", required=True, type=grid, metavar="FxHxW", help="tokens: frames x height x width")
+    p.add_argument("--text", type=at_least(0), default=0, metavar="N", help="text tokens (default: %(default)s)")
     p.add_argument("--text-first", action="store_true", help="text before the frames instead of after")
-    p.add_argument(
-        "--token", type=token, metavar="F,H,W", help="whose neighbourhood (default: the middle one)"
-    )
-    p.add_argument(
-        "-o", "--output", type=Path, default=Path("mask.png"), metavar="FILE", help="(default: %(default)s)"
-    )
+    p.add_argument("--token", type=token, metavar="F,H,W", help="whose neighbourhood (default: the middle one)")
+    p.add_argument("-o", "--output", type=Path, default=Path("mask.png"), metavar="FILE", help="(default: %(default)s)")
     return p
 
 

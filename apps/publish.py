@@ -58,13 +58,8 @@ def publish(
     """Write every clip, ``sheet.png`` and ``report.json`` into a folder, which is made if need be."""
     folder.mkdir(parents=True, exist_ok=True)
     written = [write_clip(r.clip, folder, slug(r.name), fps) for r in results]
-    sheet({f"{r.name}   {figures_line(r)}": r.clip for r in results}, request.prompt).save(
-        folder / "sheet.png"
-    )
-    rows = [
-        {**r.figures(), "file": path.name, "report": r.report}
-        for r, path in zip(results, written, strict=True)
-    ]
+    sheet({f"{r.name}   {figures_line(r)}": r.clip for r in results}, request.prompt).save(folder / "sheet.png")
+    rows = [{**r.figures(), "file": path.name, "report": r.report} for r, path in zip(results, written, strict=True)]
     report = {**record, "model": loaded.name, "request": asdict(request), "results": rows}
     write_json(folder / "report.json", report)
     return [*written, folder / "sheet.png", folder / "report.json"]

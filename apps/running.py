@@ -47,7 +47,7 @@ class Request:
         native = loaded.native
         if native is None:
             return self
-        wish = {
+        wish: dict[str, Any] = {
             "height": native.height,
             "width": native.width,
             "steps": native.steps,
@@ -104,11 +104,11 @@ class Result:
         left_out = ("clip", "report", "table")
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
 
-    def compare(self, stock: Result) -> None:
+    def compare(self, stock: np.ndarray) -> None:
         """Fill in the likeness to the stock clip of the same seed; equal clips have no PSNR."""
-        likeness = psnr(self.clip, stock.clip)
+        likeness = psnr(self.clip, stock)
         self.psnr = likeness if math.isfinite(likeness) else None
-        self.ssim = ssim(self.clip, stock.clip) if min(self.clip.shape[1:3]) >= WINDOW else None
+        self.ssim = ssim(self.clip, stock) if min(self.clip.shape[1:3]) >= WINDOW else None
 
 
 def is_stock(attention: str) -> bool:

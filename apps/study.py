@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from .cells import Cell, Clip, Store, summary
@@ -93,31 +94,32 @@ def fill(
     """Make and measure every clip that is not there yet."""
     todo = list(missing(store, cells, clips))
     done = len(cells) * len(clips) - len(todo)
-    print(
-        f"{len(cells)} cells of {len(clips)} clips: {done} clips are there, {len(todo)} to make", flush=True
-    )
+    print(f"{len(cells)} cells of {len(clips)} clips: {done} clips are there, {len(todo)} to make", flush=True)
     bar = tqdm(todo, desc="clips", unit="clip", disable=not sys.stderr.isatty())
     for cell, clip in bar:
         line = one(store, loaded, request, cell, clip, options)
         bar.write(line)
 
 
-def one(
-    store: Store, loaded: Loaded, request: Request, cell: Cell, clip: Clip, options: dict[str, Any]
-) -> str:
+def one(store: Store, loaded: Loaded, request: Request, cell: Cell, clip: Clip, options: dict[str, Any]) -> str:
     """Make, measure and note one clip; what it says on the screen."""
     asked = replace(request, prompt=clip.caption, seed=clip.seed, frames=frames_at(loaded, cell.length))
-    reference = store.reference(cell.length, clip)
-    if reference is None and cell.pattern != "stock":
-        reference = run(loaded, asked, "stock").clip
-        store.keep_reference(cell.length, clip, reference)
     result = run(loaded, asked, cell.pattern, options)
     if cell.pattern == "stock":
         store.keep_reference(cell.length, clip, result.clip)
     else:
-        result.compare(reference)
+        result.compare(_stock(store, loaded, asked, cell.length, clip))
     store.add(cell, clip, result)
     return f"{cell.length}x  {cell.pattern}  {clip.caption!r} seed {clip.seed}: {figures_line(result)}"
+
+
+def _stock(store: Store, loaded: Loaded, asked: Request, length: int, clip: Clip) -> np.ndarray:
+    """The stock clip to compare with; made anew where it was lost."""
+    reference = store.reference(length, clip)
+    if reference is None:
+        reference = run(loaded, asked, "stock").clip
+        store.keep_reference(length, clip, reference)
+    return reference
 
 
 def report(

@@ -14,9 +14,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """
     cells = [[show(cell) for cell in row] for row in rows]
     widths = [max(len(line[i]) for line in [list(header), *cells]) for i in range(len(header))]
-    right = [
-        all(row[i] is None or isinstance(row[i], int | float) for row in rows) for i in range(len(header))
-    ]
+    right = [all(row[i] is None or isinstance(row[i], int | float) for row in rows) for i in range(len(header))]
     lines = [list(header), ["-" * w for w in widths], *cells]
     return "\n".join(_line(line, widths, right) for line in lines)
 

@@ -32,12 +32,10 @@ def dattn_command(capfd):
 
 @pytest.fixture(scope="session")
 def shapes_folder(tmp_path_factory):
-    """A pipeline of the demo model's classes with random weights, for clips of 9 frames of 32 x 32."""
+    """A pipeline of the demo model's classes with random weights, for clips of 5 frames of 32 x 32."""
     folder = tmp_path_factory.mktemp("models") / "shapes-tiny"
     build_wan().save_pretrained(folder)
-    (folder / "shapes.json").write_text(
-        '{"frames": 9, "height": 32, "width": 32, "steps": 2, "guidance": 2.0}'
-    )
+    (folder / "shapes.json").write_text('{"frames": 5, "height": 32, "width": 32, "steps": 2, "guidance": 2.0}')
     return folder
 
 

@@ -85,9 +85,7 @@ def files(tmp_path_factory):
     (folder / "broken-model").mkdir()
     (folder / "broken-model" / "model_index.json").write_text(json.dumps({"_class_name": "NoSuchPipeline"}))
     blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
-    unet = UNet2DModel(
-        sample_size=8, block_out_channels=(8,), layers_per_block=1, norm_num_groups=4, **blocks
-    )
+    unet = UNet2DModel(sample_size=8, block_out_channels=(8,), layers_per_block=1, norm_num_groups=4, **blocks)
     DDPMPipeline(unet, DDPMScheduler()).save_pretrained(folder / "unsupported")
     return folder
 
@@ -124,9 +122,7 @@ def test_a_new_process_says_it_in_one_line_too(shapes_folder, tmp_path):
         "--height",
         "30",
     ]
-    done = subprocess.run(
-        [*command, "--output", tmp_path / "out"], capture_output=True, text=True, cwd=tmp_path
-    )
+    done = subprocess.run([*command, "--output", tmp_path / "out"], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert not list(tmp_path.iterdir())
