@@ -1,0 +1,33 @@
+"""CogVideoX and CogVideoX 1.5: one joint sequence, text first, then video."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from dattn.adapters.base import Adapter, Inputs, Site
+from dattn.grid import TokenGrid
+
+
+def sites(model: nn.Module) -> list[Site]:
+    """``transformer_blocks.<i>.attn1``."""
+    return [Site(f"transformer_blocks.{i}.attn1", block.attn1) for i, block in enumerate(model.transformer_blocks)]
+
+
+def grids(model: nn.Module, inputs: Inputs) -> dict[str, TokenGrid]:
+    """Latents [batch, frames, channels, height, width]; 1.5 also joins ``patch_size_t`` frames."""
+    _, frames, _, height, width = inputs.get(0, "hidden_states").shape
+    text = inputs.get(1, "encoder_hidden_states").shape[1]
+    patch = model.config.patch_size
+    frames //= model.config.patch_size_t or 1
+    return {"": TokenGrid(frames, height // patch, width // patch, text=text, text_first=True)}
+
+
+ADAPTER = Adapter(
+    family="cogvideox",
+    title="CogVideoX, CogVideoX 1.5",
+    models=("CogVideoXTransformer3DModel",),
+    text="joint, text first",
+    sites=sites,
+    grids=grids,
+    processor="CogVideoXProcessor",
+)

@@ -1,0 +1,317 @@
+"""``apply`` and ``remove``: one line makes a Diffusers pipeline sparse, another puts it back."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from dattn import presets, recipe, report
+from dattn.adapters import ADAPTERS, Adapter, Site, adapter_for
+from dattn.backends import BACKENDS
+from dattn.block_mask import MaskCache
+from dattn.processors import PROCESSORS, Layer, register_with_guidance
+from dattn.processors.patch import Patch
+from dattn.recipe import Selection, Settings
+from dattn.report import Report
+from dattn.schedule import Amount, Clock, SchedulerTap, resolve_amount
+
+COMPONENTS = ("transformer", "transformer_2", "unet")
+HANDLE = "_dattn_handle"
+
+
+def apply(
+    target: Any,
+    attention: Any = None,
+    *,
+    dense_steps: Amount | None = None,
+    dense_layers: Amount | None = None,
+    layers: Selection = None,
+    control: Any = None,
+    backend: str = "auto",
+) -> Handle:
+    """Replace the self-attention inside a Diffusers pipeline or model.
+
+    Everything is checked before anything is changed; then an earlier handle on any of the models is removed.
+
+    Args:
+        target: a pipeline (its ``transformer``, ``transformer_2`` and ``unet``) or a bare model.
+        attention: a pattern, an operator, a dict, a preset (``"radial"``, ``"neighborhood"``, ``"dense"``,
+            ``"auto"``), a pattern as text (``"Radial(decay=0.2)"``), the path of a recipe (``….json``), or None.
+        dense_steps: leading steps that stay stock: an int counts, a float in [0, 1) is a fraction, rounded up.
+            None: as the preset or the recipe says, otherwise 0. On a bare model anything but 0 needs
+            ``handle.step(index, total)`` before the forward pass, which raises without it.
+        dense_layers: leading self-attention layers, in execution order, that stay stock; counted like steps.
+        layers: indices of self-attention layers, or a predicate on their module names; the others stay stock.
+        control: reserved.
+        backend: ``"auto"``, or a backend that then runs or raises.
+
+    Returns:
+        The handle: a report, a recipe, and the way back.
+
+    Raises:
+        ValueError: an unsupported model, or an argument out of bounds; the message says what to do.
+        NotImplementedError: ``control`` is given.
+    """
+    if control is not None:
+        raise NotImplementedError(f"control={control!r}: controls are not available yet; leave it out")
+    if backend not in ("auto", *BACKENDS):
+        raise ValueError(f"backend={backend!r}: choose auto, {' or '.join(BACKENDS)}")
+    parts = [_Part(name, model, adapter_for(model)) for name, model in models_of(target).items()]
+    settings = presets.resolve(attention, _family(parts), parts[0].kind, dense_steps, dense_layers)
+    settings = settings if layers is None else replace(settings, layers=_once(layers))
+    for part in parts:
+        part.stock_reasons(settings)
+    for part in parts:
+        remove(part.model)
+    handle = Handle(target, parts, settings, backend)
+    try:
+        handle._install()
+    except BaseException:
+        handle.remove()
+        raise
+    return handle
+
+
+def remove(target: Any) -> None:
+    """Put a pipeline or model back as it was; does nothing where no handle is applied."""
+    for model in _components(target).values():
+        handle = vars(model).get(HANDLE)
+        if handle is not None:
+            handle.remove()
+
+
+class Handle:
+    """What ``apply`` returns. Leaving a ``with`` block removes it.
+
+    It follows the pipeline: resolution, batch and prompts may change between calls, processors that are set
+    later become the stock ones, and a scheduler that is put in the pipeline later is followed from the next
+    forward pass on. A handle that has been removed or replaced does nothing any more.
+    """
+
+    def __init__(self, target: Any, parts: list[_Part], settings: Settings, backend: str) -> None:
+        self.settings = settings
+        self._parts, self._backend = parts, backend
+        self._pipeline = weakref.ref(target) if hasattr(target, "scheduler") else lambda: None
+        self._masks = MaskCache()
+        self._patches: list[Patch] = []
+        self._removed = False
+        self._clock = Clock(self._forget, self._place)
+        self._tap: SchedulerTap | None = None
+
+    def _install(self) -> None:
+        register_with_guidance()
+        for part in self._parts:
+            layers = part.layers(self.settings, self._masks, self._backend)
+            processor = PROCESSORS[part.adapter.processor]
+            setattr(part.model, HANDLE, self)
+            self._patches.append(Patch(part.model, part.adapter, layers, processor, self._before_forward))
+        self._place()
+        self._follow_scheduler()
+
+    @property
+    def layers(self) -> list[Layer]:
+        """Every self-attention layer of every model, in execution order."""
+        return [layer for patch in self._patches for layer in patch.layers]
+
+    def step(self, index: int, total: int) -> None:
+        """Report that step ``index`` of ``total`` comes next, where no pipeline does; 0 begins a new call.
+
+        Raises:
+            ValueError: ``index`` outside 0 … total - 1.
+        """
+        self._clock.report(index, total)
+
+    def report(self) -> Report:
+        """Layer by layer: pattern, grid, density, backend, FLOPs saved and why; ``print`` it, or ``to_dict``."""
+        return report.build(self.layers, self.settings, self._clock)
+
+    def save_recipe(self, path: str | Path) -> None:
+        """Write pattern and schedule as JSON, with the model and the grid of its first layer."""
+        part, grid = self._parts[0], self._patches[0].layers[0].grid
+        chosen = _chosen([site.name for site in part.sites], self.settings.layers)
+        recipe.save(path, self.settings, part.kind, grid, chosen)
+
+    def remove(self) -> None:
+        """Put everything back: processors, hooks and scheduler are what they were."""
+        if self._removed:
+            return
+        self._removed = True
+        for patch in self._patches:
+            patch.remove()
+        for part in self._parts:
+            vars(part.model).pop(HANDLE, None)
+        if self._tap is not None:
+            self._tap.remove()
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.remove()
+
+    def _forget(self) -> None:
+        for layer in self.layers:
+            layer.forget()
+
+    def _place(self) -> None:
+        """Tell every layer where the denoising loop is; outside a loop, at step 0 of 1."""
+        total = self._clock.total
+        step = min(self._clock.index, (total or 1) - 1)
+        dense = total is not None and step < resolve_amount(self.settings.dense_steps, total)
+        for layer in self.layers:
+            layer.place(step, total or 1, dense)
+
+    def _before_forward(self) -> None:
+        self._follow_scheduler()
+        if self._clock.total is not None:
+            return
+        if self.settings.dense_steps:
+            raise ValueError(
+                f"dense_steps={self.settings.dense_steps!r}, but no step has been reported: on a bare model call "
+                "handle.step(index, total) before each forward pass, or apply to the pipeline"
+            )
+        if any(layer.state for layer in self.layers):
+            self._forget()
+
+    def _follow_scheduler(self) -> None:
+        """Tap the scheduler that the pipeline holds now; one that is already set up is in the middle of a call."""
+        pipeline = self._pipeline()
+        if pipeline is None or (self._tap is not None and self._tap.scheduler is pipeline.scheduler):
+            return
+        late = self._tap is not None
+        if self._tap is not None:
+            self._tap.remove()
+        self._tap = SchedulerTap(pipeline.scheduler, self._clock)
+        if late and getattr(pipeline.scheduler, "num_inference_steps", None) is not None:
+            self._tap.begin()
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A model that is about to be patched: the pipeline's name for it, the model, its adapter."""
+
+    component: str
+    model: nn.Module
+    adapter: Adapter
+
+    @property
+    def kind(self) -> str:
+        return type(self.model).__name__
+
+    @property
+    def sites(self) -> list[Site]:
+        return self.adapter.sites(self.model)
+
+    def stock_reasons(self, settings: Settings) -> list[str]:
+        """Per layer, why it stays stock for good; ``""`` where the pattern may run."""
+        names = [site.name for site in self.sites]
+        chosen = set(_chosen(names, settings.layers))
+        if isinstance(settings.dense_layers, int) and settings.dense_layers > len(names):
+            raise ValueError(
+                f"dense_layers={settings.dense_layers}: {self.kind} has {len(names)} self-attention layers; give "
+                "at most that, or a fraction"
+            )
+        dense = resolve_amount(settings.dense_layers, len(names))
+        return [_stock_reason(i, dense, chosen, settings.attention) for i in range(len(names))]
+
+    def layers(self, settings: Settings, masks: MaskCache, backend: str) -> list[Layer]:
+        """A layer per site."""
+        sites, reasons = self.sites, self.stock_reasons(settings)
+        prefix = f"{self.component}." if self.component else ""
+        return [
+            Layer(
+                index,
+                len(sites),
+                prefix + site.name,
+                site.module,
+                None if why else settings.attention,
+                masks,
+                backend,
+                settings.min_saving,
+                why,
+            )
+            for index, (site, why) in enumerate(zip(sites, reasons, strict=True))
+        ]
+
+
+def _stock_reason(index: int, dense: int, chosen: set[int], attention: Any) -> str:
+    if attention is None:
+        return "no attention was given"
+    if index < dense:
+        return "a dense layer"
+    return "" if index in chosen else "not among layers="
+
+
+def _once(layers: Selection) -> Selection:
+    """A selection that can be read more than once."""
+    return layers if callable(layers) else list(layers)
+
+
+def _chosen(names: list[str], layers: Selection) -> list[int]:
+    """The indices that a selection means among ``names``."""
+    if layers is None:
+        return list(range(len(names)))
+    indices = [index for index, name in enumerate(names) if layers(name)] if callable(layers) else list(layers)
+    wrong = [i for i in indices if not isinstance(i, int) or isinstance(i, bool) or not 0 <= i < len(names)]
+    if wrong or not indices:
+        raise ValueError(
+            f"layers selects {indices}: give indices from 0 to {len(names) - 1}, or a predicate on names such as "
+            f"{names[0]!r} that is true for at least one"
+        )
+    return indices
+
+
+def _family(parts: list[_Part]) -> str:
+    """The key of the presets; Wan 2.2 is Wan with two transformers."""
+    family = parts[0].adapter.family
+    return "wan2.2" if family == "wan" and len(parts) == 2 else family
+
+
+def models_of(target: Any) -> dict[str, nn.Module]:
+    """The models of a pipeline by component name, or a bare model under the name ``""``.
+
+    Raises:
+        ValueError: neither a pipeline with such a model, nor a model.
+    """
+    models = _components(target)
+    if not models:
+        raise ValueError(
+            f"{type(target).__name__} is neither a model nor a pipeline with one of {', '.join(COMPONENTS)}: pass "
+            "the pipeline, or the model inside it"
+        )
+    return models
+
+
+def _components(target: Any) -> dict[str, nn.Module]:
+    if isinstance(target, nn.Module):
+        return {"": _bare(target)}
+    found = {name: getattr(target, name, None) for name in COMPONENTS}
+    return {name: _bare(model) for name, model in found.items() if isinstance(model, nn.Module)}
+
+
+def _bare(model: nn.Module) -> nn.Module:
+    """The model behind ``torch.compile`` or ``DistributedDataParallel``."""
+    for wrapper in ("_orig_mod", "module"):
+        inner = model._modules.get(wrapper)
+        if isinstance(inner, nn.Module):
+            return _bare(inner)
+    return model
+
+
+@dataclass(frozen=True)
+class SupportedModel:
+    """A row of the support table: the family, its model classes, where text sits, and its presets."""
+
+    title: str
+    models: tuple[str, ...]
+    text: str
+    presets: tuple[str, ...]
+
+
+def supported_models() -> list[SupportedModel]:
+    """The model families that ``apply`` knows."""
+    return [SupportedModel(a.title, a.models, a.text, tuple(presets.preset_names(a.family))) for a in ADAPTERS]

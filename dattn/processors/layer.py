@@ -1,0 +1,171 @@
+"""One self-attention layer under a handle: what it attends with at this moment."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dattn.attention import attend
+from dattn.backends import choose
+from dattn.block_mask import BlockMask, MaskCache
+from dattn.grid import TokenGrid
+
+State = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """The backend that a layer's pattern last ran on, and why that one."""
+
+    backend: str
+    reason: str
+
+
+def _scores_are_skipped() -> bool:
+    """Whether a guidance hook is replacing SDPA by its value, which only the stock processor lets it do."""
+    if torch.compiler.is_compiling():
+        return False
+    modes = torch.overrides._get_current_function_mode_stack()
+    return any(type(mode).__name__ == "AttentionScoreSkipFunctionMode" for mode in modes)
+
+
+class Layer:
+    """A layer that a pattern may run in.
+
+    Inside the model a processor reads ``active`` and, if it is true, calls ``attend``. Everything else is set
+    from outside: ``place`` when the step moves, ``enter`` when the grid changes, ``select`` per guidance branch.
+
+    Args:
+        index: position among the model's self-attention layers, in execution order.
+        count: how many of those there are.
+        name: module name, with the pipeline's component in front.
+        module: the attention module.
+        pattern: the pattern; None leaves the layer stock for good, and ``why`` says why.
+        masks: the handle's cache of block masks.
+        backend: ``"auto"`` or an explicit backend.
+        min_saving: leave the layer stock on a grid where less than this share of the work is saved.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        count: int,
+        name: str,
+        module: nn.Module,
+        pattern: Any,
+        masks: MaskCache,
+        backend: str = "auto",
+        min_saving: float | None = None,
+        why: str = "",
+    ) -> None:
+        self.index, self.count, self.name, self.module = index, count, name, module
+        self.pattern, self.masks, self.backend, self.min_saving = pattern, masks, backend, min_saving
+        self.why = why
+        self.active = False
+        self.grid: TokenGrid | None = None
+        self.concrete: Any = pattern
+        self.note: str | None = None
+        self.blocked = ""
+        self.refusal = ""
+        self.run: Run | None = None
+        self.state: State = {}
+        self._states: dict[str, State] = {"": self.state}
+        self._placed = pattern
+        self._dense_step = False
+
+    def place(self, step: int, steps: int, dense: bool) -> None:
+        """The denoising loop is at ``step`` of ``steps``, and that step is dense or not."""
+        if self.pattern is None:
+            return
+        self._dense_step = dense
+        self._placed = self.pattern.at(self.index, self.count, step, steps)
+        self._settle()
+
+    def enter(self, grid: TokenGrid) -> None:
+        """The model is called with this grid at this layer."""
+        if grid != self.grid:
+            self.grid = grid
+            self._settle()
+
+    def _settle(self) -> None:
+        """Fit the pattern of this place to the grid, and decide whether it runs."""
+        if self.pattern is None or self.grid is None:
+            return
+        self.concrete, self.note = self._placed.fit(self.grid)
+        if self.min_saving is not None:
+            self.why = self._too_little_saved()
+        self.active = not self._dense_step and not self.why
+
+    def _too_little_saved(self) -> str:
+        saved = 1 - sum(self.cost())
+        if saved >= self.min_saving:
+            return ""
+        return f"auto: saves {max(saved, 0):.0%}, less than {self.min_saving:.0%}"
+
+    def close(self) -> None:
+        """The layer is stock from now on, for a processor that someone still holds."""
+        self.pattern, self.active = None, False
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop the state of the last call, and what it said about itself."""
+        self.state = {}
+        self._states = {"": self.state}
+        self.refusal, self.run = "", None
+
+    def select(self, branch: str) -> None:
+        """The calls that follow belong to a guidance branch; ``""`` outside any ``cache_context``."""
+        self.state = self._states.setdefault(branch, {})
+
+    def refuse(self, reason: str) -> None:
+        """This call runs the model's own processor; the report says why, and a warning says so once."""
+        if reason != self.refusal:
+            self.refusal = reason
+            warnings.warn(f"dattn left {self.name} stock: {reason}", stacklevel=3)
+
+    def expects(self, tokens: int, mask: Tensor | None = None, context: Tensor | None = None) -> bool:
+        """Whether a call is plain self-attention on the layer's grid; if not, it is refused."""
+        if _scores_are_skipped():
+            return False
+        if mask is not None:
+            self.refuse("an attention mask was passed, which a pattern cannot honour")
+        elif context is not None:
+            self.refuse("a context was passed, so this is cross-attention")
+        elif tokens != self.grid.tokens:
+            self.refuse(f"the sequence has {tokens} tokens, its grid {self.grid.tokens}")
+        else:
+            self.refusal = ""
+            return True
+        return False
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None = None) -> Tensor:
+        """The pattern on [batch, heads, tokens, head_dim] in raster order; the same shape comes back."""
+        choice = choose(self.backend, query.device, query.dtype, query.shape[-1])
+        self.run = Run(choice.name, choice.reason)
+        return attend(
+            query,
+            key,
+            value,
+            self.concrete,
+            self.grid,
+            scale=scale,
+            backend=choice.name,
+            state=self.state,
+            masks=self.masks,
+        )
+
+    def mask(self) -> BlockMask | None:
+        """The block mask of a static pattern on the layer's grid; None before a call, or for other kinds."""
+        if self.grid is None or not hasattr(self.concrete, "mask"):
+            return None
+        device = next((p.device for p in self.module.parameters()), torch.device("cpu"))
+        return self.masks.get(self.concrete, self.grid, "cpu" if device.type == "meta" else device)
+
+    def cost(self) -> tuple[float, float]:
+        """(density, share of pooled keys), both of dense work; (1, 0) where no block mask says so."""
+        mask = self.mask()
+        return (mask.density, mask.tail_share) if mask is not None else (1.0, 0.0)

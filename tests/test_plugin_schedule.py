@@ -1,0 +1,245 @@
+"""Dense steps and layers, the scheduler that counts them, and the state of guidance branches."""
+
+import copy
+import inspect
+
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
+
+from dattn.patterns import Dense, Neighborhood
+from dattn.plugin import apply
+from dattn.schedule import resolve_amount
+from tests.tiny_models import FAMILIES, Pipeline
+
+
+def pipeline(family="wan", scheduler=None, **models):
+    family = FAMILIES[family]
+    models = models or {"transformer": family.model()}
+    return Pipeline(scheduler or FlowMatchEulerDiscreteScheduler(), family, **models)
+
+
+def watch(handle):
+    """Notes, for every forward pass of the first layer, whether it is active."""
+    seen = []
+    layer = handle.layers[0]
+    layer.module.register_forward_pre_hook(lambda *_: seen.append(layer.active))
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("amount", "total", "count"),
+    [(0, 50, 0), (12, 50, 12), (12, 4, 4), (0.25, 50, 13), (0.24, 50, 12), (0.07, 100, 7), (0.01, 4, 1), (0.0, 9, 0)],
+)
+def test_counts_and_fractions(amount, total, count):
+    assert resolve_amount(amount, total) == count
+
+
+@pytest.mark.parametrize("value", [-1, 1.0, 1.5, -0.1, True, "3", None.__class__, float("nan")])
+@pytest.mark.parametrize("name", ["dense_steps", "dense_layers"])
+def test_bad_amounts_say_what_to_do(name, value):
+    with pytest.raises(ValueError, match=rf"{name}=.*fraction in \[0, 1\)"):
+        apply(FAMILIES["wan"].model(), Dense(), **{name: value})
+
+
+@pytest.mark.parametrize(("dense", "stock"), [(0, 0), (1, 1), (0.3, 2), (9, 5)])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_leading_steps_are_stock(family, dense, stock):
+    pipe = pipeline(family)
+    model = pipe.transformer
+    handle = apply(pipe, Neighborhood(3), dense_steps=dense)
+    seen = watch(handle)
+    for _ in range(2):
+        seen.clear()
+        pipe(model, steps=5)
+        passes = len(seen) // 5
+        assert seen == [False] * stock * passes + [True] * (5 - stock) * passes
+    assert handle.report().to_dict()["steps_dense"] == stock
+
+
+def test_dense_steps_are_bit_identical_to_stock():
+    pipe = pipeline()
+    stock = pipe(pipe.transformer)
+    with apply(pipe, Neighborhood(3), dense_steps=99):
+        assert torch.equal(pipe(pipe.transformer), stock)
+    with apply(pipe, Neighborhood(3), dense_layers=3):
+        assert torch.equal(pipe(pipe.transformer), stock)
+
+
+def test_dense_layers_and_selections_leave_processors_alone():
+    model = FAMILIES["wan"].model()
+    stock = [block.attn1.processor for block in model.blocks]
+    cases = [
+        ({"dense_layers": 1}, [1, 2]),
+        ({"dense_layers": 0.34}, [2]),
+        ({"layers": [0, 2]}, [0, 2]),
+        ({"layers": iter([2])}, [2]),
+        ({"layers": lambda name: name == "blocks.1.attn1"}, [1]),
+        ({"layers": [0, 1], "dense_layers": 1}, [1]),
+    ]
+    for arguments, changed in cases:
+        with apply(model, Dense(), **arguments):
+            now = [block.attn1.processor for block in model.blocks]
+            assert [i for i in range(3) if now[i] is not stock[i]] == changed
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"layers": [3]}, {"layers": [-1]}, {"layers": []}, {"layers": lambda name: False}, {"dense_layers": 4}],
+)
+def test_impossible_layers_are_errors(arguments):
+    with pytest.raises(ValueError, match="layers"):
+        apply(FAMILIES["wan"].model(), Dense(), **arguments)
+
+
+def test_a_bare_model_needs_steps_reported():
+    family = FAMILIES["wan"]
+    model = family.model()
+    stock = family.run(model)
+    with apply(model, Neighborhood(3), dense_steps=0.5) as handle:
+        with pytest.raises(ValueError, match=r"handle.step"):
+            family.run(model)
+        handle.step(0, 2)
+        assert torch.equal(family.run(model), stock)
+        handle.step(1, 2)
+        assert not torch.equal(family.run(model), stock)
+        for wrong in ((2, 2), (-1, 2), (0, 0)):
+            with pytest.raises(ValueError, match="index"):
+                handle.step(*wrong)
+
+
+@pytest.mark.parametrize(
+    "scheduler", [DDIMScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler, UniPCMultistepScheduler]
+)
+def test_any_scheduler_counts_its_own_steps(scheduler):
+    pipe = pipeline("unet", scheduler())
+    handle = apply(pipe, Neighborhood(3), dense_steps=0.5)
+    seen = watch(handle)
+    pipe(pipe.transformer, steps=4)
+    total = len(pipe.scheduler.timesteps)
+    assert seen == [i >= -(-total // 2) for i in range(total)]
+
+
+def test_a_call_that_begins_late_counts_the_steps_it_runs():
+    pipe = pipeline()
+    handle = apply(pipe, Neighborhood(3), dense_steps=0.5)
+    pipe.scheduler.set_timesteps(10)
+    pipe.scheduler.set_begin_index(6)
+    assert (handle.report().steps, handle.report().steps_dense) == (4, 2)
+
+
+def test_the_scheduler_keeps_its_signatures_and_its_copies_are_plain():
+    pipe = pipeline()
+    plain = {name: inspect.signature(getattr(pipe.scheduler, name)) for name in ("step", "set_timesteps")}
+    handle = apply(pipe, Neighborhood(3), dense_steps=1)
+    assert {name: inspect.signature(getattr(pipe.scheduler, name)) for name in plain} == plain
+    twin = copy.deepcopy(pipe.scheduler)
+    pipe.scheduler.set_timesteps(4)
+    twin.set_timesteps(9)
+    assert (len(pipe.scheduler.timesteps), len(twin.timesteps)) == (4, 9)
+    assert handle.report().steps == 4
+
+
+def test_a_scheduler_that_is_replaced_is_followed():
+    pipe = pipeline()
+    handle = apply(pipe, Neighborhood(3), dense_steps=0.5)
+    pipe(pipe.transformer, steps=4)
+    old = pipe.scheduler
+    pipe.scheduler = UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction")
+    seen = watch(handle)
+    for _ in range(2):
+        seen.clear()
+        pipe(pipe.transformer, steps=6)
+        assert seen == [False] * 6 + [True] * 6
+    assert "step" not in vars(old)
+    handle.remove()
+    assert "step" not in vars(pipe.scheduler)
+
+
+def test_both_wan_transformers_share_one_step_index():
+    family = FAMILIES["wan"]
+    first, second = family.model(), family.model()
+    pipe = pipeline("wan", transformer=first, transformer_2=second)
+    handle = apply(pipe, Neighborhood(3), dense_steps=2)
+    assert [layer.name.split(".")[0] for layer in handle.layers] == ["transformer"] * 3 + ["transformer_2"] * 3
+    pipe.scheduler.set_timesteps(4)
+    for index, time in enumerate(pipe.scheduler.timesteps):
+        model = first if index < 1 else second
+        inputs = family.inputs()
+        with torch.no_grad():
+            guess = model(**inputs, return_dict=False)[0]
+        assert handle.layers[-1].active is (model is second and index >= 2)
+        pipe.scheduler.step(guess, time, inputs["hidden_states"])
+    handle.remove()
+    assert not second._forward_pre_hooks
+
+
+class Recorder(Dense):
+    """Counts its calls in the state that it is given."""
+
+    def at(self, layer, layers, step, steps):
+        PLACES.append((layer, layers, step, steps))
+        return self
+
+
+PLACES = []
+
+
+def test_patterns_are_told_their_place():
+    pipe = pipeline()
+    PLACES.clear()
+    handle = apply(pipe, Recorder(), dense_layers=1)
+    pipe(pipe.transformer, steps=3)
+    assert {(1, 3, 0, 3), (2, 3, 1, 3), (2, 3, 2, 3)} <= set(PLACES)
+    assert not any(layer == 0 or step >= steps for layer, _, step, steps in PLACES)
+    handle.remove()
+
+
+def test_state_belongs_to_a_call_a_layer_and_a_branch(monkeypatch):
+    from dattn.processors import layer as module
+
+    calls = []
+
+    def attend(*args, state, **rest):
+        calls.append((id(state), dict(state)))
+        state["calls"] = state.get("calls", 0) + 1
+        return real(*args, state=state, **rest)
+
+    real = module.attend
+    monkeypatch.setattr(module, "attend", attend)
+    pipe = pipeline()
+    handle = apply(pipe, Dense())
+    pipe(pipe.transformer, steps=3)
+    per_call = 3 * 2 * 3
+    assert len(calls) == per_call and len({key for key, _ in calls}) == 6
+    assert [held.get("calls", 0) for _, held in calls] == [step for step in range(3) for _ in range(6)]
+    calls.clear()
+    pipe(pipe.transformer, steps=1)
+    assert all(held == {} for _, held in calls)
+    handle.remove()
+    handle = apply(pipe.transformer, Dense())
+    calls.clear()
+    for _ in range(2):
+        FAMILIES["wan"].run(pipe.transformer)
+    assert all(held == {} for _, held in calls)
+
+
+def test_branches_one_after_the_other_equal_branches_apart():
+    pipe = pipeline()
+    model, family = pipe.transformer, pipe.family
+    with apply(pipe, Neighborhood(3)):
+        pipe.scheduler.set_timesteps(2)
+        with model.cache_context("cond"):
+            cond = family.run(model, seed=1)
+        with model.cache_context("uncond"):
+            uncond = family.run(model, seed=2)
+    for seed, expected in ((2, uncond), (1, cond)):
+        with apply(pipe, Neighborhood(3)):
+            pipe.scheduler.set_timesteps(2)
+            assert torch.equal(family.run(model, seed=seed), expected)
