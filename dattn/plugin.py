@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def apply(
         raise ValueError(f"backend={backend!r}: choose auto, {' or '.join(BACKENDS)}")
     parts = [_Part(name, model, adapter_for(model)) for name, model in models_of(target).items()]
     settings = presets.resolve(attention, _family(parts), parts[0].kind, dense_steps, dense_layers)
-    settings = settings if layers is None else replace(settings, layers=_once(layers))
+    settings = replace(settings, layers=_once(settings.layers if layers is None else layers))
     for part in parts:
         part.stock_reasons(settings)
     for part in parts:
@@ -246,16 +247,20 @@ def _stock_reason(index: int, dense: int, chosen: set[int], attention: Any) -> s
     return "" if index in chosen else "not among layers="
 
 
-def _once(layers: Selection) -> Selection:
+def _once(layers: Any) -> Selection:
     """A selection that can be read more than once."""
-    return layers if callable(layers) else list(layers)
+    if layers is None or callable(layers):
+        return layers
+    if not isinstance(layers, Iterable):
+        raise ValueError(f"layers={layers!r}: give indices such as [0, 1], or a predicate on module names")
+    return list(layers)
 
 
 def _chosen(names: list[str], layers: Selection) -> list[int]:
     """The indices that a selection means among ``names``."""
     if layers is None:
         return list(range(len(names)))
-    indices = [index for index, name in enumerate(names) if layers(name)] if callable(layers) else list(layers)
+    indices = [index for index, name in enumerate(names) if layers(name)] if callable(layers) else [*layers]
     wrong = [i for i in indices if not isinstance(i, int) or isinstance(i, bool) or not 0 <= i < len(names)]
     if wrong or not indices:
         raise ValueError(

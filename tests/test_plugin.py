@@ -1,16 +1,14 @@
 """The contract of ``apply`` on every family and pattern: what runs is the pattern, and nothing stays behind."""
 
 import copy
-from contextlib import contextmanager
 
 import pytest
 import torch
-import torch.nn.functional as F
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from dattn.patterns import Dense, Neighborhood, Radial
 from dattn.plugin import apply, remove
-from tests.tiny_models import FAMILIES, Pipeline
+from tests.tiny_models import FAMILIES, Pipeline, masked_sdpa
 
 PATTERNS = {
     "dense": Dense(),
@@ -34,29 +32,9 @@ def tolerance(like):
     return 1e-4 * like.abs().max().item()
 
 
-@contextmanager
-def masked_sdpa(monkeypatch, pattern, grids):
-    """Stock models whose SDPA calls get the pattern's own element-wise mask wherever the length is a grid's."""
-    plain = F.scaled_dot_product_attention
-    masks = {grid.tokens: pattern.fit(grid)[0].allowed(grid) for grid in grids}
-    met = set()
-
-    def sdpa(query, key, value, attn_mask=None, **rest):
-        tokens = query.shape[2]
-        if key.shape[2] == tokens:
-            met.add(tokens)
-            attn_mask = masks[tokens]
-        return plain(query, key, value, attn_mask=attn_mask, **rest)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(F, "scaled_dot_product_attention", sdpa)
-        yield
-    assert met == set(masks)
-
-
-def test_the_pattern_that_runs_is_the_one_it_defines(family, pattern, monkeypatch):
+def test_the_pattern_that_runs_is_the_one_it_defines(family, pattern):
     model = family.model()
-    with masked_sdpa(monkeypatch, pattern, family.grids):
+    with masked_sdpa(pattern, family.grids):
         expected = family.run(model, batch=2)
     with apply(model, pattern):
         out = family.run(model, batch=2)
@@ -122,7 +100,7 @@ def test_batch_two_is_two_of_batch_one(family, pattern):
 
 
 @pytest.mark.parametrize("latent", [(5, 9), (9, 6), (16, 24), (7, 33), (20, 4)])
-def test_unet_levels_follow_odd_and_oblong_latents(latent, monkeypatch):
+def test_unet_levels_follow_odd_and_oblong_latents(latent):
     family = FAMILIES["unet"]
     model = family.model()
     shapes = {}

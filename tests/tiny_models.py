@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from types import SimpleNamespace
+from unittest import mock
 
 import torch
+import torch.nn.functional as F
 from diffusers import CogVideoXTransformer3DModel, UNet2DConditionModel, WanTransformer3DModel
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from torch import Tensor, nn
 
 from dattn.grid import TokenGrid
+from dattn.patterns.base import Pattern
 
 Inputs = dict[str, object]
 
@@ -25,16 +28,18 @@ def _ready(model: nn.Module) -> nn.Module:
     """Random weights large enough that attention matters, the same on every call."""
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
             if parameter.ndim > 1:
-                noise = torch.randn(parameter.shape, generator=generator)
                 parameter.copy_(noise * parameter[0].numel() ** -0.5)
+            else:
+                parameter.copy_(0.1 * noise + (0 if name.endswith("bias") else 1))
     return model.eval()
 
 
 def wan(**changes: object) -> nn.Module:
     """Three layers of 2 heads x 12."""
-    config = dict(  # noqa: C408
+    config = dict(
         patch_size=(1, 2, 2),
         num_attention_heads=2,
         attention_head_dim=12,
@@ -56,7 +61,7 @@ def wan_inputs(batch: int = 1, seed: int = 0, latent: tuple[int, int, int] = (5,
 
 def cogvideox(**changes: object) -> nn.Module:
     """Three layers of 2 heads x 16, rotary embedding, text of 6 tokens."""
-    config = dict(  # noqa: C408
+    config = dict(
         num_attention_heads=2,
         attention_head_dim=16,
         in_channels=4,
@@ -88,7 +93,7 @@ def cogvideox_inputs(batch: int = 1, seed: int = 0, latent: tuple[int, int, int]
 
 def unet(**changes: object) -> nn.Module:
     """Three levels, attention at each and in the middle; 2 heads."""
-    config = dict(  # noqa: C408
+    config = dict(
         sample_size=16,
         in_channels=4,
         out_channels=4,
@@ -123,6 +128,15 @@ class Family:
         with torch.no_grad():
             return model(**self.inputs(batch, seed, **shape), return_dict=False)[0]
 
+    def run_in(self, model: nn.Module, dtype: torch.dtype) -> Tensor:
+        """Like ``run``, with inputs of another precision; tables of positions stay as they are."""
+        inputs = {
+            name: value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+            for name, value in self.inputs().items()
+        }
+        with torch.no_grad():
+            return model(**inputs, return_dict=False)[0]
+
 
 FAMILIES = {
     family.name: family
@@ -134,6 +148,24 @@ FAMILIES = {
 }
 
 
+@contextmanager
+def masked_sdpa(pattern: Pattern, grids: tuple[TokenGrid, ...]) -> Iterator[None]:
+    """Stock models whose SDPA calls get the pattern's own element-wise mask wherever the length is a grid's."""
+    plain = F.scaled_dot_product_attention
+    masks = {grid.tokens: pattern.fit(grid)[0].allowed(grid) for grid in grids}
+    met = set()
+
+    def sdpa(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **rest: object) -> Tensor:
+        if key.shape[2] == query.shape[2]:
+            met.add(query.shape[2])
+            attn_mask = masks[query.shape[2]]
+        return plain(query, key, value, attn_mask=attn_mask, **rest)
+
+    with mock.patch.object(F, "scaled_dot_product_attention", sdpa):
+        yield
+    assert met == set(masks)
+
+
 class Pipeline:
     """The part of a pipeline that the plugin sees: components by name, a scheduler, a denoising loop."""
 
@@ -141,7 +173,6 @@ class Pipeline:
         self.scheduler = scheduler
         self.family = family
         vars(self).update(models)
-        self.seen: list[SimpleNamespace] = []
 
     def __call__(self, model: nn.Module, steps: int = 4, seed: int = 0, batch: int = 1) -> Tensor:
         """Denoise with classifier-free guidance, one branch after the other where the model names them."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dattn.attention import attend
 from dattn.backends import choose
@@ -55,7 +55,7 @@ class Layer:
         index: int,
         count: int,
         name: str,
-        module: nn.Module,
+        module: Any,
         pattern: Any,
         masks: MaskCache,
         backend: str = "auto",

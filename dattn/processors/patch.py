@@ -27,7 +27,7 @@ class Patch:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         adapter: Adapter,
         layers: list[Layer],
         processor: type[Processor],
@@ -36,9 +36,9 @@ class Patch:
         self.model, self.layers = model, layers
         self._adapter, self._before = adapter, before
         self._levels = [site.level for site in adapter.sites(model)]
-        self._processors = [processor(layer) for layer in layers if layer.pattern is not None]
-        for ours in self._processors:
-            _install(ours)
+        self._ours = [(layer, processor(layer)) for layer in layers if layer.pattern is not None]
+        for pair in self._ours:
+            _install(*pair)
         self._hook = model.register_forward_pre_hook(self._enter, with_kwargs=True)
         self._tap_cache_context()
 
@@ -48,9 +48,9 @@ class Patch:
         grids = self._adapter.grids(model, Inputs(args, kwargs))
         for layer, level in zip(self.layers, self._levels, strict=True):
             layer.enter(grids[level])
-        for ours in self._processors:
-            if ours.layer.module.processor is not ours:
-                _install(ours)
+        for layer, ours in self._ours:
+            if layer.module.processor is not ours or layer.blocked:
+                _install(layer, ours)
 
     def _tap_cache_context(self) -> None:
         """Learn the names of guidance branches, which pipelines announce with ``model.cache_context(name)``."""
@@ -82,22 +82,21 @@ class Patch:
             del self.model.cache_context
         if self._cache_context is not None:
             self.model.cache_context = self._cache_context
-        for ours in self._processors:
-            if ours.layer.module.processor is ours:
-                ours.layer.module.set_processor(ours.stock)
+        for layer, ours in self._ours:
+            if layer.module.processor is ours:
+                layer.module.set_processor(ours.stock)
         for layer in self.layers:
             layer.close()
 
 
-def _install(ours: Processor) -> None:
+def _install(layer: Layer, ours: Processor) -> None:
     """Put a processor in place of whatever its module holds, or note why the module keeps what it has.
 
     Fusing projections, loading an IP-Adapter or perturbed attention replace processors after ``apply``; the new
     stock processor is then the one to step aside for, and the one that ``remove`` restores.
     """
-    module = ours.layer.module
-    stock = unwrap(module.processor) or ours.own(module)
-    ours.layer.blocked = ours.accepts(stock)
-    if not ours.layer.blocked:
+    stock = unwrap(layer.module.processor) or ours.own(layer.module)
+    layer.blocked = ours.accepts(stock)
+    if not layer.blocked:
         ours.adopt(stock)
-        module.set_processor(ours)
+        layer.module.set_processor(ours)

@@ -21,7 +21,7 @@ class WanProcessor(Processor):
 
     def __init__(self, layer: Layer | None = None, stock: Any = None) -> None:
         super().__init__(layer)
-        self._sparse = None
+        self._sparse: Any = None
         if stock is not None:
             self.adopt(stock)
 

@@ -1,0 +1,258 @@
+"""Reports, recipes, presets, and the errors that say what to do."""
+
+import json
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+from dattn.patterns import Dense, Neighborhood, Radial
+from dattn.plugin import apply, supported_models
+from tests.tiny_models import FAMILIES, Pipeline
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request):
+    return FAMILIES[request.param]
+
+
+def test_before_any_call_the_report_says_that_nothing_ran(family):
+    model = family.model()
+    handle = apply(model, Radial(block_size=16), dense_layers=1)
+    report = handle.report()
+    assert not report.ran and "no pattern has run yet" in str(report)
+    first, *rest = report.layers
+    assert first.backend == "stock" and first.why == "a dense layer"
+    assert all(row.backend is None and row.density is None and row.saved is None for row in rest)
+    assert "Radial(block_size=16)" in str(report)
+    assert json.loads(json.dumps(report.to_dict()))["attention"] == "Radial(block_size=16)"
+
+
+def test_after_a_call_the_report_has_grid_density_backend_and_saving(family):
+    model = family.model()
+    pattern = Radial(block_size=16)
+    handle = apply(model, pattern)
+    family.run(model)
+    report = handle.report()
+    grids = {(*g.shape, g.text_before, g.text_after): g for g in family.grids}
+    assert report.ran and {row.grid for row in report.layers} == set(grids)
+    for row in report.layers:
+        grid = grids[row.grid]
+        assert row.density == pattern.mask(grid).density
+        assert row.flops_dense == 4 * grid.tokens**2 * handle.layers[row.index].module.inner_dim
+        assert row.saved == pytest.approx(1 - row.density, abs=1e-5)
+        assert row.backend == "torch" and "auto" in row.why
+    assert report.flops_share == pytest.approx(
+        sum(row.flops_computed for row in report.layers) / sum(row.flops_dense for row in report.layers)
+    )
+    assert json.loads(json.dumps(report.to_dict()))["layers"][0]["backend"] == "torch"
+
+
+def test_a_pattern_that_saves_nothing_still_runs_and_says_so(family):
+    model = family.model()
+    handle = apply(model, Dense())
+    family.run(model)
+    report = handle.report()
+    assert {row.backend for row in report.layers} == {"torch"}
+    assert str(report).count("no saving") == len(report.layers)
+    assert report.flops_share == 1
+
+
+def test_dense_steps_count_in_the_flops():
+    family = FAMILIES["wan"]
+    pipe = Pipeline(FlowMatchEulerDiscreteScheduler(), family, transformer=family.model())
+    handle = apply(pipe, Radial(block_size=16), dense_steps=0.5)
+    pipe(pipe.transformer, steps=4)
+    report = handle.report()
+    density = report.layers[0].density
+    assert density < 1
+    assert report.flops_share == pytest.approx(0.5 + 0.5 * density, abs=1e-4)
+    assert "0.5 = 2 of 4" in str(report)
+    with apply(pipe, Radial(), dense_steps=12) as handle:
+        pipe(pipe.transformer, steps=4)
+        assert "every step is dense" in str(handle.report())
+
+
+def test_pooled_keys_are_reported_apart():
+    family = FAMILIES["wan"]
+    model = family.model()
+    with apply(model, Radial(block_size=16, tail=True)) as handle:
+        family.run(model)
+        row = handle.report().layers[0]
+        assert row.tail_share > 0
+        assert row.saved == pytest.approx(1 - row.density - row.tail_share, abs=1e-4)
+
+
+def test_a_window_larger_than_a_level_is_clamped_and_reported():
+    family = FAMILIES["unet"]
+    model = family.model()
+    with apply(model, Neighborhood(6, stride=2)) as handle:
+        family.run(model)
+        rows = {row.grid[:3]: row for row in handle.report().layers}
+        assert rows[(1, 13, 10)].why.count("clamp") == 0
+        assert "6" in rows[(1, 7, 5)].pattern or "5" in rows[(1, 7, 5)].pattern
+        for size in ((1, 7, 5), (1, 4, 3)):
+            assert rows[size].why != rows[(1, 13, 10)].why
+
+
+def test_auto_may_leave_layers_stock_and_says_so():
+    family = FAMILIES["unet"]
+    model = family.model()
+    stock = family.run(model)
+    with apply(model, "auto", dense_steps=0) as handle:
+        assert torch.equal(family.run(model), stock)
+        assert all(row.backend == "stock" and row.why.startswith("auto: saves") for row in handle.report().layers)
+
+
+@pytest.mark.parametrize("preset", ["radial", "neighborhood", "dense", "auto"])
+def test_presets(family, preset):
+    pipe = Pipeline(FlowMatchEulerDiscreteScheduler(), family, transformer=family.model())
+    if (family.name, preset) == ("unet", "radial"):
+        with pytest.raises(ValueError, match=r"radial.*neighborhood.*dattn\.Radial"):
+            apply(pipe, preset)
+        return
+    handle = apply(pipe, preset)
+    assert pipe(pipe.transformer, steps=2).isfinite().all()
+    assert repr({"auto": "neighborhood" if family.name == "unet" else "radial"}.get(preset, preset)) in str(
+        handle.report()
+    )
+    handle.remove()
+    assert apply(pipe, preset, dense_steps=0, dense_layers=2).settings.dense_layers == 2
+
+
+def test_published_defaults_of_wan():
+    family = FAMILIES["wan"]
+    one = apply(Pipeline(None, family, transformer=family.model()), "radial").settings
+    two = apply(Pipeline(None, family, transformer=family.model(), transformer_2=family.model()), "radial").settings
+    assert (one.attention, one.dense_layers) == (Radial(decay=0.2), 1)
+    assert (two.attention, two.dense_layers) == (Radial(decay=0.8, block_size=64), 1)
+    from dattn.schedule import resolve_amount
+
+    assert resolve_amount(one.dense_steps, 50) == 12
+    assert resolve_amount(two.dense_steps, 40) == 11
+
+
+@pytest.mark.parametrize(
+    "attention", [Neighborhood(3), "Neighborhood(window=3)", {"name": "Neighborhood", "window": 3}]
+)
+def test_every_way_to_write_a_pattern(attention):
+    assert apply(FAMILIES["wan"].model(), attention).settings.attention == Neighborhood(3)
+
+
+def test_none_leaves_everything_stock(family):
+    model = family.model()
+    stock = family.run(model)
+    with apply(model) as handle:
+        assert torch.equal(family.run(model), stock)
+        assert all(row.backend == "stock" for row in handle.report().layers)
+
+
+def test_recipes_go_round(family, tmp_path):
+    model, path = family.model(), str(tmp_path / "recipe.json")
+    handle = apply(model, Neighborhood((None, 3, 3)), dense_layers=1, layers=[1, 2])
+    expected = family.run(model)
+    handle.save_recipe(path)
+    saved = json.loads((tmp_path / "recipe.json").read_text())
+    assert set(saved) == {"format", "model", "grid", "attention", "dense_steps", "dense_layers", "layers"}
+    assert saved["model"] == type(model).__name__
+    grid = family.grids[0]
+    assert saved["grid"] == [*grid.shape, [grid.text_before, grid.text_after]]
+    again = apply(model, path)
+    assert torch.equal(family.run(model), expected)
+    assert again.settings.attention == Neighborhood((None, 3, 3)) and again.settings.dense_layers == 1
+    assert "recipe" in str(again.report())
+    assert apply(model, path, dense_layers=0).settings.dense_layers == 0
+
+
+def test_a_recipe_without_a_selection_has_the_six_keys(tmp_path):
+    path = tmp_path / "auto.json"
+    apply(FAMILIES["wan"].model(), "auto").save_recipe(path)
+    saved = json.loads(path.read_text())
+    assert set(saved) == {"format", "model", "grid", "attention", "dense_steps", "dense_layers"}
+    assert saved["attention"] == "auto" and saved["grid"] is None
+    assert apply(FAMILIES["wan"].model(), str(path)).settings.min_saving is not None
+
+
+GOOD = {
+    "format": 1,
+    "model": "WanTransformer3DModel",
+    "grid": None,
+    "attention": {"name": "Dense"},
+    "dense_steps": 0,
+    "dense_layers": 0,
+}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("not json", "not JSON"),
+        ("[1]", "JSON object"),
+        (json.dumps(GOOD | {"format": 2}), "reads format 1"),
+        (json.dumps({"format": 1}), "lacks"),
+        (json.dumps(GOOD | {"extra": 1}), "unknown"),
+        (json.dumps(GOOD | {"model": "FluxTransformer2DModel"}), "is for Flux"),
+        (json.dumps(GOOD | {"attention": {"name": "__import__"}}), "__import__"),
+        (json.dumps(GOOD | {"attention": {"name": "Radial", "decay": -1}}), "decay"),
+        (json.dumps(GOOD | {"attention": "__import__('os')"}), "attention"),
+        (json.dumps(GOOD | {"dense_steps": 2.5}), "dense_steps"),
+        (json.dumps(GOOD | {"dense_layers": "all"}), "dense_layers"),
+        (json.dumps(GOOD | {"layers": 3}), "layers"),
+        (json.dumps(GOOD | {"layers": ["a"]}), "layers"),
+    ],
+)
+def test_bad_recipes_are_errors(tmp_path, content, message):
+    path = tmp_path / "bad.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        apply(FAMILIES["wan"].model(), str(path))
+
+
+def test_a_missing_recipe_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="cannot be read"):
+        apply(FAMILIES["wan"].model(), str(tmp_path / "none.json"))
+
+
+def test_unsupported_targets_list_what_is_supported():
+    with pytest.raises(ValueError, match=r"Linear.*WanTransformer3DModel.*UNet2DConditionModel.*CONTRIBUTING\.md"):
+        apply(torch.nn.Linear(2, 2), Dense())
+    with pytest.raises(ValueError, match="neither a model nor a pipeline"):
+        apply(object(), Dense())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"attention": 3}, ValueError, r"attention=3.*radial"),
+        ({"attention": "nonsense"}, ValueError, "nonsense"),
+        ({"attention": "__import__('os').getcwd()"}, ValueError, "__import__"),
+        ({"attention": {"name": "Nope"}}, ValueError, "Nope"),
+        ({"backend": "quantum"}, ValueError, "backend='quantum'"),
+        ({"control": object()}, NotImplementedError, "control"),
+        ({"layers": 3}, ValueError, "layers"),
+    ],
+)
+def test_wrong_arguments_change_nothing(arguments, error, message):
+    model = FAMILIES["wan"].model()
+    before = [block.attn1.processor for block in model.blocks]
+    with pytest.raises(error, match=message):
+        apply(model, **({"attention": Dense()} | arguments))
+    assert [block.attn1.processor for block in model.blocks] == before
+    assert not model._forward_pre_hooks and "_dattn_handle" not in vars(model)
+
+
+def test_an_explicit_backend_runs(family):
+    model = family.model()
+    with apply(model, Neighborhood(3), backend="reference") as handle:
+        family.run(model)
+        assert {row.backend for row in handle.report().layers} == {"reference"}
+
+
+def test_supported_models_is_a_table():
+    rows = supported_models()
+    assert {name for row in rows for name in row.models} == {
+        "WanTransformer3DModel",
+        "CogVideoXTransformer3DModel",
+        "UNet2DConditionModel",
+    }
+    assert all(row.presets[-1] == "auto" and row.title and row.text for row in rows)
