@@ -68,6 +68,7 @@ def backend() -> list[Finding]:
     import torch
 
     import dattn
+    from dattn.backends import choose
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     grid = dattn.TokenGrid(2, 4, 4)
@@ -77,20 +78,11 @@ def backend() -> list[Finding]:
     except Exception as error:  # a broken installation may raise anything
         return [Finding("attention", f"{type(error).__name__}: {error}", False, "reinstall PyTorch")]
     good = bool(torch.allclose(output, torch.ones_like(output), atol=1e-5))
-    return [Finding("attention", f"runs on {device}", good), Finding("backend auto", _choice(query), None)]
-
-
-def _choice(query: object) -> str:
-    return "see the report of a run"
-
-
-def triton() -> list[Finding]:
-    """Triton is there only on Linux and useful only with a graphics device."""
-    try:
-        module = importlib.import_module("triton")
-    except ImportError:
-        return [Finding("triton", "none", None, "comes with dattn on Linux; only a GPU needs it")]
-    return [Finding("triton", module.__version__, None)]
+    chosen = choose("auto", query.device, torch.bfloat16 if device == "cuda" else torch.float32, 64)
+    return [
+        Finding("attention", f"{'right' if good else 'wrong numbers'} on {device}", good),
+        Finding("backend auto", f"{chosen.name} ({chosen.reason.removeprefix('auto: ')})", None),
+    ]
 
 
 def diffusers_hooks() -> list[Finding]:
@@ -127,7 +119,6 @@ CHECKS: tuple[Callable[[], list[Finding]], ...] = (
     packages,
     hardware,
     backend,
-    triton,
     diffusers_hooks,
     ffmpeg,
     demo_models,

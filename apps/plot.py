@@ -89,7 +89,8 @@ def neighbourhood(mask: BlockMask, grid: TokenGrid, place: tuple[int, int, int])
     frames = chosen_frames(grid.frames, place[0])
     columns = min(len(frames), 8 if grid.height * 2 > grid.width else 4)
     rows = -(-len(frames) // columns)
-    figure = Figure(figsize=(1.6 * columns, 0.7 + 1.8 * rows), dpi=100, layout="constrained")
+    tall = min(4.0, max(0.3, 1.6 * grid.height / grid.width))
+    figure = Figure(figsize=(1.6 * columns, 0.5 + (tall + 0.3) * rows), dpi=100, layout="constrained")
     panels = np.atleast_1d(figure.subplots(rows, columns)).ravel()
     for panel in panels[len(frames) :]:
         panel.set_axis_off()
@@ -99,7 +100,10 @@ def neighbourhood(mask: BlockMask, grid: TokenGrid, place: tuple[int, int, int])
         panel.set_title(f"frame {frame}", fontsize=8)
         if frame == place[0]:
             panel.plot(place[2], place[1], "o", color="crimson", markersize=5)
-    figure.suptitle(f"{place} sees {int(seen.sum())} of {grid.tokens} tokens", fontsize=10)
+    figure.suptitle(
+        f"token at frame {place[0]}, row {place[1]}, column {place[2]}: sees {int(seen.sum())} of {grid.tokens} tokens",
+        fontsize=10,
+    )
     return figure
 
 
