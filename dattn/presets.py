@@ -65,8 +65,11 @@ def resolve(
         ValueError: nothing that we know, or a schedule out of bounds.
     """
     settings = _settings(attention, family, model)
-    given = {"dense_steps": dense_steps, "dense_layers": dense_layers}
-    return replace(settings, **{name: value for name, value in given.items() if value is not None})
+    return replace(
+        settings,
+        dense_steps=settings.dense_steps if dense_steps is None else dense_steps,
+        dense_layers=settings.dense_layers if dense_layers is None else dense_layers,
+    )
 
 
 def _settings(attention: Any, family: str, model: str) -> Settings:

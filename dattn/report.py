@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from dattn.processors.layer import Layer
+from dattn.processors.layer import Layer, Run
 from dattn.recipe import Settings
 from dattn.schedule import Clock, resolve_amount
 
@@ -44,7 +44,9 @@ class Row:
     @property
     def saved(self) -> float | None:
         """Share of the layer's attention FLOPs that a sparse step saves; None before a call."""
-        return None if not self.flops_dense else 1 - self.flops_computed / self.flops_dense
+        if not self.flops_dense or self.flops_computed is None:
+            return None
+        return 1 - self.flops_computed / self.flops_dense
 
     def cells(self) -> tuple[str, ...]:
         """The row as text, one string per column."""
@@ -74,7 +76,7 @@ class Report:
         if not dense:
             return None
         sparse = sum(row.flops_computed or 0 for row in self.layers) / dense
-        warm = self.steps_dense / self.steps if self.steps else 0
+        warm = self.steps_dense / self.steps if self.steps and self.steps_dense else 0
         return warm + (1 - warm) * sparse
 
     def to_dict(self) -> dict[str, Any]:
@@ -120,9 +122,11 @@ def build(layers: Sequence[Layer], settings: Settings, clock: Clock) -> Report:
 
 def _row(layer: Layer) -> Row:
     stock = layer.why or layer.blocked or layer.refusal
-    density, tail = (None, None) if layer.pattern is None or layer.grid is None else layer.cost()
+    known = layer.pattern is not None and layer.grid is not None
+    density, tail = layer.cost() if known else (None, None)
     flops = _flops(layer)
-    share = 1.0 if stock or density is None else min(density + tail, 1.0)
+    share = 1.0 if stock or density is None or tail is None else min(density + tail, 1.0)
+    run = layer.run or Run(None, "")
     return Row(
         index=layer.index,
         name=layer.name,
@@ -130,8 +134,8 @@ def _row(layer: Layer) -> Row:
         grid=_grid(layer),
         density=density,
         tail_share=tail,
-        backend="stock" if stock else layer.run and layer.run.backend,
-        why="; ".join(part for part in (stock or (layer.run and layer.run.reason), layer.note) if part),
+        backend="stock" if stock else run.backend,
+        why="; ".join(part for part in (stock or run.reason, layer.note) if part),
         flops_dense=flops,
         flops_computed=None if flops is None else round(flops * share),
     )

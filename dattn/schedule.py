@@ -82,7 +82,7 @@ class SchedulerTap:
     def __init__(self, scheduler: Any, clock: Clock) -> None:
         self.scheduler = scheduler
         self._clock = clock
-        self._before = {}
+        self._before: dict[str, Any] = {}
         for name, after in self._events().items():
             if hasattr(scheduler, name):
                 self._wrap(name, after)

@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
 from dattn.grid import TokenGrid
 
 
@@ -16,7 +14,7 @@ class Site:
     """A self-attention module: its name in the model, the module, and the level whose grid it sees."""
 
     name: str
-    module: nn.Module
+    module: Any
     level: str = ""
 
 
@@ -50,6 +48,6 @@ class Adapter:
     title: str
     models: tuple[str, ...]
     text: str
-    sites: Callable[[nn.Module], list[Site]]
-    grids: Callable[[nn.Module, Inputs], dict[str, TokenGrid]]
+    sites: Callable[[Any], list[Site]]
+    grids: Callable[[Any, Inputs], dict[str, TokenGrid]]
     processor: str

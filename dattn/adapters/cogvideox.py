@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Any
 
 from dattn.adapters.base import Adapter, Inputs, Site
 from dattn.grid import TokenGrid
 
 
-def sites(model: nn.Module) -> list[Site]:
+def sites(model: Any) -> list[Site]:
     """``transformer_blocks.<i>.attn1``."""
     return [Site(f"transformer_blocks.{i}.attn1", block.attn1) for i, block in enumerate(model.transformer_blocks)]
 
 
-def grids(model: nn.Module, inputs: Inputs) -> dict[str, TokenGrid]:
+def grids(model: Any, inputs: Inputs) -> dict[str, TokenGrid]:
     """Latents [batch, frames, channels, height, width]; 1.5 also joins ``patch_size_t`` frames."""
     _, frames, _, height, width = inputs.get(0, "hidden_states").shape
     text = inputs.get(1, "encoder_hidden_states").shape[1]

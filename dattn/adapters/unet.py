@@ -8,6 +8,7 @@ that it mirrors, because Diffusers hands it that size wherever the latent size d
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 
@@ -17,7 +18,7 @@ from dattn.grid import TokenGrid
 Size = tuple[int, int]
 
 
-def blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def blocks(model: Any) -> Iterator[tuple[str, nn.Module]]:
     """Blocks in execution order; ``named_modules`` would put the middle block last."""
     yield from ((f"down_blocks.{i}", block) for i, block in enumerate(model.down_blocks))
     if model.mid_block is not None:
@@ -25,7 +26,7 @@ def blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     yield from ((f"up_blocks.{i}", block) for i, block in enumerate(model.up_blocks))
 
 
-def sites(model: nn.Module) -> list[Site]:
+def sites(model: Any) -> list[Site]:
     """Every ``Attention`` that has no context of its own, GLIGEN's gated layers (image and boxes) apart."""
     return [
         Site(f"{level}.{name}", module, level)
@@ -43,7 +44,7 @@ def _is_self_attention(module: nn.Module) -> bool:
     return not module.is_cross_attention and module.added_kv_proj_dim is None
 
 
-def grids(model: nn.Module, inputs: Inputs) -> dict[str, TokenGrid]:
+def grids(model: Any, inputs: Inputs) -> dict[str, TokenGrid]:
     """Latents [batch, channels, height, width], walked down the blocks and mirrored up again."""
     size = tuple(inputs.get(0, "sample").shape[2:])
     entry = []

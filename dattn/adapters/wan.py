@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Any
 
 from dattn.adapters.base import Adapter, Inputs, Site
 from dattn.grid import TokenGrid
 
 
-def sites(model: nn.Module) -> list[Site]:
+def sites(model: Any) -> list[Site]:
     """``blocks.<i>.attn1``."""
     return [Site(f"blocks.{i}.attn1", block.attn1) for i, block in enumerate(model.blocks)]
 
 
-def grids(model: nn.Module, inputs: Inputs) -> dict[str, TokenGrid]:
+def grids(model: Any, inputs: Inputs) -> dict[str, TokenGrid]:
     """Latents [batch, channels, frames, height, width], each axis divided by its patch."""
     sizes = inputs.get(0, "hidden_states").shape[2:]
     return {"": TokenGrid(*(size // patch for size, patch in zip(sizes, model.config.patch_size, strict=True)))}

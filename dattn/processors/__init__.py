@@ -24,7 +24,7 @@ def register_with_guidance() -> None:
     from diffusers.hooks._helpers import AttentionProcessorMetadata, AttentionProcessorRegistry
 
     for cls in PROCESSORS.values():
-        skip = _skip_joint if cls is CogVideoXProcessor else _skip
+        skip: Any = _skip_joint if cls is CogVideoXProcessor else _skip
         AttentionProcessorRegistry.register(cls, AttentionProcessorMetadata(skip_processor_output_fn=skip))
 
 

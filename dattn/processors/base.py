@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from dattn.processors.layer import Layer
 
@@ -34,13 +34,13 @@ class Processor:
         """Stand in for another processor of the model's own."""
         self.stock = stock
 
-    def own(self, attn: nn.Module) -> Any:
+    def own(self, attn: Any) -> Any:
         """The model's own processor; the default one of the module's class where there is none."""
         if self.stock is None:
             self.adopt(self.default(attn))
         return self.stock
 
-    def default(self, attn: nn.Module) -> Any:
+    def default(self, attn: Any) -> Any:
         """The processor that the module's class starts with."""
         return type(attn)._default_processor_cls()
 
@@ -70,7 +70,7 @@ def unwrap(processor: Any) -> Any:
     return processor
 
 
-def project(attn: nn.Module, hidden: Tensor, fused: bool) -> tuple[Tensor, Tensor, Tensor]:
+def project(attn: Any, hidden: Tensor, fused: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Query, key and value [batch, heads, tokens, head_dim] of [batch, tokens, channels], normed per head."""
     parts = attn.to_qkv(hidden).chunk(3, dim=-1) if fused else (attn.to_q(hidden), attn.to_k(hidden), attn.to_v(hidden))
     query, key, value = (part.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for part in parts)
@@ -79,7 +79,7 @@ def project(attn: nn.Module, hidden: Tensor, fused: bool) -> tuple[Tensor, Tenso
     return query, key, value
 
 
-def project_out(attn: nn.Module, hidden: Tensor) -> Tensor:
+def project_out(attn: Any, hidden: Tensor) -> Tensor:
     """[batch, heads, tokens, head_dim] through the output projection: [batch, tokens, channels]."""
     return attn.to_out[1](attn.to_out[0](hidden.transpose(1, 2).flatten(2)))
 

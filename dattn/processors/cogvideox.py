@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dattn.processors.base import Processor, accepts_named, is_fused, project, project_out
 
@@ -21,7 +21,7 @@ class CogVideoXProcessor(Processor):
         """The plain and the fused stock processor."""
         return accepts_named(stock, STOCK)
 
-    def default(self, attn: nn.Module) -> Any:
+    def default(self, attn: Any) -> Any:
         """CogVideoX builds on a generic attention class, so its default is named here."""
         from diffusers.models.attention_processor import CogVideoXAttnProcessor2_0
 
@@ -29,7 +29,7 @@ class CogVideoXProcessor(Processor):
 
     def __call__(
         self,
-        attn: nn.Module,
+        attn: Any,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor,
         attention_mask: Tensor | None = None,
@@ -51,6 +51,7 @@ class CogVideoXProcessor(Processor):
 
 def _rotate(heads: Tensor, text: int, rotary: Rotary) -> Tensor:
     """[batch, heads, tokens, head_dim] with the rotary embedding on all but the first ``text`` tokens."""
-    from diffusers.models.embeddings import apply_rotary_emb
+    from diffusers.models import embeddings
 
-    return torch.cat([heads[:, :, :text], apply_rotary_emb(heads[:, :, text:], rotary)], dim=2)
+    apply: Any = embeddings.apply_rotary_emb
+    return torch.cat([heads[:, :, :text], apply(heads[:, :, text:], rotary)], dim=2)

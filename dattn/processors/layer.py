@@ -21,7 +21,7 @@ State = dict[str, Any]
 class Run:
     """The backend that a layer's pattern last ran on, and why that one."""
 
-    backend: str
+    backend: str | None
     reason: str
 
 
@@ -66,7 +66,7 @@ class Layer:
         self.pattern, self.masks, self.backend, self.min_saving = pattern, masks, backend, min_saving
         self.why = why
         self.active = False
-        self.grid: TokenGrid | None = None
+        self.grid: TokenGrid | None = None  # until the first call
         self.concrete: Any = pattern
         self.note: str | None = None
         self.blocked = ""
@@ -97,14 +97,12 @@ class Layer:
             return
         self.concrete, self.note = self._placed.fit(self.grid)
         if self.min_saving is not None:
-            self.why = self._too_little_saved()
+            self.why = self._too_little_saved(self.min_saving)
         self.active = not self._dense_step and not self.why
 
-    def _too_little_saved(self) -> str:
+    def _too_little_saved(self, least: float) -> str:
         saved = 1 - sum(self.cost())
-        if saved >= self.min_saving:
-            return ""
-        return f"auto: saves {max(saved, 0):.0%}, less than {self.min_saving:.0%}"
+        return "" if saved >= least else f"auto: saves {max(saved, 0):.0%}, less than {least:.0%}"
 
     def close(self) -> None:
         """The layer is stock from now on, for a processor that someone still holds."""
@@ -135,8 +133,8 @@ class Layer:
             self.refuse("an attention mask was passed, which a pattern cannot honour")
         elif context is not None:
             self.refuse("a context was passed, so this is cross-attention")
-        elif tokens != self.grid.tokens:
-            self.refuse(f"the sequence has {tokens} tokens, its grid {self.grid.tokens}")
+        elif self.grid is None or tokens != self.grid.tokens:
+            self.refuse(f"the sequence has {tokens} tokens, its grid {self.grid and self.grid.tokens}")
         else:
             self.refusal = ""
             return True
@@ -144,6 +142,7 @@ class Layer:
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None = None) -> Tensor:
         """The pattern on [batch, heads, tokens, head_dim] in raster order; the same shape comes back."""
+        assert self.grid is not None  # an active layer has one
         choice = choose(self.backend, query.device, query.dtype, query.shape[-1])
         self.run = Run(choice.name, choice.reason)
         return attend(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from dattn.processors.base import Processor, accepts_named, is_fused, project, project_out
 
@@ -20,7 +20,7 @@ class UNetProcessor(Processor):
         """The stock processors that compute plain attention, whichever way."""
         return accepts_named(stock, STOCK)
 
-    def default(self, attn: nn.Module) -> Any:
+    def default(self, attn: Any) -> Any:
         """SDPA, or the spelled-out processor for modules that do not scale by the head size."""
         from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 
@@ -28,7 +28,7 @@ class UNetProcessor(Processor):
 
     def __call__(
         self,
-        attn: nn.Module,
+        attn: Any,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -51,7 +51,7 @@ class UNetProcessor(Processor):
         return out / attn.rescale_output_factor
 
 
-def _normed_tokens(attn: nn.Module, hidden: Tensor, temb: Tensor | None) -> Tensor:
+def _normed_tokens(attn: Any, hidden: Tensor, temb: Tensor | None) -> Tensor:
     """[batch, tokens, channels] after the module's spatial and group norm, where it has them."""
     if attn.spatial_norm is not None:
         hidden = attn.spatial_norm(hidden, temb)
