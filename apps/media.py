@@ -21,18 +21,15 @@ def write_clip(clip: np.ndarray, folder: Path, name: str, fps: int = 16) -> Path
 
 def write_video(clip: np.ndarray, path: Path, fps: int = 16) -> None:
     """Write an H.264 file of these frames; an odd side, which H.264 cannot hold, grows by one pixel."""
-    import imageio.v2 as imageio
+    import imageio.v3 as imageio
 
     odd_rows, odd_columns = clip.shape[1] % 2, clip.shape[2] % 2
     even = np.pad(clip, ((0, 0), (0, odd_rows), (0, odd_columns), (0, 0)), mode="edge")
-    with imageio.get_writer(path, fps=fps, quality=9, macro_block_size=2) as writer:
-        for frame in even:
-            writer.append_data(frame)
+    imageio.imwrite(path, even, plugin="FFMPEG", fps=fps, quality=9, macro_block_size=2)
 
 
 def read_video(path: Path) -> np.ndarray:
     """All frames of a video file: uint8 ``[frames, height, width, 3]``."""
-    import imageio.v2 as imageio
+    import imageio.v3 as imageio
 
-    with imageio.get_reader(path) as reader:
-        return np.stack([np.asarray(frame) for frame in reader])
+    return imageio.imread(path, plugin="FFMPEG")

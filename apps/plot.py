@@ -47,7 +47,8 @@ def main(argv: Sequence[str]) -> int:
     writable_folder(options.output.parent)
     from dattn.grid import TokenGrid
 
-    tokens = TokenGrid(*options.grid, text=options.text, text_first=options.text_first)
+    frames, height, width = options.grid
+    tokens = TokenGrid(frames, height, width, options.text, options.text_first)
     place = options.token or tuple((n - 1) // 2 for n in tokens.shape)
     token_index(place, tokens)
     mask = static_mask(options.pattern, tokens)
