@@ -17,7 +17,7 @@ from diffusers import AutoencoderKLWan
 from torch import nn
 
 from .codec import decode, encode, psnr, reconstruct, to_video
-from .training import MODEL_FOLDER, Clock, Ema, average_gradients, draw, edit_config, join, scenes_from
+from .training import MODEL_FOLDER, Clock, Ema, average_gradients, draw, edit_config, join, scale_rates, scenes_from
 from .world import sample_scene
 
 HELD_OUT = 10_000_000
@@ -140,8 +140,7 @@ def train(args: argparse.Namespace) -> None:
     clock = Clock(args.minutes, args.steps)
     reported, recent = 0.0, []
     while clock.done < 1:
-        for group in optimizer.param_groups:
-            group["lr"] = args.lr * clock.rate(warmup=50)
+        scale_rates([optimizer], clock.rate(warmup=50))
         video = batch((args.seed, rank, clock.step), *stage(max(clock.done, args.skip)))
         loss = loss_of(vae, video, args.kl)
         loss.backward()

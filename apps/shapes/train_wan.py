@@ -23,12 +23,10 @@ from transformers import PreTrainedTokenizerFast
 from .codec import encode, to_video
 from .fast_attention import FastAttention
 from .text import build_encoder, build_tokenizer, encode_captions
-from .training import MODEL_FOLDER, Clock, Ema, average_gradients, draw, join, scenes_from
+from .training import MODEL_FOLDER, Clock, Ema, average_gradients, draw, join, scale_rates, scenes_from
 from .world import Scene
 
 SHIFT = 3.0
-FRAME_BUDGET = 80
-"""Latent frames in the batch of a process: 16 clips of 5, 4 of 17."""
 
 
 class Denoiser(nn.Module):
@@ -163,16 +161,12 @@ def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed + rank)
     ema = Ema(model, 0.999)
     steppers = optimizers(model, args.lr)
-    for group in (g for stepper in steppers for g in stepper.param_groups):
-        group["initial_lr"] = group["lr"]
     clock = Clock(args.minutes, args.steps)
     reported, recent = 0.0, {}
     while clock.done < 1:
-        for stepper in steppers:
-            for group in stepper.param_groups:
-                group["lr"] = group["initial_lr"] * clock.rate(warmup=50)
+        scale_rates(steppers, clock.rate(warmup=50))
         length = int(rng.choice(lengths(max(clock.done, args.skip))))
-        latents, texts = data.sample(own, length, min(FRAME_BUDGET // length, 96))
+        latents, texts = data.sample(own, length, max(1, args.budget // length))
         states, attention.bias = encode_captions(tokenizer, model.text_encoder, texts)
         loss = loss_of(model, states, latents)
         loss.backward()
@@ -199,6 +193,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path("runs"), help="folder for encoded clips")
     parser.add_argument("--long", type=int, default=600, help="clips of 33 frames to train on, per process")
     parser.add_argument("--short", type=int, default=1200, help="clips of 9 frames to train on, per process")
+    parser.add_argument("--budget", type=int, default=80, help="latent frames in the batch of a process")
     parser.add_argument("--minutes", type=float, default=math.inf)
     parser.add_argument("--steps", type=float, default=math.inf)
     parser.add_argument("--lr", type=float, default=2e-3)

@@ -83,6 +83,12 @@ def average_gradients(module: nn.Module) -> None:
     torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
 
 
+def scale_rates(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
+    """Set every learning rate to ``factor`` times what it was at first."""
+    for group in (g for optimizer in optimizers for g in optimizer.param_groups):
+        group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+
+
 class Ema:
     """An exponential moving average of a module's weights; the decay grows with the steps up to ``decay``."""
 
