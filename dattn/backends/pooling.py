@@ -32,6 +32,6 @@ def pool_runs(key: Tensor, value: Tensor, slots: Tensor, key_mask: Tensor | None
     if key_mask is not None:
         there = there & key_mask[:, index]
     count = there.sum(-1)
-    weight = (there / count.clamp_min(1)[..., None]).to(key.dtype)
+    weight = there.to(key.dtype) / count.clamp_min(1)[..., None]
     pooled = [torch.einsum("bh...rd,b...r->bh...d", t[:, :, index], weight) for t in (key, value)]
     return pooled[0], pooled[1], count.to(torch.promote_types(key.dtype, torch.float32)).log()

@@ -1,4 +1,4 @@
-"""The reference backend: one dense softmax, naive, in float64 where the inputs are. Small grids only."""
+"""The reference backend: one dense softmax, naive, in float32 or, where the inputs are, float64. Small grids only."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ def run(
     return_lse: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Softmax over all keys that the mask allows and, with a tail, the pooled keys of skipped blocks."""
+    wide = torch.promote_types(query.dtype, torch.float32)
     outputs, lses = [], []
     dense = mask.to_dense().expand(mask.full.offsets.shape[0], mask.groups, -1, -1)
     for group, heads in enumerate(head_groups(query.shape[1], mask.groups)):
-        q, k, v = query[:, heads], key[:, heads], value[:, heads]
+        q, k, v = (t[:, heads].to(wide) for t in (query, key, value))
         logits = (q @ k.transpose(-1, -2)) * scale
         allowed = dense[:, group, None]
         if key_mask is not None:
@@ -36,8 +37,7 @@ def run(
         logits = logits.masked_fill(blind, 0)
         outputs.append(logits.softmax(-1).masked_fill(blind, 0) @ v)
         lses.append(logits.logsumexp(-1, keepdim=True).masked_fill(blind, -torch.inf)[..., 0])
-    output, lse = torch.cat(outputs, 1), torch.cat(lses, 1)
-    return output, lse.to(torch.promote_types(lse.dtype, torch.float32)) if return_lse else None
+    return torch.cat(outputs, 1).to(query.dtype), torch.cat(lses, 1) if return_lse else None
 
 
 def _with_tail(

@@ -1,0 +1,173 @@
+"""``dattn bench``: how fast block-sparse attention is beside dense attention, side by side in one run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from dattn.apps.arguments import Parser, at_least
+from dattn.apps.record import provenance, write_json
+from dattn.apps.table import table
+
+if TYPE_CHECKING:
+    from dattn.block_mask import BlockMask
+    from dattn.grid import TokenGrid
+    from dattn.patterns import Pattern
+
+EXAMPLES = """\
+  dattn bench cpu
+  dattn bench cpu --tokens 2048 8192 --dtypes float32 --output outputs/cpu.json"""
+FRAME = (16, 16)  # tokens per frame: the benchmark's clips grow in time, as long videos do
+PATTERNS = ("Radial()", "Neighborhood((6, 8, None), stride=(2, 8, 1), tile=(2, 8, 8))", "Neighborhood((5, 9, 9))")
+GRIDS = {"21x45x80": (21, 45, 80), "84x45x80": (84, 45, 80)}
+MASKS = ("Radial()", "Neighborhood((9, 25, 36), stride=(3, 5, 4))", "Neighborhood((9, 21, 32))")
+
+
+@dataclass(frozen=True)
+class Speed:
+    """One row: ``efficiency`` is speed-up x block density, 1 where skipped work is saved in full."""
+
+    pattern: str
+    tokens: int
+    head_dim: int
+    dtype: str
+    density: float
+    elements: float
+    dense_s: float
+    sparse_s: float
+    speedup: float
+    efficiency: float
+    element_efficiency: float
+    peak_mib: float | None
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run ``dattn bench``; see ``--help``."""
+    options = _parser().parse_args(argv)
+    from tqdm import tqdm
+
+    print("building masks …")
+    masks = [_mask_time(text, name) for name in GRIDS for text in MASKS]
+    print(table(["pattern", "grid", "tokens", "density", "seconds"], [tuple(m.values()) for m in masks]))
+    cases = list(_cases(options))
+    speeds = [_speed(*case, options) for case in tqdm(cases, desc="attention", disable=None)]
+    print(table(list(Speed.__dataclass_fields__), [tuple(asdict(s).values()) for s in speeds]))
+    if options.output:
+        record = {"masks": masks, "attention": [asdict(s) for s in speeds], **provenance("bench", argv)}
+        record["settings"] = {"batch": 1, "heads": options.heads, "repeats": options.repeats}
+        write_json(Path(options.output), record)
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser("bench", "Block-sparse attention beside dense attention, in one run.", EXAMPLES)
+    parser.add_argument("what", choices=["cpu"], help="which benchmark")
+    parser.add_argument("--tokens", type=at_least(256), nargs="+", default=[2048, 8192, 16384])
+    parser.add_argument("--head-dims", type=at_least(1), nargs="+", default=[64, 128])
+    parser.add_argument("--dtypes", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
+    parser.add_argument("--patterns", nargs="+", default=list(PATTERNS), metavar="P")
+    parser.add_argument("--heads", type=at_least(1), default=4)
+    parser.add_argument("--repeats", type=at_least(1), default=5)
+    parser.add_argument("--output", help="write the figures, machine and versions to this JSON file")
+    return parser
+
+
+def _cases(options: Any) -> Iterator[tuple[Pattern, TokenGrid, int, str]]:
+    from dattn.grid import TokenGrid
+    from dattn.patterns import pattern_from_string
+
+    patterns = [pattern_from_string(text) for text in options.patterns]
+    for dtype in options.dtypes:
+        for head_dim in options.head_dims:
+            for tokens in options.tokens:
+                for pattern in patterns:
+                    yield pattern, TokenGrid(max(1, tokens // (FRAME[0] * FRAME[1])), *FRAME), head_dim, dtype
+
+
+def _speed(pattern: Pattern, grid: TokenGrid, head_dim: int, dtype: str, options: Any) -> Speed:
+    """Dense and sparse take turns; the ratio is the median over the pairs, so drift of the machine cancels."""
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention
+
+    from dattn.attention import attend
+    from dattn.block_mask import MaskCache
+
+    torch.manual_seed(0)
+    shape = (1, options.heads, grid.tokens, head_dim)
+    q, k, v = (torch.randn(shape, dtype=getattr(torch, dtype)) for _ in range(3))
+    masks = MaskCache()
+    sparse = lambda: attend(q, k, v, pattern, grid, backend="torch", masks=masks)
+    dense = lambda: scaled_dot_product_attention(q, k, v)
+    dense(), sparse()
+    pairs = [(_seconds(dense), _seconds(sparse)) for _ in range(options.repeats)]
+    mask = masks.get(pattern, grid, q.device)
+    speedup = median(d / s for d, s in pairs)
+    elements = element_density(mask)
+    return Speed(
+        str(pattern),
+        grid.tokens,
+        head_dim,
+        dtype,
+        mask.density,
+        elements,
+        median(d for d, _ in pairs),
+        median(s for _, s in pairs),
+        speedup,
+        speedup * mask.density,
+        speedup * elements,
+        _peak_mib(sparse),
+    )
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def element_density(mask: BlockMask) -> float:
+    """Pairs of tokens that see each other ÷ all pairs, counted from the lists and the tiles of partial blocks."""
+    lengths = mask.key.lengths[0, 0].double(), mask.query.lengths[0, 0].double()
+    counts = mask.full.counts()[0, 0].long()
+    whole = (lengths[0][mask.full.index[0, 0].long()] * lengths[1].repeat_interleave(counts)).sum()
+    part = mask.unpacked_tiles().flatten(1).sum(1)[mask.tile[0, 0].long()].sum()
+    return float(whole + part) / (mask.query.order.shape[-1] * mask.key.order.shape[-1])
+
+
+def _peak_mib(call: Callable[[], object]) -> float | None:
+    """Memory that a call needs beyond what is there already, in MiB; None where the system does not say."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+        before = _status("VmRSS")
+        call()
+        return (_status("VmHWM") - before) / 1024
+    except OSError:
+        return None
+
+
+def _status(name: str) -> int:
+    """A field of the process's memory status, in KiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith(name + ":")))
+
+
+def _mask_time(text: str, grid_name: str) -> dict[str, Any]:
+    """Seconds to build a mask on one core."""
+    import torch
+
+    from dattn.grid import TokenGrid
+    from dattn.patterns import pattern_from_string
+
+    grid, threads = TokenGrid(*GRIDS[grid_name]), torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        pattern = pattern_from_string(text)
+        seconds = min(_seconds(lambda: pattern.mask(grid)) for _ in range(2))
+    finally:
+        torch.set_num_threads(threads)
+    density = pattern.mask(grid).density
+    return {"pattern": text, "grid": grid_name, "tokens": grid.tokens, "density": density, "seconds": seconds}

@@ -1,0 +1,109 @@
+"""Naive definitions in float64 that the real code is tested against. Nothing here shares code with dattn."""
+
+import torch
+
+
+def attention_oracle(query, key, value, allowed, scale, key_mask=None):
+    """Softmax over the allowed keys; [batch, heads, tokens, dim] and [.., tokens, tokens] -> output, LSE."""
+    query, key, value = (t.double() for t in (query, key, value))
+    allowed = allowed.expand(query.shape[0], query.shape[1], -1, -1)
+    if key_mask is not None:
+        allowed = allowed & key_mask[:, None, None]
+    logits = (query @ key.transpose(-1, -2) * scale).masked_fill(~allowed, -torch.inf)
+    blind = ~allowed.any(-1)
+    logits = logits.masked_fill(blind[..., None], 0)
+    output = logits.softmax(-1).masked_fill(blind[..., None], 0) @ value
+    return output, logits.logsumexp(-1).masked_fill(blind, -torch.inf)
+
+
+def tail_oracle(query, key, value, mask, grid, run, scale, key_mask=None):
+    """Attention with pooled tail, one query at a time, blocks and runs cut by hand from the mask's layout.
+
+    A block is skipped whole for a query if the query's block lists it neither full nor partial.
+    """
+    query, key, value = (t.double() for t in (query, key, value))
+    order, lengths = mask.query.order[0, 0].tolist(), mask.query.lengths[0, 0].tolist()
+    blocks, start = [], 0
+    for length in lengths:
+        blocks.append(order[start : start + length])
+        start += length
+    seen, dense = {}, mask.to_dense()
+    for name in ("full", "partial"):
+        rows = getattr(mask, name)
+        offsets, index = rows.offsets[0, 0].tolist(), rows.index[0, 0].tolist()
+        for q in range(len(blocks)):
+            seen.setdefault(q, set()).update(index[offsets[q] : offsets[q + 1]])
+    visual = range(grid.text_before, grid.text_before + grid.visual)
+    output, lse = torch.zeros_like(query), query.new_zeros(query.shape[:3])
+    for b in range(query.shape[0]):
+        there = lambda t, b=b: key_mask is None or bool(key_mask[b, t])
+        for q, members in enumerate(blocks):
+            pools = []
+            for k, tokens in enumerate(blocks):
+                if k in seen[q] or tokens[0] not in visual:
+                    continue
+                for first in range(0, len(tokens), run):
+                    pools.append([t for t in tokens[first : first + run] if there(t)])
+            pools = [p for p in pools if p]
+            mean = torch.zeros(len(pools), grid.tokens, dtype=torch.float64)
+            for row, pool in zip(mean, pools, strict=True):
+                row[pool] = 1 / len(pool)
+            count = torch.tensor([len(p) for p in pools], dtype=torch.float64)
+            for token in members:
+                keys = [t for t in range(grid.tokens) if dense[token, t] and there(t)]
+                columns, values = (torch.cat([x[b][:, keys], mean @ x[b]], 1) for x in (key, value))
+                bias = torch.cat([torch.zeros(len(keys), dtype=torch.float64), count.log()])
+                logits = torch.einsum("hd,hkd->hk", query[b, :, token], columns) * scale + bias
+                output[b, :, token] = torch.einsum("hk,hkd->hd", logits.softmax(-1), values)
+                lse[b, :, token] = logits.logsumexp(-1)
+    return output, lse
+
+
+def natten_axis(length, window, stride, dilation, causal):
+    """bool [length, length], query by query, from NATTEN's published definition."""
+    seen = torch.zeros(length, length, dtype=torch.bool)
+    for i in range(length):
+        members = list(range(i % dilation, length, dilation))
+        size, at = len(members), i // dilation
+        if causal:
+            leader = min(at // stride * stride + stride - 1, size - 1)
+            start, end = max(leader - window + 1, 0), min(at + 1, size)
+        else:
+            leader = min(at // stride * stride + stride // 2, size - 1)
+            start = min(max(leader - window // 2, 0), size - window)
+            end = start + window
+        seen[i, members[start:end]] = True
+    return seen
+
+
+def radial_blocks(frames, tokens, decay, sink, size):
+    """bool [blocks, blocks]: the published rule, token by token, in plain Python (tiny grids only)."""
+    total = frames * tokens
+    blocks = -(-total // size)
+    kept = torch.zeros(blocks, blocks, dtype=torch.bool)
+    for i in range(frames):
+        for j in range(frames):
+            distance = abs(i - j)
+            whole = distance <= 1 or (sink and j == 0)
+            width = tokens
+            if not whole:
+                window = 2.0 ** (len(bin(tokens)) - len(bin(distance)))
+                if window < size and distance % int(size / window):
+                    continue
+                width = int(max(window * decay, size))
+                whole = width >= tokens
+            rows = [[] for _ in range(blocks)]
+            cols = [[] for _ in range(blocks)]
+            for t in range(tokens):
+                rows[(i * tokens + t) // size].append(t)
+                cols[(j * tokens + t) // size].append(t)
+            for a in range(blocks):
+                for b in range(blocks):
+                    if not rows[a] or not cols[b]:
+                        continue
+                    counts = [sum(abs(k - c) <= width for k in rows[a]) for c in cols[b]]
+                    shown = [c for c in counts if c]
+                    counted = [c for c in shown if c / size > 1 / 3]
+                    if whole or len(counted) > 0.6 * len(shown):
+                        kept[a, b] = True
+    return kept
