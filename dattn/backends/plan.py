@@ -20,22 +20,42 @@ SHARED_BLOCKS = 4  # key blocks that neighbouring query blocks must have in comm
 
 
 @dataclass(frozen=True, eq=False)
-class Piece:
-    """Several calls of the same shape: each some query blocks against some key blocks.
+class Call:
+    """Some query blocks against some key blocks.
 
     Attributes:
+        turn: 0 for the first call of these queries, whose result is merged with nothing; then 1, 2, …
         kind: key blocks seen whole, in part, or through their pooled keys.
-        queries: int64 [calls, query blocks].
-        keys: int64 [calls, key blocks].
-        tiles: int64 [calls, key blocks], the mask tile of every key block, for kind "part".
-        fresh: these queries have no result yet, so there is nothing to merge with.
+        queries: int64 [query blocks].
+        keys: int64 [key blocks].
+        tiles: int64 [key blocks], the mask tile of every key block, for kind "part" (one query block then).
     """
 
+    turn: int
+    kind: Kind
+    queries: Tensor
+    keys: Tensor
+    tiles: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """Calls of the same turn, kind, shape and tiles: ``queries`` and ``keys`` are int64 [calls, blocks]."""
+
+    turn: int
     kind: Kind
     queries: Tensor
     keys: Tensor
     tiles: Tensor | None
-    fresh: bool
+
+    @classmethod
+    def of(cls, calls: list[Call], device: torch.device) -> Piece:
+        """Stack calls that are alike."""
+        queries, keys = (
+            torch.stack(blocks).to(device) for blocks in ([c.queries for c in calls], [c.keys for c in calls])
+        )
+        tiles = calls[0].tiles
+        return cls(calls[0].turn, calls[0].kind, queries, keys, None if tiles is None else tiles.to(device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,54 +83,41 @@ def plan_for(mask: BlockMask, batch: int, group: int) -> Plan:
 
 
 def _plan(mask: BlockMask, batch: int, group: int) -> Plan:
-    calls: dict[tuple[object, ...], list[tuple[Tensor, Tensor, Tensor | None]]] = defaultdict(list)
-    sides = [
+    queries, keys = (
         side.slots(min(batch, side.order.shape[0] - 1), min(group, side.order.shape[1] - 1), mask.block_size)
         for side in (mask.query, mask.key)
-    ]
-    lengths = [(slots >= 0).sum(-1).cpu() for slots in sides]
-    for order, (kind, fresh, queries, keys, tiles) in _calls(mask, batch, group):
-        tokens = [int(n[i].sum()) for n, i in zip(lengths, (queries, keys), strict=True)]
-        calls[order, kind, fresh, len(queries), len(keys), *tokens].append((queries, keys, tiles))
-    pieces = [_piece(key, calls[key], sides[0].device) for key in sorted(calls, key=lambda k: k[0])]  # type: ignore[arg-type,return-value]
-    return Plan(pieces, *sides, run_slots(mask, batch, group) if mask.tail else None)
+    )
+    lengths = [(slots >= 0).sum(-1).cpu() for slots in (queries, keys)]
+    alike: dict[tuple[object, ...], list[Call]] = defaultdict(list)
+    for call in _calls(mask, batch, group):
+        tokens = (int(n[i].sum()) for n, i in zip(lengths, (call.queries, call.keys), strict=True))
+        tiles = () if call.tiles is None else tuple(call.tiles.tolist())
+        alike[call.turn, call.kind, len(call.queries), len(call.keys), *tokens, tiles].append(call)
+    pieces = sorted((Piece.of(calls, queries.device) for calls in alike.values()), key=lambda piece: piece.turn)
+    return Plan(pieces, queries, keys, run_slots(mask, batch, group) if mask.tail else None)
 
 
-def _piece(key: tuple[object, ...], calls: list[tuple[Tensor, Tensor, Tensor | None]], device: torch.device) -> Piece:
-    queries, keys = (torch.stack([c[i] for c in calls]).to(device) for i in (0, 1))  # type: ignore[misc]
-    tiles = None if calls[0][2] is None else torch.stack([c[2] for c in calls if c[2] is not None]).to(device)
-    return Piece(key[1], queries, keys, tiles, bool(key[2]))  # type: ignore[arg-type]
-
-
-Call = tuple[Kind, bool, Tensor, Tensor, Tensor | None]
-
-
-def _calls(mask: BlockMask, batch: int, group: int) -> Iterator[tuple[int, Call]]:
-    """Yields (pass, call): a query block's calls in different passes are merged, the first is fresh."""
+def _calls(mask: BlockMask, batch: int, group: int) -> Iterator[Call]:
+    """What every query block visits, as calls; ``ROWS`` queries at a time look for what they share."""
     step = max(1, ROWS // mask.block_size)
     blocks, keys = mask.num_blocks
-    partial = (t[batch, group].cpu() for t in (mask.partial.offsets, mask.partial.index, mask.tile))
-    offsets, index, tile = (t.long() for t in partial)
+    offsets, index, tile = (t[batch, group].long().cpu() for t in (mask.partial.offsets, mask.partial.index, mask.tile))
     for first in range(0, blocks, step):
         last = min(first + step, blocks)
         whole, part = (b.rows(batch, group, first, last, keys).cpu() for b in (mask.full, mask.partial))
         skipped = ~(whole | part) & mask.key.pooled.cpu() if mask.tail else torch.zeros_like(whole)
-        passes = torch.zeros(last - first, dtype=torch.int64)
+        turns = [0] * (last - first)
         for rows, found in _shared(whole, 0, last - first):
-            number = int(passes[rows.start])
-            yield number, ("whole", number == 0, torch.arange(first + rows.start, first + rows.stop), found, None)
-            passes[rows] += 1
-        for row in range(last - first):
-            entries = slice(offsets[first + row], offsets[first + row + 1])
-            rest: tuple[tuple[Kind, Tensor, Tensor | None], ...] = (
-                ("part", index[entries], tile[entries]),
-                ("tail", _numbers(skipped[row]), None),
-            )
+            yield Call(turns[rows.start], "whole", torch.arange(first + rows.start, first + rows.stop), found)
+            turns[rows] = [turns[rows.start] + 1] * (rows.stop - rows.start)
+        for row in range(first, last):
+            entries = slice(offsets[row], offsets[row + 1])
+            rest = ("part", index[entries], tile[entries]), ("tail", _numbers(skipped[row - first]), None)
+            turn = turns[row - first]
             for kind, found, tiles in rest:
                 if len(found):
-                    number = int(passes[row])
-                    yield number, (kind, number == 0, torch.tensor([first + row]), found, tiles)
-                    passes[row] += 1
+                    yield Call(turn, kind, torch.tensor([row]), found, tiles)
+                    turn += 1
 
 
 def _shared(whole: Tensor, first: int, last: int) -> Iterator[tuple[slice, Tensor]]:

@@ -118,7 +118,7 @@ class _Blocks(torch.autograd.Function):
                     for name, t, index in (("q", query, rows), ("k", k, columns), ("v", v, columns))
                 )
                 out, sums = _softmax(q, k_, v_, bias, scale)
-                _store(output[heads], lse[heads], rows, out, sums, piece.fresh)
+                _store(output[heads], lse[heads], rows, out, sums, fresh=piece.turn == 0)
         ctx.save_for_backward(query, key, value, pooled_key, pooled_value, output, lse)
         ctx.calls, ctx.scale = calls, scale
         return output, lse
@@ -166,11 +166,12 @@ class _Calls:
         keys = self._positions(piece, piece.keys[:1]).shape[1]
         per_head = max(1, GATHERED // (keys * width))
         step, head_step = max(1, per_head // heads), min(heads, per_head)
+        tiles = self._tiles(piece)
         for first in range(0, len(piece.keys), step):
             at = slice(first, first + step)
             rows = _real(self.plan.queries[piece.queries[at]])
             columns = self._positions(piece, piece.keys[at])
-            bias = self._bias(piece, at, rows, columns)
+            bias = self._bias(piece, columns, tiles)
             for head in range(0, heads, head_step):
                 yield slice(head, head + head_step), rows, columns, bias
 
@@ -181,26 +182,25 @@ class _Calls:
         runs = self.plan.runs.shape[1]
         return (blocks[..., None] * runs + torch.arange(runs, device=blocks.device)).flatten(1)
 
-    def _bias(self, piece: Piece, at: slice, rows: Tensor, columns: Tensor) -> Tensor | None:
-        """[1, calls, rows or 1, columns] added to the logits: 0 and -inf, or ln n of pooled keys."""
+    def _bias(self, piece: Piece, columns: Tensor, tiles: Tensor | None) -> Tensor | None:
+        """[1, calls or 1, rows or 1, columns] added to the logits: 0 and -inf, or ln n of pooled keys."""
         if piece.kind == "tail":
             assert self.log_count is not None
             return self.log_count[:1, columns][:, :, None]
-        bias = self._tiles(piece, at, rows.shape[1], columns.shape[1]) if piece.kind == "part" else None
         if self.key_mask is None or self.key_mask[0, columns].all():
-            return bias
+            return tiles
         padded = _minus_infinity(~self.key_mask[0, columns][None, :, None], self.dtype)
-        return padded if bias is None else bias + padded
+        return padded if tiles is None else tiles + padded
 
-    def _tiles(self, piece: Piece, at: slice, rows: int, columns: int) -> Tensor:
-        """[1, calls, rows, columns]: the mask tiles side by side, empty slots left out."""
-        assert piece.tiles is not None
-        tiles = self._table()[piece.tiles[at]].transpose(1, 2).flatten(2)
-        if tiles.shape[1:] != (rows, columns):
-            real_rows = (self.plan.queries[piece.queries[at]] >= 0).flatten(1)
-            real_columns = (self.plan.keys[piece.keys[at]] >= 0).flatten(1)
-            tiles = tiles[real_rows[:, :, None] & real_columns[:, None]].view(-1, rows, columns)
-        return tiles[None]
+    def _tiles(self, piece: Piece) -> Tensor | None:
+        """[1, 1, rows, columns]: a piece's mask tiles side by side, empty slots left out; None without tiles."""
+        if piece.tiles is None:
+            return None
+        rows, columns = (
+            (slots[blocks[0]] >= 0).flatten()
+            for slots, blocks in ((self.plan.queries, piece.queries), (self.plan.keys, piece.keys))
+        )
+        return self._table()[piece.tiles].transpose(0, 1).flatten(1)[rows][:, columns][None, None]
 
     def _table(self) -> Tensor:
         """[distinct, block_size, block_size] of 0 and -inf, kept with the mask."""
@@ -248,7 +248,7 @@ def _softmax(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float)
     """Attention of [heads, calls, rows, head_dim] with its LSE; rows that see nothing give 0 and -inf."""
     blind = None if bias is None else bias.amax(-1) == -torch.inf
     if q.device.type == "cpu" and v.shape[-1] == q.shape[-1]:
-        full = None if bias is None else bias.expand(-1, -1, q.shape[2], -1)
+        full = None if bias is None else bias.expand(-1, q.shape[1], q.shape[2], -1)
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=full, scale=scale)
     else:
         logits = (q @ k.mT) * scale
