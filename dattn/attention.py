@@ -72,20 +72,33 @@ def attend(
     state: dict[str, Any] | None = None,
     masks: MaskCache | None = None,
 ) -> Any:
-    """``attention`` for callers that come again: ``masks`` keeps block masks, ``state`` belongs to one layer."""
+    """``attention`` for callers that come again: ``masks`` keeps block masks, ``state`` belongs to one layer.
+
+    Under autocast the inputs are cast first, as PyTorch's own attention does.
+    """
+    query, key, value = autocast(query, key, value)
     check_inputs(query, key, value, pattern, grid, key_mask)
     chosen = choose(backend, query.device, query.dtype, query.shape[-1])
     mask = (masks or MaskCache(1)).get(pattern, grid, query.device)
-    output, lse = load(chosen.name).run(
-        query,
-        key,
-        value,
-        mask,
-        scale=query.shape[-1] ** -0.5 if scale is None else float(scale),
-        key_mask=key_mask,
-        return_lse=return_lse,
-    )
+    with torch.autocast(query.device.type, enabled=False):
+        output, lse = load(chosen.name).run(
+            query,
+            key,
+            value,
+            mask,
+            scale=query.shape[-1] ** -0.5 if scale is None else float(scale),
+            key_mask=key_mask,
+            return_lse=return_lse,
+        )
     return (output, lse) if return_lse else output
+
+
+def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors in the precision of the autocast region around the call; as they are outside of one."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device) or tensors[0].dtype == torch.float64:
+        return tensors
+    return tuple(t.to(torch.get_autocast_dtype(device)) for t in tensors)
 
 
 def check_inputs(

@@ -174,6 +174,18 @@ def test_same_call_twice_is_bit_identical():
         assert torch.equal(a, b)
 
 
+def test_under_autocast_mixed_inputs_become_one_precision():
+    grid, pattern = TokenGrid(9, 4, 5), Radial(block_size=16, tail=True)
+    query, key, value = tensors(grid, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = attention(query, key.half(), value.bfloat16(), pattern, grid)
+        output.float().sum().backward()
+    assert output.dtype == torch.bfloat16
+    expected = attention(query.bfloat16(), key.half().bfloat16(), value.bfloat16(), pattern, grid)
+    assert torch.equal(output, expected)
+    assert query.grad.isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

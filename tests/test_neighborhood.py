@@ -136,13 +136,27 @@ def test_what_the_grid_refuses(fields, said):
         Neighborhood(**fields).mask(TokenGrid(5, 5, 5))
 
 
-def test_against_natten():
+NATTEN_CASES = [
+    ((40,), (7,), (3,), (1,), (False,)),
+    ((40,), (6,), (1,), (4,), (True,)),
+    ((12, 15), (4, 5), (2, 1), (2, 3), (False, False)),
+    ((5, 6, 8), (3, 4, 5), (1, 2, 3), (1, 1, 1), (True, False, False)),
+    ((6, 7, 9), (2, 3, 4), (2, 3, 1), (3, 2, 2), (False, True, False)),
+]
+
+
+@pytest.mark.parametrize("case", NATTEN_CASES, ids=lambda case: f"{len(case[0])}d-{case[1]}")
+def test_against_natten(case):
     natten = pytest.importorskip("natten", reason="NATTEN is not installed: make natten")
-    grid = TokenGrid(5, 6, 8)
-    pattern = Neighborhood((3, 4, 5), stride=(1, 2, 3), causal=(True, False, False))
-    query, key, value = (torch.randn(1, 5, 6, 8, 2, 16) for _ in range(3))
-    theirs = natten.na3d(query, key, value, (3, 4, 5), stride=(1, 2, 3), is_causal=(True, False, False))
     from dattn import attention
 
-    ours = attention(*(t.flatten(1, 3).transpose(1, 2) for t in (query, key, value)), pattern, grid)
-    torch.testing.assert_close(ours.transpose(1, 2).unflatten(1, grid.shape), theirs, rtol=0, atol=1e-5)
+    shape, *rule = case
+    call = {1: natten.na1d, 2: natten.na2d, 3: natten.na3d}[len(shape)]
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, *shape, 2, 16, generator=generator) for _ in range(3))
+    theirs = call(query, key, value, kernel_size=rule[0], stride=rule[1], dilation=rule[2], is_causal=rule[3])
+    grid = TokenGrid(*[1] * (3 - len(shape)), *shape)
+    window, stride, dilation = ((1,) * (3 - len(shape)) + argument for argument in rule[:3])
+    pattern = Neighborhood(window, stride, dilation, (False,) * (3 - len(shape)) + rule[3])
+    ours = attention(*(t.flatten(1, -3).transpose(1, 2) for t in (query, key, value)), pattern, grid)
+    torch.testing.assert_close(ours.transpose(1, 2).reshape(theirs.shape), theirs, rtol=0, atol=1e-5)
