@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerFast
 from .codec import encode, to_video
 from .fast_attention import FastAttention
 from .text import build_encoder, build_tokenizer, encode_captions
-from .training import MODEL_FOLDER, Clock, Ema, average_gradients, draw, join, scale_rates, scenes_from
+from .training import MODEL_FOLDER, Clock, Ema, average_gradients, draw, edit_config, join, scale_rates, scenes_from
 from .world import Scene
 
 SHIFT = 3.0
@@ -138,6 +138,7 @@ def save(model: Denoiser, tokenizer: PreTrainedTokenizerFast, folder: Path) -> N
     scheduler = FlowMatchEulerDiscreteScheduler(shift=SHIFT)
     pipe = WanPipeline(tokenizer, stock.text_encoder, vae, scheduler, stock.transformer.half())
     pipe.save_pretrained(folder)
+    edit_config(folder / "vae")
 
 
 def load(folder: Path) -> tuple[Denoiser, PreTrainedTokenizerFast]:

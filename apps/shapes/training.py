@@ -116,7 +116,8 @@ def scenes_from(first_seed: int, count: int, objects: int | None = None) -> list
 
 
 def edit_config(folder: Path, **changes: object) -> None:
-    """Change entries of the ``config.json`` in ``folder``."""
+    """Change entries of the ``config.json`` in ``folder``, and drop where on this machine it was loaded from."""
     path = folder / "config.json"
     config = json.loads(path.read_text()) | changes
+    config.pop("_name_or_path", None)
     path.write_text(json.dumps(config, indent=2) + "\n")

@@ -7,7 +7,7 @@ inputs are shorter. The backward pass recomputes the weights from the log-sum-ex
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,27 +125,40 @@ class _Blocks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, pooled_key, pooled_value, output, lse = ctx.saved_tensors
-        delta = (grad_output * output).sum(-1) - grad_lse
-        lse = lse.masked_fill(lse == -torch.inf, torch.inf)  # rows that see nothing: weights of 0
-        grads = [None if t is None else torch.zeros_like(t) for t in (query, key, value, pooled_key, pooled_value)]
-        for piece in ctx.calls.plan.pieces:
-            tail = piece.kind == "tail"
-            k, v, dk, dv = (pooled_key, pooled_value, *grads[3:]) if tail else (key, value, *grads[1:3])
-            length = piece.queries.shape[1] * ctx.calls.mask.block_size
-            for heads, rows, columns, bias in ctx.calls.of(piece, query.shape[0], length):
-                q, d_out, k_, v_ = (
-                    _gather(t[heads], index)
-                    for t, index in ((query, rows), (grad_output, rows), (k, columns), (v, columns))
-                )
-                logits = (q @ k_.mT).mul_(ctx.scale)
-                logits = logits if bias is None else logits.add_(bias)
-                weights = logits.sub_(lse[heads][:, rows, None]).exp_()
-                _add(dv[heads], columns, weights.mT @ d_out)
-                d_logits = (d_out @ v_.mT).sub_(delta[heads][:, rows, None]).mul_(weights).mul_(ctx.scale)
-                _add(grads[0][heads], rows, d_logits @ k_)  # type: ignore[index]
-                _add(dk[heads], columns, d_logits.mT @ q)
+        query, *_, output, lse = ctx.saved_tensors
+        with torch.autocast(query.device.type, enabled=False):
+            delta = (grad_output * output).sum(-1) - grad_lse
+            lse = lse.masked_fill(lse == -torch.inf, torch.inf)  # rows that see nothing: weights of 0
+            grads = _gradients(ctx.calls, ctx.saved_tensors[:5], grad_output, delta, lse, ctx.scale)
         return *grads, None, None, None, None, None
+
+
+def _gradients(
+    calls: _Calls,
+    inputs: Sequence[Tensor | None],
+    grad_output: Tensor,
+    delta: Tensor,
+    lse: Tensor,
+    scale: float,
+) -> list[Tensor | None]:
+    """Gradients of query, key, value and the pooled keys and values: every call adds what it contributes."""
+    query = inputs[0]
+    grads = [None if t is None else torch.zeros_like(t) for t in inputs]
+    for piece in calls.plan.pieces:
+        pair = slice(3, 5) if piece.kind == "tail" else slice(1, 3)
+        (k, v), (dk, dv) = inputs[pair], grads[pair]
+        length = piece.queries.shape[1] * calls.mask.block_size
+        for heads, rows, columns, bias in calls.of(piece, query.shape[0], length):
+            q, d_out = _gather(query[heads], rows), _gather(grad_output[heads], rows)
+            k_, v_ = _gather(k[heads], columns), _gather(v[heads], columns)
+            logits = (q @ k_.mT).mul_(scale)
+            logits = logits if bias is None else logits.add_(bias)
+            weights = logits.sub_(lse[heads][:, rows, None]).exp_()
+            _add(dv[heads], columns, weights.mT @ d_out)
+            d_logits = (d_out @ v_.mT).sub_(delta[heads][:, rows, None]).mul_(weights).mul_(scale)
+            _add(grads[0][heads], rows, d_logits @ k_)
+            _add(dk[heads], columns, d_logits.mT @ q)
+    return grads
 
 
 @dataclass(frozen=True, eq=False)
