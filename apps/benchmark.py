@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
     masks = [_mask_time(text, name) for name in GRIDS for text in MASKS]
     print(table(["pattern", "grid", "tokens", "density", "seconds"], [tuple(m.values()) for m in masks]))
     cases = list(_cases(options))
-    speeds = [_speed(*case, options) for case in tqdm(cases, desc="attention", disable=None)]
+    speeds = [_speed(options, *case) for case in tqdm(cases, desc="attention", disable=None)]
     print(table(list(Speed.__dataclass_fields__), [tuple(asdict(s).values()) for s in speeds]))
     if options.output:
         record = {"masks": masks, "attention": [asdict(s) for s in speeds], **provenance("bench", argv)}
@@ -88,7 +88,7 @@ def _cases(options: Any) -> Iterator[tuple[Pattern, TokenGrid, int, str]]:
                     yield pattern, TokenGrid(max(1, tokens // (FRAME[0] * FRAME[1])), *FRAME), head_dim, dtype
 
 
-def _speed(pattern: Pattern, grid: TokenGrid, head_dim: int, dtype: str, options: Any) -> Speed:
+def _speed(options: Any, pattern: Pattern, grid: TokenGrid, head_dim: int, dtype: str) -> Speed:
     """Dense and sparse take turns; the ratio is the median over the pairs, so drift of the machine cancels."""
     import torch
     from torch.nn.functional import scaled_dot_product_attention

@@ -112,7 +112,7 @@ class BlockMask:
 
     def _visited_sum(self, weight: Tensor) -> Tensor:
         """[batch, groups, query blocks]: the sum of key-block weights over each query block's visited blocks."""
-        total: Tensor | int = 0
+        total = weight.new_zeros(())
         for blocks in (self.full, self.partial):
             gathered = weight.expand(*blocks.index.shape[:2], -1).gather(-1, blocks.index.long().clamp_min(0))
             sums = torch.nn.functional.pad(gathered.cumsum(-1), (1, 0))

@@ -31,16 +31,16 @@ class TokenGrid:
 
     def __post_init__(self) -> None:
         for axis, length in zip(AXES, self.shape, strict=True):
-            if not _is_int(length) or length < 1:
+            if not _is_count(length) or length < 1:
                 raise ValueError(f"{axis}={length!r}: every axis of a grid is a whole number of 1 or more")
-        pair = isinstance(self.text, tuple | list)
-        counts = tuple(self.text) if pair else (self.text,)
-        if len(counts) != (2 if pair else 1) or not all(_is_int(c) and c >= 0 for c in counts):
+        counts = tuple(self.text) if isinstance(self.text, tuple | list) else None
+        if counts is not None and self.text_first:
+            raise ValueError(f"text={self.text!r} with text_first: a pair already says what comes first")
+        wanted = (self.text,) if counts is None else counts
+        if len(wanted) != (1 if counts is None else 2) or not all(_is_count(c) for c in wanted):
             raise ValueError(f"text={self.text!r}: give a count of 0 or more, or a pair (before, after)")
-        if pair:
-            object.__setattr__(self, "text", counts)
-            if self.text_first:
-                raise ValueError(f"text={self.text!r} with text_first: a pair already says what comes first")
+        if counts is not None:
+            object.__setattr__(self, "text", counts)  # a list, as JSON gives it, becomes hashable
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -76,8 +76,8 @@ class TokenGrid:
         return torch.cartesian_prod(*(torch.arange(n) for n in self.shape)).reshape(-1, 3)
 
 
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,7 +25,7 @@ def cases(draw, longest=9):
     return TokenGrid(*shape, text), pattern, list(zip(shape, sizes, strides, dilations, causal, strict=True))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(cases())
 def test_allowed_and_mask_are_nattens_definition(case):
     grid, pattern, axes = case
@@ -41,7 +41,7 @@ def test_allowed_and_mask_are_nattens_definition(case):
     assert torch.equal(mask.neighbours(token), expected[token])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases())
 def test_partial_blocks_are_partial(case):
     """No block that is listed as partial is empty or whole: the classification is exact."""

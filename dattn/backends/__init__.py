@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from importlib import import_module
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -40,6 +41,7 @@ BACKENDS = {
     "reference": "naive and dense, for checking on small grids",
     "torch": "block by block, on any device",
 }
+MODULES = {"reference": "reference", "torch": "torch_blocks"}
 
 
 def choose(backend: str, device: torch.device | str, dtype: torch.dtype, head_dim: int) -> Choice:
@@ -57,7 +59,4 @@ def choose(backend: str, device: torch.device | str, dtype: torch.dtype, head_di
 
 def load(name: str) -> Backend:
     """The backend's module, imported on first use."""
-    from dattn.backends import reference, torch_blocks
-
-    modules: dict[str, Backend] = {"reference": reference, "torch": torch_blocks}
-    return modules[name]
+    return cast(Backend, import_module(f"dattn.backends.{MODULES[name]}"))

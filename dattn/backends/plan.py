@@ -112,12 +112,12 @@ def _calls(mask: BlockMask, batch: int, group: int) -> Iterator[Call]:
             turns[rows] = [turns[rows.start] + 1] * (rows.stop - rows.start)
         for row in range(first, last):
             entries = slice(offsets[row], offsets[row + 1])
-            rest = ("part", index[entries], tile[entries]), ("tail", _numbers(skipped[row - first]), None)
-            turn = turns[row - first]
-            for kind, found, tiles in rest:
-                if len(found):
-                    yield Call(turn, kind, torch.tensor([row]), found, tiles)
-                    turn += 1
+            turn, query, pooled = turns[row - first], torch.tensor([row]), _numbers(skipped[row - first])
+            if entries.start < entries.stop:
+                yield Call(turn, "part", query, index[entries], tile[entries])
+                turn += 1
+            if len(pooled):
+                yield Call(turn, "tail", query, pooled)
 
 
 def _shared(whole: Tensor, first: int, last: int) -> Iterator[tuple[slice, Tensor]]:

@@ -79,7 +79,7 @@ def _attend(
 ) -> tuple[Tensor, Tensor]:
     """One set of lists: pool the tail, differentiably, then walk the pieces."""
     batch, heads = query.shape[:2]
-    pooled: list[Tensor | None] = [None, None, None]
+    pooled: list[Any] = [None, None, None]
     if plan.runs is not None:
         *means, log_count = pool_runs(key, value, plan.runs, key_mask)
         pooled = [m.flatten(0, 1).flatten(1, 2) for m in means] + [log_count.flatten(1)]
@@ -109,7 +109,7 @@ class _Blocks(torch.autograd.Function):
         lse = query.new_full(query.shape[:2], -torch.inf)
         calls = _Calls(plan, mask, key_mask, log_count, query.dtype)
         space = _Workspace()
-        sources = {False: (key, value), True: (pooled_key, pooled_value)}
+        sources: dict[bool, Any] = {False: (key, value), True: (pooled_key, pooled_value)}
         for piece in plan.pieces:
             k, v = sources[piece.kind == "tail"]
             for heads, rows, columns, bias in calls.of(piece, query.shape[0], 2 * query.shape[-1]):
@@ -135,15 +135,15 @@ class _Blocks(torch.autograd.Function):
 
 def _gradients(
     calls: _Calls,
-    inputs: Sequence[Tensor | None],
+    inputs: Sequence[Any],
     grad_output: Tensor,
     delta: Tensor,
     lse: Tensor,
     scale: float,
-) -> list[Tensor | None]:
+) -> list[Any]:
     """Gradients of query, key, value and the pooled keys and values: every call adds what it contributes."""
     query = inputs[0]
-    grads = [None if t is None else torch.zeros_like(t) for t in inputs]
+    grads: list[Any] = [None if t is None else torch.zeros_like(t) for t in inputs]
     for piece in calls.plan.pieces:
         pair = slice(3, 5) if piece.kind == "tail" else slice(1, 3)
         (k, v), (dk, dv) = inputs[pair], grads[pair]

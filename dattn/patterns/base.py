@@ -79,7 +79,7 @@ def as_tuple(value: Any) -> Any:
 def check_per_axis(name: str, value: Any, kind: type = int, optional: bool = False) -> None:
     """Raise ``ValueError`` unless ``value`` is a ``kind`` or three of them (None where ``optional``)."""
     for item in value if isinstance(value, tuple) else (value,):
-        right = isinstance(item, kind) and (kind is bool or (not isinstance(item, bool) and item >= 1))
+        right = isinstance(item, bool) if kind is bool else type(item) is int and item >= 1
         if not (right or (optional and item is None)):
             wanted = "True or False" if kind is bool else "a whole number of 1 or more"
             raise ValueError(f"{name}={value!r}: give {wanted}, or one per axis (frames, height, width)")

@@ -18,7 +18,7 @@ and the window an odd number of tiles that divide the grid, every block is visit
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -107,20 +107,20 @@ class Neighborhood(Pattern):
     def fit(self, grid: TokenGrid) -> tuple[Neighborhood, str | None]:
         """Clamp window to the axis, then stride to the window, then dilation to axis ÷ window."""
         wanted = self._axes(grid)
-        windows = [min(a.window, a.length) for a in wanted]
-        strides = [min(a.stride, w) for a, w in zip(wanted, windows, strict=True)]
-        dilations = [min(a.dilation, a.length // w) for a, w in zip(wanted, windows, strict=True)]
-        fitted = [(w, s, d) for w, s, d in zip(windows, strides, dilations, strict=True)]
-        if fitted == [(a.window, a.stride, a.dilation) for a in wanted]:
+        window = tuple(min(a.window, a.length) for a in wanted)
+        stride = tuple(min(a.stride, w) for a, w in zip(wanted, window, strict=True))
+        dilation = tuple(min(a.dilation, a.length // w) for a, w in zip(wanted, window, strict=True))
+        if list(zip(window, stride, dilation, strict=True)) == [(a.window, a.stride, a.dilation) for a in wanted]:
             return self, None
         causal = tuple(a.causal for a in wanted)
-        pattern = Neighborhood(tuple(windows), tuple(strides), tuple(dilations), causal, self.tile, self.tail)
-        return pattern, f"clamped to window {tuple(windows)}, stride {tuple(strides)}, dilation {tuple(dilations)}"
+        clamped: Any = {"window": window, "stride": stride, "dilation": dilation, "causal": causal}
+        pattern = replace(self, **clamped)
+        return pattern, f"clamped to window {window}, stride {stride}, dilation {dilation}"
 
     def mask(self, grid: TokenGrid) -> BlockMask:
         """Every tile pair visited whole, in part or not at all, exactly."""
         axes = self.axes(grid)
-        tile = choose_tile(axes) if self.tile == "auto" else self.tile
+        tile = self.tile if isinstance(self.tile, tuple) else choose_tile(axes)
         tiles = [AxisTiles.cut(a.length, t, a.dilation) for a, t in zip(axes, tile, strict=True)]
         size = block_size_for(math.prod(int(t.sizes.max()) for t in tiles))
         visits = TileVisits([AxisVisits.of(a, t) for a, t in zip(axes, tiles, strict=True)])
