@@ -133,7 +133,14 @@ def sd_folder(tmp_path_factory):
         up_block_types=("UpDecoderBlock2D",) * 2,
     )
     pipe = StableDiffusionPipeline(
-        vae, CLIPTextModel(text), tokenizer, unet, DDIMScheduler(), None, None, requires_safety_checker=False
+        vae,
+        CLIPTextModel(text),
+        tokenizer,
+        unet,
+        DDIMScheduler(steps_offset=1, clip_sample=False),
+        None,
+        None,
+        requires_safety_checker=False,
     )
     folder = tmp_path_factory.mktemp("models") / "sd"
     pipe.save_pretrained(folder)
