@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from dattn.apps.shapes import Caption, Object, Scene, Wanted, judge, parse_caption, sample_scene
 from dattn.apps.shapes.captions import COLORS, MOTIONS, SHAPES
 from dattn.apps.shapes.world import BACKGROUND, PALETTE, coverage

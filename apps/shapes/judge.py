@@ -26,7 +26,7 @@ PRESENT_FRAMES = 0.97
 """An object has to be there in this share of the frames."""
 AREA_BAND = (0.6, 1.5)
 """In as many frames its area has to stay within these multiples of its median."""
-SHAPE_OVERLAP = 0.8
+SHAPE_OVERLAP = 0.85
 """Least mean intersection over union with the best shape; true shapes have 0.97 and more."""
 SHAPE_MARGIN = 0.02
 """The best shape has to beat the next one by this much on average."""
