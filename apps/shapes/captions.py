@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 COLORS: tuple[str, ...] = ("red", "green", "blue", "yellow", "purple", "white")
@@ -33,8 +34,8 @@ RELATIONS: dict[str, tuple[int, int]] = {
 MAX_OBJECTS = 3
 
 
-def _choice(words: object) -> str:
-    return "|".join(map(re.escape, words))  # type: ignore[arg-type]
+def _choice(words: Iterable[str]) -> str:
+    return "|".join(map(re.escape, words))
 
 
 _OBJECT = rf"an? (?P<color>\w+) (?P<shape>\w+)(?: (?P<motion>{_choice(MOTIONS)}))?"

@@ -168,8 +168,9 @@ def color_cover(clip: np.ndarray) -> np.ndarray:
         float32 ``[frames, height, width, 6]`` in [0, 1]; a pixel counts for one colour alone, the one whose
         mix with the background comes closest.
     """
-    inks = np.float32([PALETTE[c] for c in COLORS]) - np.float32(BACKGROUND)
-    pixels = clip - np.float32(BACKGROUND)
+    background = np.array(BACKGROUND, np.float32)
+    inks = np.array([PALETTE[c] for c in COLORS], np.float32) - background
+    pixels = clip - background
     along = pixels @ inks.T
     share = np.clip(along / (inks**2).sum(1), 0, 1)
     squares = (pixels**2).sum(-1, keepdims=True)

@@ -44,8 +44,8 @@ class Score:
         def share(aspect: str) -> float:
             return float(np.mean([getattr(o, aspect) for o in objects]))
 
-        aspects = (share(name) for name in ("color", "shape", "motion", "position"))
-        return cls(*aspects, float(np.mean([v.ok for v in verdicts])))
+        aspects = {name: share(name) for name in ("color", "shape", "motion", "position")}
+        return cls(**aspects, clips=float(np.mean([v.ok for v in verdicts])))
 
     def __str__(self) -> str:
         return (
@@ -116,7 +116,8 @@ def run(args: argparse.Namespace) -> Score:
     torch.set_num_threads(args.threads)
     pipe = WanPipeline.from_pretrained(args.model)
     captions = fresh_captions(args.captions, args.objects or None, args.first)
-    clips, verdicts = [], []
+    clips: list[np.ndarray] = []
+    verdicts: list[Verdict] = []
     for i in range(0, len(captions), args.batch):
         part = captions[i : i + args.batch]
         made = generate(pipe, part, args.frames, args.steps, args.guidance, args.seed + i)

@@ -54,16 +54,16 @@ def start_as_image_model(vae: AutoencoderKLWan) -> None:
             if name.endswith("time_conv"):
                 copies = m.out_channels // m.in_channels
                 m.weight[:, :, 2, 0, 0] = torch.eye(m.in_channels).repeat(copies, 1)
-                m.bias.zero_()
+                m.get_parameter("bias").zero_()
 
 
 def channels_last(module: nn.Module) -> None:
     """Lay out convolution weights as the fast CPU kernels like them."""
     for m in module.modules():
         if isinstance(m, nn.Conv3d):
-            m.to(memory_format=torch.channels_last_3d)
+            m.weight.data = m.weight.data.contiguous(memory_format=torch.channels_last_3d)
         elif isinstance(m, nn.Conv2d):
-            m.to(memory_format=torch.channels_last)
+            m.weight.data = m.weight.data.contiguous(memory_format=torch.channels_last)
 
 
 def stage(done: float) -> tuple[int, int]:

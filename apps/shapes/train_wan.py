@@ -93,7 +93,8 @@ def load_data(folder: Path, cache: Path, rank: int, long: int, short: int) -> Da
         vae = AutoencoderKLWan.from_pretrained(folder / "vae")
         cache.mkdir(parents=True, exist_ok=True)
         torch.save((encode_scenes(vae, scenes[:long], 33), encode_scenes(vae, scenes[long:], 9)), path)
-    return Data(*torch.load(path), [scene.caption() for scene in scenes])
+    long_clips, short_clips = torch.load(path)
+    return Data(long_clips, short_clips, [scene.caption() for scene in scenes])
 
 
 def noise_levels(count: int) -> torch.Tensor:
@@ -163,7 +164,8 @@ def train(args: argparse.Namespace) -> None:
     ema = Ema(model, 0.999)
     steppers = optimizers(model, args.lr)
     clock = Clock(args.minutes, args.steps)
-    reported, recent = 0.0, {}
+    reported = 0.0
+    recent: dict[int, list[float]] = {}
     while clock.done < 1:
         scale_rates(steppers, clock.rate(warmup=50))
         length = int(rng.choice(lengths(max(clock.done, args.skip))))

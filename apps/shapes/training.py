@@ -9,6 +9,7 @@ import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import nn
 
 from .world import Scene, sample_scene
 
+Model = TypeVar("Model", bound=nn.Module)
 MODEL_FOLDER = Path(__file__).resolve().parents[2] / "assets" / "models" / "shapes-wan"
 
 
@@ -89,11 +91,11 @@ def scale_rates(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
         group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
 
 
-class Ema:
+class Ema(Generic[Model]):
     """An exponential moving average of a module's weights; the decay grows with the steps up to ``decay``."""
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.module = copy.deepcopy(module).eval().requires_grad_(False)
+    def __init__(self, module: Model, decay: float) -> None:
+        self.module: Model = copy.deepcopy(module).eval().requires_grad_(False)
         self.decay = decay
         self.updates = 0
 

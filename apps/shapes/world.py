@@ -92,10 +92,10 @@ class Scene:
         height, width = (size, size) if isinstance(size, int) else size
         if frames < 1 or min(height, width) < 8:
             raise ValueError(f"{frames} frames of {height} x {width}: at least 1 frame of 8 x 8; ask for more")
-        clip = np.broadcast_to(np.float32(BACKGROUND), (frames, height, width, 3))
+        clip = np.broadcast_to(np.array(BACKGROUND, np.float32), (frames, height, width, 3))
         for o in self.objects:
             cover = coverage(o.shape, o.centers(frames, height, width), o.radius * min(height, width), height, width)
-            clip = clip + cover[..., None] * (np.float32(PALETTE[o.color]) - clip)
+            clip = clip + cover[..., None] * (np.array(PALETTE[o.color], np.float32) - clip)
         return np.rint(clip).astype(np.uint8)
 
 
