@@ -88,7 +88,7 @@ def main(argv: Sequence[str]) -> int:
     captions = chosen_captions(options.captions, preset, loaded)
     request = base_request(options, preset, loaded)
     for name in sparse:
-        check(loaded, name, apply_options(options))
+        check(loaded, request, name, apply_options(options))
     settings = gather_settings(options, loaded, request)
     store = Store(options.output)
     store.begin(settings)

@@ -54,7 +54,7 @@ def make(options: argparse.Namespace, patterns: list[str | None], argv: Sequence
     names = [_default_pattern(loaded) if p is None else p for p in patterns]
     sparse = [name for name in names if not is_stock(name)]
     for name in sparse:
-        check(loaded, name, apply_options(options))
+        check(loaded, request, name, apply_options(options))
     stock = not options.no_stock or len(sparse) < len(names)
     results = []
     for name in [*["stock"] * stock, *sparse]:

@@ -169,10 +169,41 @@ def _mean_shares(layers: list[dict[str, Any]]) -> tuple[float | None, float | No
     return None if None in density else fmean(density), None if None in pooled else fmean(pooled)
 
 
-def check(loaded: Loaded, attention: str, options: dict[str, Any] | None = None) -> None:
-    """Raise ``ValueError`` if a pattern cannot be applied to a pipeline, before anything runs."""
-    if not is_stock(attention):
-        dattn.apply(loaded.pipe, read_attention(attention), **(options or {})).remove()
+class _Enough(Exception):
+    """Ends a call once its grid is known."""
+
+
+def check(loaded: Loaded, request: Request, attention: str, options: dict[str, Any] | None = None) -> None:
+    """Raise ``ValueError`` if a pattern cannot be applied to a pipeline as it is written, before anything runs.
+
+    ``dattn.apply`` clamps a window to the grid, which is what a UNet's many levels need. Where a model has a
+    single grid, a window that is larger is a mistake.
+    """
+    if is_stock(attention):
+        return
+    with dattn.apply(loaded.pipe, read_attention(attention), **(options or {})) as handle:
+        _run_to_the_grid(loaded, request)
+        notes = {layer.note for layer in handle.layers if layer.note}
+        if notes and len({layer.grid for layer in handle.layers if layer.grid}) == 1:
+            grid = next(layer.grid for layer in handle.layers if layer.grid)
+            raise ValueError(f"{attention} does not fit the grid {grid.shape}: it would be {notes.pop()}; write that")
+
+
+def _run_to_the_grid(loaded: Loaded, request: Request) -> None:
+    """Call the pipeline up to its first forward pass, which tells every layer its grid."""
+
+    def stop(*_: Any) -> None:
+        raise _Enough
+
+    hooks = [network.register_forward_pre_hook(stop) for network in loaded.denoisers]
+    loaded.pipe.set_progress_bar_config(disable=True)
+    try:
+        loaded.pipe(**request.call(loaded))
+    except _Enough:
+        pass
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _timed(loaded: Loaded, request: Request, name: str) -> Result:

@@ -21,6 +21,7 @@ CASES = {
     "unknown field": ((*GENERATE, "--pattern", "Radial(speed=3)"), "speed"),
     "bad literal": ((*GENERATE, "--pattern", "Radial(decay=)"), "decay"),
     "code, not a literal": ((*GENERATE, "--pattern", "Radial(decay=__import__('os').getpid())"), "Radial"),
+    "window larger than the clip": ((*GENERATE, "--pattern", "Neighborhood(window=99)"), "does not fit the grid"),
     "value out of range": ((*GENERATE, "--pattern", "Radial(decay=-1)"), "decay"),
     "missing recipe": ((*GENERATE, "--pattern", "{out}/none.json"), "none.json"),
     "unreadable recipe": ((*GENERATE, "--pattern", "{files}/broken.json"), "broken.json"),
