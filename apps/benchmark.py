@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
   dattn bench cpu
+  dattn bench memory --tokens 8192 16384 32768 65536
   dattn bench cpu --tokens 2048 8192 --dtypes float32 --output outputs/cpu.json"""
 FRAME = (16, 16)  # tokens per frame: the benchmark's clips grow in time, as long videos do
 PATTERNS = ("Radial()", "Neighborhood((6, 8, None), stride=(2, 8, 1), tile=(2, 8, 8))", "Neighborhood((5, 9, 9))")
@@ -42,12 +44,20 @@ class Speed:
     speedup: float
     efficiency: float
     element_efficiency: float
-    peak_mib: float | None
 
 
 def main(argv: Sequence[str]) -> int:
     """Run ``dattn bench``; see ``--help``."""
     options = _parser().parse_args(argv)
+    record = _cpu(options) if options.what == "cpu" else _memory(options)
+    if options.output:
+        record["settings"] = {"batch": 1, "heads": options.heads, "repeats": options.repeats}
+        write_json(Path(options.output), record | provenance("bench", argv))
+    return 0
+
+
+def _cpu(options: Any) -> dict[str, Any]:
+    """Seconds to build masks, and dense against sparse attention."""
     from tqdm import tqdm
 
     print("building masks …")
@@ -56,16 +66,25 @@ def main(argv: Sequence[str]) -> int:
     cases = list(_cases(options))
     speeds = [_speed(options, *case) for case in tqdm(cases, desc="attention", disable=None)]
     print(table(list(Speed.__dataclass_fields__), [tuple(asdict(s).values()) for s in speeds]))
-    if options.output:
-        record = {"masks": masks, "attention": [asdict(s) for s in speeds], **provenance("bench", argv)}
-        record["settings"] = {"batch": 1, "heads": options.heads, "repeats": options.repeats}
-        write_json(Path(options.output), record)
-    return 0
+    return {"masks": masks, "attention": [asdict(s) for s in speeds]}
+
+
+def _memory(options: Any) -> dict[str, Any]:
+    """Memory that a first call needs beyond its inputs, each in a process of its own: nothing is reused there."""
+    spawn = multiprocessing.get_context("spawn")
+    rows = []
+    for text in options.patterns:
+        for tokens in options.tokens:
+            with spawn.Pool(1) as pool:
+                peak = pool.apply(peak_mib, (text, tokens, options.heads, options.head_dims[0]))
+            rows.append({"pattern": text, "tokens": tokens, "head_dim": options.head_dims[0], "peak_mib": peak})
+    print(table(list(rows[0]), [tuple(row.values()) for row in rows]))
+    return {"memory": rows}
 
 
 def _parser() -> Parser:
     parser = Parser("bench", "Block-sparse attention beside dense attention, in one run.", EXAMPLES)
-    parser.add_argument("what", choices=["cpu"], help="which benchmark")
+    parser.add_argument("what", choices=["cpu", "memory"], help="speed on the CPU, or the memory of a call (Linux)")
     parser.add_argument("--tokens", type=at_least(256), nargs="+", default=[2048, 8192, 16384])
     parser.add_argument("--head-dims", type=at_least(1), nargs="+", default=[64, 128])
     parser.add_argument("--dtypes", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
@@ -77,7 +96,6 @@ def _parser() -> Parser:
 
 
 def _cases(options: Any) -> Iterator[tuple[Pattern, TokenGrid, int, str]]:
-    from dattn.grid import TokenGrid
     from dattn.patterns import pattern_from_string
 
     patterns = [pattern_from_string(text) for text in options.patterns]
@@ -85,7 +103,7 @@ def _cases(options: Any) -> Iterator[tuple[Pattern, TokenGrid, int, str]]:
         for head_dim in options.head_dims:
             for tokens in options.tokens:
                 for pattern in patterns:
-                    yield pattern, TokenGrid(max(1, tokens // (FRAME[0] * FRAME[1])), *FRAME), head_dim, dtype
+                    yield pattern, _clip(tokens), head_dim, dtype
 
 
 def _speed(options: Any, pattern: Pattern, grid: TokenGrid, head_dim: int, dtype: str) -> Speed:
@@ -119,7 +137,6 @@ def _speed(options: Any, pattern: Pattern, grid: TokenGrid, head_dim: int, dtype
         speedup,
         speedup * mask.density,
         speedup * elements,
-        _peak_mib(sparse),
     )
 
 
@@ -138,15 +155,26 @@ def element_density(mask: BlockMask) -> float:
     return float(whole + part) / (mask.query.order.shape[-1] * mask.key.order.shape[-1])
 
 
-def _peak_mib(call: Callable[[], object]) -> float | None:
-    """Memory that a call needs beyond what is there already, in MiB; None where the system does not say."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-        before = _status("VmRSS")
-        call()
-        return (_status("VmHWM") - before) / 1024
-    except OSError:
-        return None
+def peak_mib(text: str, tokens: int, heads: int, head_dim: int) -> float:
+    """MiB that one call of float32 attention needs beyond its inputs: mask, plan, buffers and output."""
+    import torch
+
+    from dattn.attention import attention
+    from dattn.patterns import pattern_from_string
+
+    grid = _clip(tokens)
+    q, k, v = (torch.randn(1, heads, grid.tokens, head_dim) for _ in range(3))
+    attention(q[:, :, :256], k[:, :, :256], v[:, :, :256], pattern_from_string("Radial(block_size=16)"), _clip(256))
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    before = _status("VmRSS")
+    attention(q, k, v, pattern_from_string(text), grid)
+    return (_status("VmHWM") - before) / 1024
+
+
+def _clip(tokens: int) -> TokenGrid:
+    from dattn.grid import TokenGrid
+
+    return TokenGrid(max(1, tokens // (FRAME[0] * FRAME[1])), *FRAME)
 
 
 def _status(name: str) -> int:
