@@ -2,12 +2,15 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
 from dattn import Dense, Neighborhood, Radial, TokenGrid, attention
-from dattn.backends import choose
+from dattn.backends import choose, load
+from dattn.block_mask import BlockList, BlockMask
+from dattn.grid import Layout
 from tests.oracles import attention_oracle, tail_oracle
 
 CASES = {
@@ -80,6 +83,45 @@ def test_tail(pattern, grid, run, backend, padded):
     assert mask.tail_share > 0
     output, lse = attention(*inputs, pattern, grid, scale=0.4, key_mask=key_mask, backend=backend, return_lse=True)
     expected, expected_lse = tail_oracle(*inputs, mask, grid, run, 0.4, key_mask)
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(lse, expected_lse, rtol=0, atol=1e-12)
+    for ours, theirs in zip(gradients(output, lse, inputs), gradients(expected, expected_lse, inputs), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)
+
+
+def grouped(masks):
+    """Masks of equal block size as the head groups of one mask; lists are padded to the longest."""
+
+    def lists(name, field):
+        parts = [getattr(getattr(m, name), field) if field else getattr(m, name) for m in masks]
+        longest = max(p.shape[-1] for p in parts)
+        return torch.cat([torch.nn.functional.pad(p, (0, longest - p.shape[-1])) for p in parts], 1)
+
+    shift = [0, len(masks[0].tiles)]
+    tile = [replace(m, tile=m.tile + s) for m, s in zip(masks, shift, strict=True)]
+    side = Layout(
+        torch.cat([m.key.order for m in masks], 1), torch.cat([m.key.lengths for m in masks], 1), masks[0].key.pooled
+    )
+    masks = tile
+    full, partial = (BlockList(lists(n, "offsets"), lists(n, "index")) for n in ("full", "partial"))
+    tiles = torch.cat([m.tiles for m in masks])
+    return BlockMask(side, side, full, partial, lists("tile", None), tiles, masks[0].block_size)
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+@pytest.mark.parametrize("padded", [False, True], ids=["", "padded"])
+def test_head_groups_have_masks_and_orders_of_their_own(backend, padded):
+    """Group g of G serves the heads h with ⌊h·G/H⌋ = g: of 5 heads, the first 3 have one mask, the other 2 another."""
+    grid = TokenGrid(4, 4, 8, text=3)
+    patterns = Neighborhood((3, 3, 3), tile=(2, 2, 4)), Neighborhood((2, 4, 5), tile=(1, 4, 4))
+    mask = grouped([p.mask(grid) for p in patterns])
+    allowed = torch.stack([p.allowed(grid) for p in patterns])
+    assert torch.equal(mask.to_dense(), allowed)
+    inputs = tensors(grid, heads=5)
+    key_mask = padding(grid) if padded else None
+    run = load(backend).run
+    output, lse = run(*inputs, mask, scale=0.4, key_mask=key_mask, return_lse=True)
+    expected, expected_lse = attention_oracle(*inputs, allowed[[0, 0, 0, 1, 1]][None], 0.4, key_mask)
     torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
     torch.testing.assert_close(lse, expected_lse, rtol=0, atol=1e-12)
     for ours, theirs in zip(gradients(output, lse, inputs), gradients(expected, expected_lse, inputs), strict=True):
