@@ -125,11 +125,11 @@ class _Blocks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
-        query, *_, output, lse = ctx.saved_tensors
-        with torch.autocast(query.device.type, enabled=False):
+        *inputs, output, lse = ctx.saved_tensors  # read once: gradient checkpointing allows no more
+        with torch.autocast(output.device.type, enabled=False):
             delta = (grad_output * output).sum(-1) - grad_lse
             lse = lse.masked_fill(lse == -torch.inf, torch.inf)  # rows that see nothing: weights of 0
-            grads = _gradients(ctx.calls, ctx.saved_tensors[:5], grad_output, delta, lse, ctx.scale)
+            grads = _gradients(ctx.calls, inputs, grad_output, delta, lse, ctx.scale)
         return *grads, None, None, None, None, None
 
 
