@@ -198,11 +198,6 @@ def text_blocks(grid: TokenGrid, block_size: int) -> tuple[int, int]:
     return -(-grid.text_before // block_size), -(-grid.text_after // block_size)
 
 
-def divisors(length: int) -> list[int]:
-    """All divisors, ascending."""
-    return [n for n in range(1, length + 1) if length % n == 0]
-
-
 def block_size_for(tokens: int) -> int:
     """The smallest block that holds ``tokens`` tokens.
 

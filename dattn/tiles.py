@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 from dattn.axis_window import AxisWindow, tile_intervals
 from dattn.grid import BLOCK_SIZES, AxisTiles, block_size_for, class_length
@@ -28,11 +27,6 @@ class AxisCost:
 
 def choose_tile(axes: Sequence[AxisWindow]) -> tuple[int, int, int]:
     """The cheapest tile (frames, height, width) of at most 128 tokens for these windows; divides the grid if it can."""
-    return _choose(tuple(axes))
-
-
-@lru_cache(maxsize=64)
-def _choose(axes: tuple[AxisWindow, AxisWindow, AxisWindow]) -> tuple[int, int, int]:
     costs = [_axis_costs(axis) for axis in axes]
     limit = BLOCK_SIZES[-1]
     tiles = [(t, h, w) for t in costs[0] for h in costs[1] if t * h <= limit for w in costs[2] if t * h * w <= limit]

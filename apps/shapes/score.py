@@ -55,7 +55,7 @@ class Score:
 
 
 def fresh_captions(count: int, objects: int | None = 1, first: int = 0) -> list[str]:
-    """Captions of ``count`` scenes that no training run has seen."""
+    """Captions of ``count`` scenes that no training run has drawn; the same words may well occur in training."""
     return [sample_scene(FRESH + first + i, objects).caption() for i in range(count)]
 
 
