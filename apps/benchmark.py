@@ -25,6 +25,8 @@ EXAMPLES = """\
   dattn bench cpu --tokens 2048 8192 --dtypes float32 --output outputs/cpu.json"""
 FRAME = (16, 16)  # tokens per frame: the benchmark's clips grow in time, as long videos do
 PATTERNS = ("Radial()", "Neighborhood((6, 8, None), stride=(2, 8, 1), tile=(2, 8, 8))", "Neighborhood((5, 9, 9))")
+CALL_ROWS = (64, 128, 256, 512, 1024)
+CALL_KEYS = 1024
 GRIDS = {"21x45x80": (21, 45, 80), "84x45x80": (84, 45, 80)}
 MASKS = ("Radial()", "Neighborhood((9, 25, 36), stride=(3, 5, 4))", "Neighborhood((9, 21, 32))")
 
@@ -63,10 +65,13 @@ def _cpu(options: Any) -> dict[str, Any]:
     print("building masks …")
     masks = [_mask_time(text, name) for name in GRIDS for text in MASKS]
     print(table(["pattern", "grid", "tokens", "density", "seconds"], [tuple(m.values()) for m in masks]))
+    calls = [_call_rate(rows, head_dim, options) for head_dim in options.head_dims for rows in CALL_ROWS]
+    head = ["rows of a call", "head_dim", "share of the dense rate", "with a mask"]
+    print(table(head, [tuple(c.values()) for c in calls]))
     cases = list(_cases(options))
     speeds = [_speed(options, *case) for case in tqdm(cases, desc="attention", disable=None)]
     print(table(list(Speed.__dataclass_fields__), [tuple(asdict(s).values()) for s in speeds]))
-    return {"masks": masks, "attention": [asdict(s) for s in speeds]}
+    return {"masks": masks, "calls": calls, "attention": [asdict(s) for s in speeds]}
 
 
 def _memory(options: Any) -> dict[str, Any]:
@@ -115,8 +120,8 @@ def _speed(options: Any, pattern: Pattern, grid: TokenGrid, head_dim: int, dtype
     from dattn.block_mask import MaskCache
 
     torch.manual_seed(0)
-    shape = (1, options.heads, grid.tokens, head_dim)
-    q, k, v = (torch.randn(shape, dtype=getattr(torch, dtype)) for _ in range(3))
+    shape = (1, grid.tokens, options.heads, head_dim)
+    q, k, v = (torch.randn(shape, dtype=getattr(torch, dtype)).transpose(1, 2) for _ in range(3))  # as models hand over
     masks = MaskCache()
     sparse = lambda: attend(q, k, v, pattern, grid, backend="torch", masks=masks)
     dense = lambda: scaled_dot_product_attention(q, k, v)
@@ -138,6 +143,29 @@ def _speed(options: Any, pattern: Pattern, grid: TokenGrid, head_dim: int, dtype
         speedup * mask.density,
         speedup * elements,
     )
+
+
+def _call_rate(rows: int, head_dim: int, options: Any) -> dict[str, Any]:
+    """What short calls can reach: FLOP/s of PyTorch's kernel with ``rows`` queries a call ÷ with all in one call."""
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention
+
+    tokens = max(CALL_ROWS)
+    one = torch.randn(1, options.heads, tokens, head_dim), torch.randn(1, options.heads, CALL_KEYS, head_dim)
+    many = (
+        torch.randn(options.heads, tokens // rows, rows, head_dim),
+        torch.randn(options.heads, tokens // rows, CALL_KEYS, head_dim),
+    )
+    mask = torch.zeros(1, 1, rows, CALL_KEYS).expand(-1, tokens // rows, -1, -1)
+    whole, calls, masked = (
+        lambda: scaled_dot_product_attention(one[0], one[1], one[1]),
+        lambda: scaled_dot_product_attention(many[0], many[1], many[1]),
+        lambda: scaled_dot_product_attention(many[0], many[1], many[1], attn_mask=mask),
+    )
+    whole(), calls(), masked()
+    times = [(_seconds(whole), _seconds(calls), _seconds(masked)) for _ in range(4 * options.repeats)]
+    plain, with_mask = (median(t[0] / t[i] for t in times) for i in (1, 2))
+    return {"rows": rows, "head_dim": head_dim, "share": plain, "share_masked": with_mask}
 
 
 def _seconds(call: Callable[[], object]) -> float:

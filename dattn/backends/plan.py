@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +16,7 @@ from dattn.block_mask import BlockMask
 Kind = Literal["whole", "part", "tail"]
 
 ROWS = 1024  # queries that may share one call where their lists agree: short query tiles are slow on a CPU
+MASKED_ROWS = 512  # the same where blocks are seen in part: a call's mask is a matrix, rows x keys
 SHARED_BLOCKS = 4  # key blocks that neighbouring query blocks must have in common to share a call
 
 
@@ -28,7 +29,7 @@ class Call:
         kind: key blocks seen whole, in part, or through their pooled keys.
         queries: int64 [query blocks].
         keys: int64 [key blocks].
-        tiles: int64 [key blocks], the mask tile of every key block, for kind "part" (one query block then).
+        tiles: int64 [query blocks, key blocks], the mask tile of every pair of blocks, for kind "part".
     """
 
     turn: int
@@ -66,12 +67,14 @@ class Plan:
         pieces: in the order in which they run.
         queries, keys: int64 [blocks, block_size].
         runs: int64 [key blocks, runs, run] for the tail, or None.
+        complete: whether every query block is in some first call, so that outputs need not start from 0.
     """
 
     pieces: list[Piece]
     queries: Tensor
     keys: Tensor
     runs: Tensor | None
+    complete: bool
 
 
 def plan_for(mask: BlockMask, batch: int, group: int) -> Plan:
@@ -91,10 +94,11 @@ def _plan(mask: BlockMask, batch: int, group: int) -> Plan:
     alike: dict[tuple[object, ...], list[Call]] = defaultdict(list)
     for call in _calls(mask, batch, group):
         tokens = (int(n[i].sum()) for n, i in zip(lengths, (call.queries, call.keys), strict=True))
-        tiles = () if call.tiles is None else tuple(call.tiles.tolist())
+        tiles = () if call.tiles is None else tuple(call.tiles.flatten().tolist())
         alike[call.turn, call.kind, len(call.queries), len(call.keys), *tokens, tiles].append(call)
     pieces = sorted((Piece.of(calls, queries.device) for calls in alike.values()), key=lambda piece: piece.turn)
-    return Plan(pieces, queries, keys, run_slots(mask, batch, group) if mask.tail else None)
+    complete = sum(piece.queries.numel() for piece in pieces if piece.turn == 0) == len(queries)
+    return Plan(pieces, queries, keys, run_slots(mask, batch, group) if mask.tail else None, complete)
 
 
 def _calls(mask: BlockMask, batch: int, group: int) -> Iterator[Call]:
@@ -110,14 +114,16 @@ def _calls(mask: BlockMask, batch: int, group: int) -> Iterator[Call]:
         for rows, found in _shared(whole, 0, last - first):
             yield Call(turns[rows.start], "whole", torch.arange(first + rows.start, first + rows.stop), found)
             turns[rows] = [turns[rows.start] + 1] * (rows.stop - rows.start)
-        for row in range(first, last):
-            entries = slice(offsets[row], offsets[row + 1])
-            turn, query, pooled = turns[row - first], torch.tensor([row]), _numbers(skipped[row - first])
-            if entries.start < entries.stop:
-                yield Call(turn, "part", query, index[entries], tile[entries])
-                turn += 1
-            if len(pooled):
-                yield Call(turn, "tail", query, pooled)
+        lists = [index[offsets[row] : offsets[row + 1]].tolist() for row in range(first, last)]
+        for rows in _runs(list(zip(turns, lists, strict=True)), max(1, MASKED_ROWS // mask.block_size)):
+            if found := lists[rows.start]:
+                queries = torch.arange(first + rows.start, first + rows.stop)
+                tiles = tile[offsets[queries[0]] : offsets[queries[-1] + 1]].view(len(queries), -1)
+                yield Call(turns[rows.start], "part", queries, torch.tensor(found), tiles)
+                turns[rows] = [turns[rows.start] + 1] * len(queries)
+        for row in range(last - first):
+            if len(pooled := _numbers(skipped[row])):
+                yield Call(turns[row], "tail", torch.tensor([first + row]), pooled)
 
 
 def _shared(whole: Tensor, first: int, last: int) -> Iterator[tuple[slice, Tensor]]:
@@ -132,6 +138,15 @@ def _shared(whole: Tensor, first: int, last: int) -> Iterator[tuple[slice, Tenso
         middle = (first + last + 1) // 2
         yield from _shared(whole, first, middle)
         yield from _shared(whole, middle, last)
+
+
+def _runs(items: Sequence[object], longest: int) -> Iterator[slice]:
+    """Yields the slices of neighbouring items that are equal, at most ``longest`` each."""
+    start = 0
+    for i in range(1, len(items) + 1):
+        if i == len(items) or i - start == longest or items[i] != items[start]:
+            yield slice(start, i)
+            start = i
 
 
 def _numbers(flags: Tensor) -> Tensor:

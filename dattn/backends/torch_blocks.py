@@ -20,7 +20,7 @@ from dattn.backends.pooling import pool_runs
 from dattn.block_mask import BlockMask
 from dattn.heads import head_groups
 
-GATHERED = 1 << 20  # numbers gathered (forward) or weights held (backward) at a time: a few MB, near the cache
+GATHERED = 1 << 21  # numbers gathered (forward) or weights held (backward) at a time: a few MB, near the cache
 
 
 def run(
@@ -83,7 +83,8 @@ def _attend(
     if plan.runs is not None:
         *means, log_count = pool_runs(key, value, plan.runs, key_mask)
         pooled = [m.flatten(0, 1).flatten(1, 2) for m in means] + [log_count.flatten(1)]
-    tensors = (t.flatten(0, 1) for t in (query, key, value))
+    # Models hand over transposed heads, and index_select would copy all of such an input for every call.
+    tensors = (t.flatten(0, 1).contiguous() for t in (query, key, value))
     output, lse = _Blocks.apply(*tensors, *pooled, plan, mask, scale, key_mask)
     return output.unflatten(0, (batch, heads)), lse.unflatten(0, (batch, heads))
 
@@ -105,8 +106,9 @@ class _Blocks(torch.autograd.Function):
         scale: float,
         key_mask: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        output = value.new_zeros(*query.shape[:2], value.shape[-1])
-        lse = query.new_full(query.shape[:2], -torch.inf)
+        output, lse = value.new_empty(*query.shape[:2], value.shape[-1]), query.new_empty(query.shape[:2])
+        if not plan.complete:
+            output.zero_(), lse.fill_(-torch.inf)
         calls = _Calls(plan, mask, key_mask, log_count, query.dtype)
         space = _Workspace()
         sources: dict[bool, Any] = {False: (key, value), True: (pooled_key, pooled_value)}
@@ -129,7 +131,7 @@ class _Blocks(torch.autograd.Function):
         with torch.autocast(output.device.type, enabled=False):
             delta = (grad_output * output).sum(-1) - grad_lse
             lse = lse.masked_fill(lse == -torch.inf, torch.inf)  # rows that see nothing: weights of 0
-            grads = _gradients(ctx.calls, inputs, grad_output, delta, lse, ctx.scale)
+            grads = _gradients(ctx.calls, inputs, grad_output.contiguous(), delta, lse, ctx.scale)
         return *grads, None, None, None, None, None
 
 
@@ -213,7 +215,8 @@ class _Calls:
             (slots[blocks[0]] >= 0).flatten()
             for slots, blocks in ((self.plan.queries, piece.queries), (self.plan.keys, piece.keys))
         )
-        return self._table()[piece.tiles].transpose(0, 1).flatten(1)[rows][:, columns][None, None]
+        tiles = self._table()[piece.tiles].transpose(1, 2).flatten(2).flatten(0, 1)
+        return (tiles if rows.all() and columns.all() else tiles[rows][:, columns])[None, None]
 
     def _table(self) -> Tensor:
         """[distinct, block_size, block_size] of 0 and -inf, kept with the mask."""
