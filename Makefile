@@ -12,6 +12,7 @@ STAMP  := $(VENV)/.installed
 TYPES  := build/types
 SOURCE := pyproject.toml README.md LICENSE dattn kernels pipelines apps
 TORCH  := $(shell grep '^torch==' constraints.txt)
+PYTEST := $(BIN)/pytest -q -n auto --maxprocesses 4
 WHEEL  := pip wheel --quiet --no-deps --no-build-isolation
 
 .DEFAULT_GOAL := help
@@ -36,7 +37,8 @@ generate: $(STAMP)  ## a video from the demo model with sparse and with stock at
 	@$(BIN)/dattn generate $(ARGS)
 
 test: $(STAMP)  ## the test suite
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+	@OMP_NUM_THREADS=1 $(PYTEST) --dist loadfile $(ARGS)
+	$(if $(ARGS),,@TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(PYTEST) tests/kernels/test_interpreted.py)
 
 lint: $(STAMP)  ## ruff: rules and formatting
 	@$(BIN)/ruff check .

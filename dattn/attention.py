@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dattn.backends import choose, load
+from dattn.backends import choose, run
+from dattn.backends.torch_blocks import dense
 from dattn.block_mask import MaskCache
 from dattn.grid import TokenGrid
 from dattn.patterns.base import Pattern
@@ -80,16 +81,11 @@ def attend(
     check_inputs(query, key, value, pattern, grid, key_mask)
     chosen = choose(backend, query.device, query.dtype, query.shape[-1])
     mask = (masks or MaskCache(1)).get(pattern, grid, query.device)
+    scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
     with torch.autocast(query.device.type, enabled=False):
-        output, lse = load(chosen.name).run(
-            query,
-            key,
-            value,
-            mask,
-            scale=query.shape[-1] ** -0.5 if scale is None else float(scale),
-            key_mask=key_mask,
-            return_lse=return_lse,
-        )
+        if chosen.name == "torch" and mask.is_all and not return_lse:
+            return dense(query, key, value, scale, key_mask)
+        output, lse = run(chosen.name, query, key, value, mask, scale, key_mask)
     return (output, lse) if return_lse else output
 
 

@@ -219,7 +219,7 @@ def build(
         index[kind].append(rows.nonzero()[:, 1].int())
     full, partial = (_compress(c, i) for c, i in zip(counts, index, strict=True))
     tile = torch.cat(table).int() if table else torch.zeros(0, dtype=torch.int32)
-    packed = pack_tiles(torch.zeros(0, block_size, block_size) if tiles is None else tiles)
+    packed = pack_bits(torch.zeros(0, block_size, block_size) if tiles is None else tiles)
     run = tail_run(tail, block_size)
     return BlockMask(layout, layout, full, partial, tile[None, None], packed, block_size, run)
 
@@ -246,11 +246,10 @@ def _compress(counts: list[Tensor], index: list[Tensor]) -> BlockList:
     return BlockList(offsets[None, None], torch.cat(index)[None, None])
 
 
-def pack_tiles(tiles: Tensor) -> Tensor:
-    """int32 [distinct, block_size, ⌈block_size / 32⌉] from bool [distinct, block_size, block_size]."""
-    padded = torch.nn.functional.pad(tiles.long(), (0, -tiles.shape[-1] % WORD))
-    words = padded.unflatten(-1, (-1, WORD)) << torch.arange(WORD)
-    words = words.sum(-1)
+def pack_bits(bits: Tensor) -> Tensor:
+    """int32 [..., ⌈n / 32⌉] from bool [..., n]: bit k % 32 of word k // 32, the rest 0."""
+    padded = torch.nn.functional.pad(bits.long(), (0, -bits.shape[-1] % WORD))
+    words = (padded.unflatten(-1, (-1, WORD)) << torch.arange(WORD, device=bits.device)).sum(-1)
     return torch.where(words >= 1 << 31, words - (1 << 32), words).int()
 
 

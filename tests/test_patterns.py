@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dattn import PATTERNS, Dense, Neighborhood, Radial, TokenGrid, pattern_from_dict, pattern_from_string
-from dattn.block_mask import MaskCache, pack_tiles
+from dattn.block_mask import MaskCache, pack_bits
 
 EXAMPLES = [Dense(), Radial(0.2, False, 64, 32), Neighborhood((3, None, 5), 2, causal=(True, False, False), tail=True)]
 
@@ -74,12 +74,12 @@ def test_mask_cache_is_bounded_and_reuses():
 
 def test_packed_tiles_round_trip():
     tiles = torch.rand(5, 64, 64, generator=torch.Generator().manual_seed(0)) > 0.5
-    packed = pack_tiles(tiles)
+    packed = pack_bits(tiles)
     assert packed.dtype == torch.int32
     assert packed.shape == (5, 64, 2)
     assert (packed[3, 7, 1] >> 4 & 1).item() == tiles[3, 7, 36].item()
     mask = Neighborhood(3, tile=(1, 4, 4)).mask(TokenGrid(1, 8, 8))
-    assert torch.equal(pack_tiles(mask.unpacked_tiles()), mask.tiles)
+    assert torch.equal(pack_bits(mask.unpacked_tiles()), mask.tiles)
 
 
 def test_plot_writes_a_picture(tmp_path):

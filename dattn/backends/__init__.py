@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Protocol, cast
+from importlib.util import find_spec
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -13,20 +15,31 @@ from dattn.block_mask import BlockMask
 
 
 class Backend(Protocol):
-    """A backend is a module with this function."""
+    """A backend is a module with these two functions; neither is differentiated through.
 
-    def run(
+    query, key, value, output and their gradients are [batch, heads, tokens, head_dim] in raster order, the LSE
+    [batch, heads, tokens] float32 (float64 for float64 inputs), ``key_mask`` bool [batch, tokens] or None.
+    """
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scale: float, key_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Output and LSE."""
+
+    def backward(
         self,
+        grad_output: Tensor,
+        grad_lse: Tensor,
         query: Tensor,
         key: Tensor,
         value: Tensor,
+        output: Tensor,
+        lse: Tensor,
         mask: BlockMask,
-        *,
         scale: float,
         key_mask: Tensor | None,
-        return_lse: bool,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Attend; shapes as in ``dattn.attention``; the LSE where asked for."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of query, key and value."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +53,11 @@ class Choice:
 BACKENDS = {
     "reference": "naive and dense, for checking on small grids",
     "torch": "block by block, on any device",
+    "triton": "our own kernels, on an NVIDIA GPU from Ampere on",
 }
-MODULES = {"reference": "reference", "torch": "torch_blocks"}
+MODULES = {"reference": "reference", "torch": "torch_blocks", "triton": "triton_blocks"}
+WIDEST_HEAD = 256
+OLDEST_GPU = (8, 0)
 
 
 def choose(backend: str, device: torch.device | str, dtype: torch.dtype, head_dim: int) -> Choice:
@@ -50,13 +66,71 @@ def choose(backend: str, device: torch.device | str, dtype: torch.dtype, head_di
     Raises:
         ValueError: an unknown backend, or one that cannot run these inputs.
     """
+    device = torch.device(device)
     if backend == "auto":
-        return Choice("torch", "auto: the only blockwise backend so far")
+        obstacle = "not on a GPU" if device.type != "cuda" else triton_obstacle(device, dtype, head_dim)
+        return Choice("torch", f"auto: {obstacle}") if obstacle else Choice("triton", "auto: the fastest on this GPU")
     if backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}: choose auto, {' or '.join(BACKENDS)}")
+    obstacle = triton_obstacle(device, dtype, head_dim) if backend == "triton" else None
+    if obstacle:
+        raise ValueError(f"backend 'triton': {obstacle}; choose auto or torch")
     return Choice(backend, "asked for")
+
+
+def triton_obstacle(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    """Why the Triton backend cannot run such inputs, or None where it can."""
+    if find_spec("triton") is None:
+        return "the package triton is not installed"
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"it needs an NVIDIA GPU, and the tensors are on {device}"
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < OLDEST_GPU:
+        return "it needs an NVIDIA GPU from Ampere (compute capability 8.0) on"
+    if dtype == torch.float64:
+        return "it computes float32, bfloat16 and float16, and these are float64"
+    return f"head dim {head_dim} is above {WIDEST_HEAD}" if head_dim > WIDEST_HEAD else None
 
 
 def load(name: str) -> Backend:
     """The backend's module, imported on first use."""
     return cast(Backend, import_module(f"dattn.backends.{MODULES[name]}"))
+
+
+def run(
+    name: str,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: BlockMask,
+    scale: float,
+    key_mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Output and LSE of a backend, differentiable."""
+    return _Attention.apply(query, key, value, load(name), mask, scale, key_mask)
+
+
+class _Attention(torch.autograd.Function):
+    """A backend's two passes as one differentiable function."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        backend: Backend,
+        mask: BlockMask,
+        scale: float,
+        key_mask: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        output, lse = backend.forward(query, key, value, mask, scale, key_mask)
+        ctx.save_for_backward(query, key, value, output, lse, key_mask)
+        ctx.backend, ctx.mask, ctx.scale = backend, mask, scale
+        return output, lse
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
+        *saved, key_mask = ctx.saved_tensors  # read once: gradient checkpointing allows no more
+        with torch.autocast(grad_output.device.type, enabled=False):
+            grads = ctx.backend.backward(grad_output, grad_lse, *saved, ctx.mask, ctx.scale, key_mask)
+        return *grads, None, None, None, None

@@ -10,16 +10,9 @@ from dattn.block_mask import BlockMask
 from dattn.heads import head_groups
 
 
-def run(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: BlockMask,
-    *,
-    scale: float,
-    key_mask: Tensor | None,
-    return_lse: bool,
-) -> tuple[Tensor, Tensor | None]:
+def forward(
+    query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scale: float, key_mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Softmax over all keys that the mask allows and, with a tail, the pooled keys of skipped blocks."""
     wide = torch.promote_types(query.dtype, torch.float32)
     outputs, lses = [], []
@@ -37,7 +30,26 @@ def run(
         logits = logits.masked_fill(blind, 0)
         outputs.append(logits.softmax(-1).masked_fill(blind, 0) @ v)
         lses.append(logits.logsumexp(-1, keepdim=True).masked_fill(blind, -torch.inf)[..., 0])
-    return torch.cat(outputs, 1).to(query.dtype), torch.cat(lses, 1) if return_lse else None
+    return torch.cat(outputs, 1).to(query.dtype), torch.cat(lses, 1)
+
+
+def backward(
+    grad_output: Tensor,
+    grad_lse: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    output: Tensor,
+    lse: Tensor,
+    mask: BlockMask,
+    scale: float,
+    key_mask: Tensor | None,
+) -> tuple[Tensor, ...]:
+    """What PyTorch's own differentiation of ``forward`` says."""
+    with torch.enable_grad():
+        inputs = [t.detach().requires_grad_() for t in (query, key, value)]
+        results = forward(*inputs, mask, scale, key_mask)
+        return torch.autograd.grad(results, inputs, (grad_output, grad_lse))
 
 
 def _with_tail(

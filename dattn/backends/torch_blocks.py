@@ -16,51 +16,49 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from dattn.backends.plan import Piece, Plan, plan_for
-from dattn.backends.pooling import pool_runs
+from dattn.backends.pooling import pool_runs, unpool_runs
 from dattn.block_mask import BlockMask
 from dattn.heads import head_groups
 
 GATHERED = 1 << 21  # numbers gathered (forward) or weights held (backward) at a time: a few MB, near the cache
 
 
-def run(
+def forward(
+    query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scale: float, key_mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """See ``Backend.forward``."""
+    wide = torch.promote_types(query.dtype, torch.float32)
+    output, lse = value.new_empty(value.shape, dtype=wide), query.new_empty(query.shape[:3], dtype=wide)
+    for part in _parts(mask, query, key_mask):
+        _walk(part, mask, scale, *part.inputs(query, key, value), part.view(output), part.view(lse))
+    return output.to(query.dtype), lse
+
+
+def backward(
+    grad_output: Tensor,
+    grad_lse: Tensor,
     query: Tensor,
     key: Tensor,
     value: Tensor,
+    output: Tensor,
+    lse: Tensor,
     mask: BlockMask,
-    *,
     scale: float,
     key_mask: Tensor | None,
-    return_lse: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """See ``Backend.run``; a mask that skips nothing goes to PyTorch's dense attention."""
-    if mask.is_all and not return_lse:
-        return _dense(query, key, value, scale, key_mask), None
-    wide = torch.promote_types(query.dtype, torch.float32)
-    q, k, v = (t.to(wide) for t in (query, key, value))
-    outputs, lses = [], []
-    for rows in range(query.shape[0]) if _by_row(mask, key_mask) else [slice(None)]:
-        at = slice(rows, rows + 1) if isinstance(rows, int) else rows
-        kept = None if key_mask is None else key_mask[at]
-        parts = [
-            _attend(q[at, heads], k[at, heads], v[at, heads], plan_for(mask, at.start or 0, group), mask, scale, kept)
-            for group, heads in enumerate(head_groups(query.shape[1], mask.groups))
-        ]
-        outputs.append(_joined([p[0] for p in parts], 1))
-        lses.append(_joined([p[1] for p in parts], 1))
-    return _joined(outputs, 0).to(query.dtype), _joined(lses, 0) if return_lse else None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See ``Backend.backward``."""
+    delta = (grad_output.to(lse.dtype) * output).sum(-1) - grad_lse
+    lse = lse.masked_fill(lse == -torch.inf, torch.inf)  # rows that see nothing: weights of 0
+    grads = tuple(torch.zeros(t.shape, dtype=lse.dtype, device=t.device) for t in (query, key, value))
+    for part in _parts(mask, query, key_mask):
+        inputs = part.inputs(query, key, value, grad_output)
+        _walk_back(part, mask, scale, inputs, part.view(delta), part.view(lse), [part.view(g) for g in grads])
+    dq, dk, dv = (grad.to(query.dtype) for grad in grads)
+    return dq, dk, dv
 
 
-def _joined(parts: list[Tensor], dim: int) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
-
-
-def _by_row(mask: BlockMask, key_mask: Tensor | None) -> bool:
-    """Whether batch rows differ in what they see, and so take turns."""
-    return key_mask is not None or mask.full.offsets.shape[0] > 1
-
-
-def _dense(query: Tensor, key: Tensor, value: Tensor, scale: float, key_mask: Tensor | None) -> Tensor:
+def dense(query: Tensor, key: Tensor, value: Tensor, scale: float, key_mask: Tensor | None) -> Tensor:
+    """PyTorch's own attention, for a mask that skips nothing."""
     if key_mask is None:
         return scaled_dot_product_attention(query, key, value, scale=scale)
     blind = ~key_mask.any(-1)[:, None, None, None]
@@ -68,88 +66,95 @@ def _dense(query: Tensor, key: Tensor, value: Tensor, scale: float, key_mask: Te
     return scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scale).masked_fill(blind, 0)
 
 
-def _attend(
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """Batch rows and heads that share one set of lists; their tensors are [rows · heads, tokens, …]."""
+
+    rows: slice
+    heads: slice
+    plan: Plan
+    key_mask: Tensor | None
+
+    def view(self, tensor: Tensor) -> Tensor:
+        """This part of a contiguous tensor, to be written to."""
+        return tensor[self.rows, self.heads].view(-1, *tensor.shape[2:])
+
+    def inputs(self, *tensors: Tensor) -> list[Tensor]:
+        """This part of every tensor, in float32 at least.
+
+        Models hand over transposed heads, and index_select would copy all of such an input for every call.
+        """
+        wide = torch.promote_types(tensors[0].dtype, torch.float32)
+        return [t[self.rows, self.heads].to(wide).flatten(0, 1).contiguous() for t in tensors]
+
+
+def _parts(mask: BlockMask, query: Tensor, key_mask: Tensor | None) -> Iterator[_Part]:
+    """All parts; batch rows take turns where they differ in what they see, or heads do."""
+    batch, heads = query.shape[:2]
+    together = key_mask is None and mask.full.offsets.shape[0] == mask.groups == 1
+    for rows in [slice(0, batch)] if together else [slice(i, i + 1) for i in range(batch)]:
+        kept = None if key_mask is None else key_mask[rows]
+        for group, of_group in enumerate(head_groups(heads, mask.groups)):
+            yield _Part(rows, of_group, plan_for(mask, rows.start, group), kept)
+
+
+def _pool(part: _Part, key: Tensor, value: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Pooled keys and values [rows · heads, count, head_dim] and ln n [1, count]; None without a tail."""
+    if part.plan.runs is None:
+        return None, None, None
+    *means, log_count = pool_runs(key[None], value[None], part.plan.runs, part.key_mask)
+    pooled_key, pooled_value = (mean[0].flatten(1, 2) for mean in means)
+    return pooled_key, pooled_value, log_count.flatten(1)
+
+
+def _walk(
+    part: _Part,
+    mask: BlockMask,
+    scale: float,
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    plan: Plan,
+    output: Tensor,
+    lse: Tensor,
+) -> None:
+    """One part's calls, piece by piece, into ``output`` and ``lse``."""
+    if not part.plan.complete:
+        output.zero_(), lse.fill_(-torch.inf)
+    pooled_key, pooled_value, log_count = _pool(part, key, value)
+    calls = _Calls(part.plan, mask, part.key_mask, log_count, query.dtype)
+    space = _Workspace()
+    for piece in part.plan.pieces:
+        k, v = (pooled_key, pooled_value) if piece.kind == "tail" else (key, value)
+        for heads, rows, columns, bias in calls.of(piece, query.shape[0], 2 * query.shape[-1]):
+            q, k_, v_ = (
+                space.gather(name, t[heads], index)
+                for name, t, index in (("q", query, rows), ("k", k, columns), ("v", v, columns))
+            )
+            out, sums = _softmax(q, k_, v_, bias, scale)
+            _store(output[heads], lse[heads], rows, out, sums, fresh=piece.turn == 0)
+
+
+def _walk_back(
+    part: _Part,
     mask: BlockMask,
     scale: float,
-    key_mask: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """One set of lists: pool the tail, differentiably, then walk the pieces."""
-    batch, heads = query.shape[:2]
-    pooled: list[Any] = [None, None, None]
-    if plan.runs is not None:
-        *means, log_count = pool_runs(key, value, plan.runs, key_mask)
-        pooled = [m.flatten(0, 1).flatten(1, 2) for m in means] + [log_count.flatten(1)]
-    # Models hand over transposed heads, and index_select would copy all of such an input for every call.
-    tensors = (t.flatten(0, 1).contiguous() for t in (query, key, value))
-    output, lse = _Blocks.apply(*tensors, *pooled, plan, mask, scale, key_mask)
-    return output.unflatten(0, (batch, heads)), lse.unflatten(0, (batch, heads))
-
-
-class _Blocks(torch.autograd.Function):
-    """The walk and its gradient; all tensors are [batch · heads, tokens, head_dim]."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        pooled_key: Tensor | None,
-        pooled_value: Tensor | None,
-        log_count: Tensor | None,
-        plan: Plan,
-        mask: BlockMask,
-        scale: float,
-        key_mask: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        output, lse = value.new_empty(*query.shape[:2], value.shape[-1]), query.new_empty(query.shape[:2])
-        if not plan.complete:
-            output.zero_(), lse.fill_(-torch.inf)
-        calls = _Calls(plan, mask, key_mask, log_count, query.dtype)
-        space = _Workspace()
-        sources: dict[bool, Any] = {False: (key, value), True: (pooled_key, pooled_value)}
-        for piece in plan.pieces:
-            k, v = sources[piece.kind == "tail"]
-            for heads, rows, columns, bias in calls.of(piece, query.shape[0], 2 * query.shape[-1]):
-                q, k_, v_ = (
-                    space.gather(name, t[heads], index)
-                    for name, t, index in (("q", query, rows), ("k", k, columns), ("v", v, columns))
-                )
-                out, sums = _softmax(q, k_, v_, bias, scale)
-                _store(output[heads], lse[heads], rows, out, sums, fresh=piece.turn == 0)
-        ctx.save_for_backward(query, key, value, pooled_key, pooled_value, output, lse)
-        ctx.calls, ctx.scale = calls, scale
-        return output, lse
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
-        *inputs, output, lse = ctx.saved_tensors  # read once: gradient checkpointing allows no more
-        with torch.autocast(output.device.type, enabled=False):
-            delta = (grad_output * output).sum(-1) - grad_lse
-            lse = lse.masked_fill(lse == -torch.inf, torch.inf)  # rows that see nothing: weights of 0
-            grads = _gradients(ctx.calls, inputs, grad_output.contiguous(), delta, lse, ctx.scale)
-        return *grads, None, None, None, None, None
-
-
-def _gradients(
-    calls: _Calls,
-    inputs: Sequence[Any],
-    grad_output: Tensor,
+    inputs: Sequence[Tensor],
     delta: Tensor,
     lse: Tensor,
-    scale: float,
-) -> list[Any]:
-    """Gradients of query, key, value and the pooled keys and values: every call adds what it contributes."""
-    query = inputs[0]
-    grads: list[Any] = [None if t is None else torch.zeros_like(t) for t in inputs]
-    for piece in calls.plan.pieces:
-        pair = slice(3, 5) if piece.kind == "tail" else slice(1, 3)
-        (k, v), (dk, dv) = inputs[pair], grads[pair]
-        length = piece.queries.shape[1] * calls.mask.block_size
+    grads: Sequence[Tensor],
+) -> None:
+    """Add one part's gradients to those of query, key and value: every call adds what it contributes."""
+    query, key, value, grad_output = inputs
+    pooled_key, pooled_value, log_count = _pool(part, key, value)
+    pooled_grads = [None if t is None else torch.zeros_like(t) for t in (pooled_key, pooled_value)]
+    calls = _Calls(part.plan, mask, part.key_mask, log_count, query.dtype)
+    sources: dict[bool, Any] = {
+        False: (key, value, *grads[1:]),
+        True: (pooled_key, pooled_value, *pooled_grads),
+    }
+    for piece in part.plan.pieces:
+        k, v, dk, dv = sources[piece.kind == "tail"]
+        length = piece.queries.shape[1] * mask.block_size
         for heads, rows, columns, bias in calls.of(piece, query.shape[0], length):
             q, d_out = _gather(query[heads], rows), _gather(grad_output[heads], rows)
             k_, v_ = _gather(k[heads], columns), _gather(v[heads], columns)
@@ -160,7 +165,10 @@ def _gradients(
             d_logits = (d_out @ v_.mT).sub_(delta[heads][:, rows, None]).mul_(weights).mul_(scale)
             _add(grads[0][heads], rows, d_logits @ k_)
             _add(dk[heads], columns, d_logits.mT @ q)
-    return grads
+    for total, pooled in zip(grads[1:], pooled_grads, strict=True):
+        if pooled is not None and part.plan.runs is not None:
+            spread = pooled[None].unflatten(2, part.plan.runs.shape[:2])
+            total += unpool_runs(spread, part.plan.runs, part.key_mask, total.shape[1])[0]
 
 
 @dataclass(frozen=True, eq=False)

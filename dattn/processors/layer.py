@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dattn.attention import attend
+from dattn.attention import attend, autocast
 from dattn.backends import choose
 from dattn.block_mask import BlockMask, MaskCache
 from dattn.grid import TokenGrid
+from dattn.processors import compiled
 
 State = dict[str, Any]
 
@@ -72,6 +73,7 @@ class Layer:
         self.blocked = ""
         self.refusal = ""
         self.run: Run | None = None
+        self.number = compiled.number_of(self)
         self.state: State = {}
         self._states: dict[str, State] = {"": self.state}
         self._placed = pattern
@@ -143,8 +145,9 @@ class Layer:
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None = None) -> Tensor:
         """The pattern on [batch, heads, tokens, head_dim] in raster order; the same shape comes back."""
         assert self.grid is not None  # an active layer has one
-        choice = choose(self.backend, query.device, query.dtype, query.shape[-1])
-        self.run = Run(choice.name, choice.reason)
+        if torch.compiler.is_compiling():
+            scale = query.shape[-1] ** -0.5 if scale is None else scale
+            return compiled.attend(self.number, self.grid, *autocast(query, key, value), scale)
         return attend(
             query,
             key,
@@ -152,10 +155,16 @@ class Layer:
             self.concrete,
             self.grid,
             scale=scale,
-            backend=choice.name,
+            backend=self.chosen(query),
             state=self.state,
             masks=self.masks,
         )
+
+    def chosen(self, query: Tensor) -> str:
+        """The backend for such a query, noted for the report."""
+        choice = choose(self.backend, query.device, query.dtype, query.shape[-1])
+        self.run = Run(choice.name, choice.reason)
+        return choice.name
 
     def mask(self) -> BlockMask | None:
         """The block mask of a static pattern on the layer's grid; None before a call, or for other kinds."""

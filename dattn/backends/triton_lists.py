@@ -1,0 +1,121 @@
+"""A block mask as the Triton kernels take it: sets of int32 lists, their transpose, orders, and bits of the tail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dattn.backends.list_check import check_lists
+from dattn.backends.pooling import run_slots
+from dattn.block_mask import WORD, BlockList, BlockMask, pack_bits
+from dattn.grid import Layout
+from dattn.kernels.arguments import Blocks, Lists, Visits
+
+CHUNK = 1 << 24  # (query block, pooled key) pairs written out at a time
+
+
+@dataclass(frozen=True, eq=False)
+class TritonLists:
+    """What the kernels need of a mask, worked out once.
+
+    Attributes:
+        visits, turned: what every query block visits; by whom every key block is visited.
+        orders: int32 [sets, tokens] of queries and of keys, None where they are the identity.
+        ragged: whether a key block holds fewer tokens than it has slots.
+        runs: int64 [sets, key blocks, runs, run], raster positions that are pooled, or None.
+        seen: int32 [sets, query blocks, words], the pooled keys that each query block sees, or None.
+    """
+
+    visits: Visits
+    turned: Visits
+    orders: tuple[Tensor | None, Tensor | None]
+    ragged: bool
+    runs: Tensor | None
+    seen: Tensor | None
+
+
+def lists_of(mask: BlockMask) -> TritonLists:
+    """The mask's lists, kept with it."""
+    if "triton" not in mask.derived:
+        mask.derived["triton"] = _lists_of(mask)
+    return mask.derived["triton"]
+
+
+def _lists_of(mask: BlockMask) -> TritonLists:
+    check_lists(mask)
+    parts = mask.query.order, mask.key.order, mask.query.lengths, mask.key.lengths, mask.full.offsets
+    batches, groups = (max(t.shape[i] for t in parts) for i in (0, 1))
+    sets = lambda t: t.expand(batches, groups, -1).flatten(0, 1).int().contiguous()
+    queries, keys = (_blocks(sets(side.lengths)) for side in (mask.query, mask.key))
+    full, partial = _lists(mask.full, None, sets), None
+    if mask.partial.index.shape[-1]:
+        partial = _lists(mask.partial, mask.tile, sets)
+    tiles = mask.tiles if partial else None
+    visits = Visits(queries, keys, full, partial, tiles, batches, groups)
+    back = _transposed(full, keys.count), _transposed(partial, keys.count) if partial else None
+    turned = Visits(keys, queries, *back, tiles, batches, groups)
+    ragged = bool((mask.key.lengths < mask.block_size).any())
+    orders = (_order(mask.query, sets), _order(mask.key, sets))
+    if not mask.tail:
+        return TritonLists(visits, turned, orders, ragged, None, None)
+    runs = torch.stack([run_slots(mask, b, g) for b in range(batches) for g in range(groups)])
+    return TritonLists(visits, turned, orders, ragged, runs, _seen(visits, mask.key.pooled, runs.shape[2]))
+
+
+def _blocks(lengths: Tensor) -> Blocks:
+    return Blocks((lengths.cumsum(-1) - lengths).int(), lengths, lengths.shape[-1])
+
+
+def _lists(blocks: BlockList, tile: Tensor | None, sets: Callable[[Tensor], Tensor]) -> Lists:
+    offsets, index = sets(blocks.offsets), sets(blocks.index)
+    return Lists(offsets, index, None if tile is None else sets(tile), offsets.shape[-1] - 1, index.shape[-1])
+
+
+def _order(layout: Layout, sets: Callable[[Tensor], Tensor]) -> Tensor | None:
+    order = sets(layout.order)
+    identity = torch.arange(order.shape[-1], device=order.device, dtype=order.dtype)
+    return None if bool((order == identity).all()) else order
+
+
+def _transposed(lists: Lists, columns: int) -> Lists:
+    """For every key block the query blocks that visit it, ascending."""
+    offsets, index = torch.zeros_like(lists.offsets[:, :1]).repeat(1, columns + 1), torch.zeros_like(lists.index)
+    tile = None if lists.tile is None else torch.zeros_like(lists.tile)
+    for i in range(len(index)):
+        counts = lists.offsets[i].diff()
+        visited = lists.index[i, : int(lists.offsets[i, -1])]
+        rows = torch.arange(lists.rows, device=index.device).repeat_interleave(counts)
+        by_column = visited.argsort(stable=True)
+        offsets[i, 1:] = visited.bincount(minlength=columns).cumsum(0)
+        index[i, : len(rows)] = rows[by_column]
+        if tile is not None:
+            tile[i, : len(rows)] = lists.tile[i, by_column]
+    return Lists(offsets, index, tile, columns, lists.entries)
+
+
+def _seen(visits: Visits, pooled: Tensor, runs: int) -> Tensor:
+    """The bits of ``Pool.seen``: pooled keys of the blocks that a query block skips and that may be pooled."""
+    rows, columns = visits.own.count, visits.other.count
+    words = -(-columns * runs // WORD)
+    sets = len(visits.full.offsets)
+    seen = torch.empty(sets, rows, words, dtype=torch.int32, device=pooled.device)
+    step = max(1, CHUNK // (words * WORD))
+    for i in range(sets):
+        for first in range(0, rows, step):
+            last = min(first + step, rows)
+            skipped = pooled.expand(last - first, -1).clone()
+            for lists in (visits.full, visits.partial):
+                if lists is not None:
+                    skipped[_entries(lists, i, first, last)] = False
+            seen[i, first:last] = pack_bits(skipped.repeat_interleave(runs, 1))
+    return seen
+
+
+def _entries(lists: Lists, at: int, first: int, last: int) -> tuple[Tensor, Tensor]:
+    """(row - first, column) of the entries of rows first … last - 1."""
+    offsets = lists.offsets[at, first : last + 1].long()
+    rows = torch.arange(last - first, device=offsets.device).repeat_interleave(offsets.diff())
+    return rows, lists.index[at, int(offsets[0]) : int(offsets[-1])].long()

@@ -1,0 +1,107 @@
+"""What ``torch.compile`` sees of a layer's attention: one opaque operator, so that a whole model is one graph.
+
+The graph holds the layer's number and its grid. Pattern, mask, step and backend stay in Python, behind the
+operator, so a pattern that changes with the step recompiles nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import count
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+
+from dattn.backends import Backend, load
+from dattn.block_mask import BlockMask
+from dattn.grid import TokenGrid
+
+if TYPE_CHECKING:
+    from dattn.processors.layer import Layer
+
+_layers: WeakValueDictionary[int, Layer] = WeakValueDictionary()
+_numbers = count()
+
+
+def number_of(layer: Layer) -> int:
+    """A number by which the operator finds a layer for as long as something else holds it."""
+    number = next(_numbers)
+    _layers[number] = layer
+    return number
+
+
+def attend(number: int, grid: TokenGrid, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """The layer's attention on [batch, heads, tokens, head_dim], as one node of the graph."""
+    sizes = (*grid.shape, grid.text_before, grid.text_after)
+    return _attend(query, key, value, number, sizes, scale)[0]
+
+
+@torch.library.custom_op("dattn::attend", mutates_args=())
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, number: int, sizes: Sequence[int], scale: float
+) -> tuple[Tensor, Tensor]:
+    backend, mask = _resolve(query, number, sizes)
+    with torch.autocast(query.device.type, enabled=False):
+        output, lse = backend.forward(query, key, value, mask, scale, None)
+    return output.contiguous(), lse
+
+
+@torch.library.custom_op("dattn::attend_backward", mutates_args=())
+def _gradients(
+    grad_output: Tensor,
+    grad_lse: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    output: Tensor,
+    lse: Tensor,
+    number: int,
+    sizes: Sequence[int],
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    backend, mask = _resolve(query, number, sizes)
+    with torch.autocast(query.device.type, enabled=False):
+        grads = backend.backward(grad_output, grad_lse, query, key, value, output, lse, mask, scale, None)
+    return grads[0].contiguous(), grads[1].contiguous(), grads[2].contiguous()
+
+
+def _resolve(query: Tensor, number: int, sizes: Sequence[int]) -> tuple[Backend, BlockMask]:
+    """The backend and block mask of a layer, on a grid that it may not have noted yet: graphs note things last."""
+    layer = _layers.get(number)
+    if layer is None:
+        raise RuntimeError("this graph was compiled with a dattn handle that is gone: compile the model again")
+    frames, height, width, before, after = sizes
+    layer.enter(TokenGrid(frames, height, width, text=(before, after)))
+    backend = load(layer.chosen(query))
+    return backend, layer.masks.get(layer.concrete, layer.grid, query.device)
+
+
+@_attend.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    wide = torch.promote_types(query.dtype, torch.float32)
+    return _like(query), query.new_empty(query.shape[:3], dtype=wide)
+
+
+@_gradients.register_fake
+def _(
+    grad_output: Tensor, grad_lse: Tensor, query: Tensor, key: Tensor, value: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _like(query), _like(key), _like(value)
+
+
+def _like(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    query, key, value, *ctx.rest = inputs
+    ctx.save_for_backward(query, key, value, *output)
+
+
+def _backward(ctx: Any, grad_output: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
+    return *_gradients(grad_output, grad_lse, *ctx.saved_tensors, *ctx.rest), None, None, None
+
+
+_attend.register_autograd(_backward, setup_context=_keep)

@@ -1,0 +1,77 @@
+"""What the kernels are given: tensors with their strides, and block lists; Triton takes named tuples as they are."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Heads(NamedTuple):
+    """A tensor ``[batch, heads, tokens, head_dim]`` whose last dimension is contiguous, and its strides."""
+
+    data: Tensor
+    batch: int
+    head: int
+    token: int
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Heads:
+        """The tensor, copied only if its last dimension is strided."""
+        tensor = tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+        return cls(tensor, *tensor.stride()[:3])
+
+
+class Blocks(NamedTuple):
+    """Where blocks sit in kernel order: ``starts`` and ``lengths`` are int32 ``[sets, count]``."""
+
+    starts: Tensor
+    lengths: Tensor
+    count: int
+
+
+class Lists(NamedTuple):
+    """Compressed rows: row i visits ``index[offsets[i] : offsets[i + 1]]``, in every set of its own.
+
+    ``offsets`` is int32 ``[sets, rows + 1]``, ``index`` int32 ``[sets, entries]``. ``tile`` is None where blocks
+    are visited whole, else int32 ``[sets, entries]``: each entry's tile in the table.
+    """
+
+    offsets: Tensor
+    index: Tensor
+    tile: Tensor | None
+    rows: int
+    entries: int
+
+
+class Visits(NamedTuple):
+    """Who visits whom: ``own`` are the blocks that walk, ``other`` those that are walked over.
+
+    There are ``batches`` x ``groups`` sets of lists; batch row b and head h of H use number
+    (b mod batches) · groups + ⌊h · groups / H⌋. ``tiles`` is int32 ``[distinct, size, ⌈size / 32⌉]``, bits of
+    keys in rows of queries. ``partial`` and ``tiles`` are None where nothing is visited in part.
+    """
+
+    own: Blocks
+    other: Blocks
+    full: Lists
+    partial: Lists | None
+    tiles: Tensor | None
+    batches: int
+    groups: int
+
+
+class Pool(NamedTuple):
+    """Pooled keys and values, ``count`` of them, and who sees them.
+
+    ``bias`` is float32 ``[biases, groups, count]``, added to the logits; ``biases`` is the batch or 1.
+    ``seen`` is int32 ``[sets, query blocks, words]``: bit i % 32 of word i // 32 is set where pooled key i is seen.
+    """
+
+    key: Heads
+    value: Heads
+    bias: Tensor
+    biases: int
+    seen: Tensor
+    words: int
+    count: int

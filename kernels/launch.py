@@ -1,0 +1,143 @@
+"""Launching the kernels: shapes in, grids and configurations out. Interpreted on a CPU under TRITON_INTERPRET=1."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from .arguments import Heads, Pool, Visits
+from .backward import deltas, grad_key, grad_pool, grad_query
+from .config import Config, pick
+from .forward import forward
+
+INTERPRETED_ARCHITECTURE = 80
+DELTA_ROWS = 64
+
+
+def block_sparse(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    visits: Visits,
+    order: Tensor | None,
+    key_mask: Tensor | None,
+    pool: Pool | None,
+    size: int,
+    ragged: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """Attention over block lists.
+
+    Args:
+        query, key, value: [batch, heads, tokens, head_dim] in kernel order, of one dtype: 16 or 32 bits.
+        visits: what every query block visits.
+        order: int32 [sets, tokens], the raster position of each kernel position of the queries; None: the same.
+        key_mask: uint8 [batch, groups, tokens] in kernel order, 0 for keys that nobody sees; or None.
+        pool: pooled keys and values, or None.
+        size: slots in a block; ``ragged`` says whether any block of keys holds fewer tokens.
+        scale: factor of the logits.
+
+    Returns:
+        The output like ``query``, and the natural-log LSE, float32 [batch, heads, tokens]; in raster order.
+    """
+    batch, heads, tokens, dim = query.shape
+    out = query.new_empty(query.shape)
+    lse = query.new_empty(query.shape[:3], dtype=torch.float32)
+    config = _configs(query, size)[0]
+    forward[(visits.own.count * (size // config.M), batch * heads)](
+        *map(Heads.of, (query, key, value, out)),
+        lse,
+        order,
+        visits,
+        key_mask,
+        pool,
+        scale,
+        heads,
+        tokens,
+        RAGGED=ragged,
+        **_constants(config, size, dim, query),
+    )
+    return out, lse
+
+
+def block_sparse_gradients(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    grad: Tensor,
+    lse: Tensor,
+    delta: Tensor,
+    visits: Visits,
+    turned: Visits,
+    orders: tuple[Tensor | None, Tensor | None],
+    key_mask: Tensor | None,
+    pool: Pool | None,
+    size: int,
+    scale: float,
+) -> list[Tensor]:
+    """Gradients of query, key, value (raster order) and, where there is a pool, of its keys and values.
+
+    Inputs as for ``block_sparse``, all in kernel order: the output's gradient, the LSE (+inf for rows that see
+    nothing) and ``delta_of``. ``turned`` are the transposed lists, ``orders`` those of queries and keys.
+    """
+    batch, heads, tokens, dim = query.shape
+    _, config, key_config = _configs(query, size)
+    tensors = tuple(map(Heads.of, (query, key, value, grad)))
+    grads = [torch.empty_like(t) for t in (query, key, value)]
+    dq, dk, dv = map(Heads.of, grads)
+    grad_query[(visits.own.count * (size // config.M), batch * heads)](
+        *tensors, lse, delta, dq, orders[0], visits, key_mask, pool, scale, heads, tokens,
+        **_constants(config, size, dim, query),
+    )  # fmt: skip
+    constants = _constants(key_config, size, dim, query)
+    grad_key[(turned.own.count * (size // key_config.N), batch * heads)](
+        *tensors, lse, delta, dk, dv, orders[1], turned, key_mask, scale, heads, tokens, **constants,
+    )  # fmt: skip
+    if pool is not None:
+        pooled = [torch.empty_like(t.data) for t in (pool.key, pool.value)]
+        grad_pool[(triton.cdiv(pool.count, key_config.N), batch * heads)](
+            tensors[0], tensors[3], lse, delta, *map(Heads.of, pooled), visits.own, pool, visits.batches,
+            visits.groups, scale, heads, tokens, **constants,
+        )  # fmt: skip
+        grads += pooled
+    return grads
+
+
+def delta_of(out: Tensor, grad: Tensor, grad_lse: Tensor) -> Tensor:
+    """float32 [batch, heads, tokens]: sum(grad · out) - grad_lse, what the softmax's gradient subtracts."""
+    batch, heads, tokens, dim = out.shape
+    delta = torch.empty_like(grad_lse, dtype=torch.float32, memory_format=torch.contiguous_format)
+    deltas[(triton.cdiv(tokens, DELTA_ROWS), batch * heads)](
+        Heads.of(out), Heads.of(grad), grad_lse.contiguous(), delta, heads, tokens,
+        M=DELTA_ROWS, DIM=dim, WIDTH=_width(dim),
+    )  # fmt: skip
+    return delta
+
+
+def _configs(query: Tensor, size: int) -> tuple[Config, Config, Config]:
+    architecture = INTERPRETED_ARCHITECTURE
+    if query.is_cuda:
+        major, minor = torch.cuda.get_device_capability(query.device)
+        architecture = 10 * major + minor
+    return pick(architecture, _width(query.shape[-1]), size, query.dtype != torch.float32)
+
+
+def _width(dim: int) -> int:
+    return max(16, triton.next_power_of_2(dim))
+
+
+def _constants(config: Config, size: int, dim: int, query: Tensor) -> dict[str, Any]:
+    precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 and query.dtype == torch.float32 else "ieee"
+    return {
+        "SIZE": size,
+        "M": config.M,
+        "N": config.N,
+        "DIM": dim,
+        "WIDTH": _width(dim),
+        "PRECISION": precision,
+        "num_warps": config.warps,
+        "num_stages": config.stages,
+    }

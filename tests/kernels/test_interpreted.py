@@ -1,0 +1,160 @@
+"""The Triton backend, interpreted on a CPU, against float64 oracles; with few tokens, for it is slow."""
+
+import os
+
+import pytest
+import torch
+
+from dattn import Dense, Neighborhood, Radial, TokenGrid, attention
+from dattn.backends import choose, run
+from dattn.block_mask import BlockList, BlockMask, pack_bits
+from dattn.grid import Layout
+from tests.oracles import attention_oracle, tail_oracle
+
+pytestmark = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1", reason="the interpreter is chosen before import: TRITON_INTERPRET=1"
+)
+RADIAL = Radial(block_size=32, decay=0.5, sink=False), TokenGrid(9, 3, 5, text=(3, 20))
+CASES = {
+    "dense": (Dense(), TokenGrid(2, 4, 5, text=6)),
+    "radial": RADIAL,
+    "neighborhood": (Neighborhood(3, tile=(2, 3, 4)), TokenGrid(3, 5, 7, text=4)),
+    "neighborhood-causal-dilated": (
+        Neighborhood((3, None, 2), (1, 2, 1), (1, 1, 2), causal=(True, False, False)),
+        TokenGrid(4, 4, 5),
+    ),
+}
+
+
+def tensors(grid, dim, dtype=torch.float64, batch=1, heads=2):
+    generator = torch.Generator().manual_seed(dim)
+    shape = (batch, heads, grid.tokens, dim)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for _ in range(3)]
+
+
+def padding(grid, batch=1):
+    mask = torch.rand(batch, grid.tokens, generator=torch.Generator().manual_seed(1)) > 0.3
+    mask[:, 0] = True
+    return mask
+
+
+def loss(output, lse):
+    """Weighs every element of the output and of the finite LSE differently."""
+    generator = torch.Generator().manual_seed(2)
+    weights = [torch.randn(t.shape, generator=generator, dtype=torch.float64) for t in (output, lse)]
+    return (output.double() * weights[0]).sum() + (lse.double().masked_fill(lse == -torch.inf, 0) * weights[1]).sum()
+
+
+def compare(ours_of, oracle, exact, dtype=torch.float32, factor=1.0):
+    """Output, LSE and gradients of ``run`` at ``dtype`` against ``oracle`` at float64, in units of rounding."""
+    ours = [t.detach().to(dtype).requires_grad_() for t in exact]
+    output, lse = ours_of(*ours)
+    expected, expected_lse = oracle(*[t.to(dtype).double() for t in exact])
+    assert output.dtype == dtype and lse.dtype == torch.float32
+    unit = factor * torch.finfo(dtype).eps
+    near = lambda a, b: torch.testing.assert_close(a.double(), b, rtol=0, atol=unit * 32 * max(1, b.abs().max().item()))
+    near(output, expected)
+    assert torch.equal(lse == -torch.inf, expected_lse == -torch.inf)
+    near(lse.masked_fill(lse == -torch.inf, 0), expected_lse.masked_fill(expected_lse == -torch.inf, 0))
+    reference = [t.to(dtype).double().requires_grad_() for t in exact]
+    theirs = torch.autograd.grad(loss(*oracle(*reference)), reference)
+    for a, b in zip(torch.autograd.grad(loss(output, lse), ours), theirs, strict=True):
+        near(a, b)
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["", "padded"])
+@pytest.mark.parametrize("case", CASES)
+def test_forward_lse_and_gradients(case, padded):
+    pattern, grid = CASES[case]
+    key_mask = padding(grid, 2) if padded else None
+    compare(
+        lambda *t: attention(*t, pattern, grid, scale=0.4, key_mask=key_mask, backend="triton", return_lse=True),
+        lambda *t: attention_oracle(*t, pattern.allowed(grid), 0.4, key_mask),
+        [t.detach() for t in tensors(grid, 16, batch=2)],
+    )
+
+
+@pytest.mark.parametrize("dim", [8, 16, 40, 64, 72, 80, 96, 128, 160, 256])
+def test_head_dims(dim):
+    pattern, grid = RADIAL
+    compare(
+        lambda *t: attention(*t, pattern, grid, backend="triton", return_lse=True),
+        lambda *t: attention_oracle(*t, pattern.allowed(grid), dim**-0.5),
+        [t.detach() for t in tensors(grid, dim, heads=1)],
+    )
+
+
+def test_half_precision():
+    pattern, grid = RADIAL
+    compare(
+        lambda *t: attention(*t, pattern, grid, backend="triton", return_lse=True),
+        lambda *t: attention_oracle(*t, pattern.allowed(grid), 64**-0.5),
+        [t.detach() for t in tensors(grid, 64)],
+        torch.float16,
+    )
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["", "padded"])
+@pytest.mark.parametrize(
+    ("pattern", "grid", "run"),
+    [
+        (Radial(block_size=32, decay=0.3, sink=False, tail=16), TokenGrid(17, 3, 3, text=(3, 5)), 16),
+        (Neighborhood(3, tile=(2, 3, 4), tail=True), TokenGrid(4, 5, 7, text=2), 32),
+    ],
+)
+def test_tail(pattern, grid, run, padded):
+    key_mask = padding(grid) if padded else None
+    compare(
+        lambda *t: attention(*t, pattern, grid, scale=0.4, key_mask=key_mask, backend="triton", return_lse=True),
+        lambda *t: tail_oracle(*t, pattern.mask(grid), grid, run, 0.4, key_mask),
+        [t.detach() for t in tensors(grid, 16)],
+    )
+
+
+def grouped_mask(tokens=70, size=32, groups=2, tail=0):
+    """Lists, tiles, lengths and orders of their own for every group; one query block that sees nothing."""
+    generator = torch.Generator().manual_seed(5)
+    lengths = torch.tensor([[32, 30, 8], [20, 32, 18]], dtype=torch.int32)[None]
+    order = torch.stack([torch.randperm(tokens, generator=generator) for _ in range(groups)])[None]
+    layout = Layout(order, lengths, torch.ones(3, dtype=torch.bool))
+    tiles = torch.rand(3, size, size, generator=generator) > 0.5
+    full = BlockList(torch.tensor([[[0, 1, 1, 1], [0, 2, 3, 3]]]).int(), torch.tensor([[[2, 0, 0], [0, 1, 2]]]).int())
+    partial = BlockList(
+        torch.tensor([[[0, 1, 1, 2], [0, 0, 1, 3]]]).int(), torch.tensor([[[0, 1, 0], [0, 0, 2]]]).int()
+    )
+    tile = torch.tensor([[[0, 2, 0], [1, 0, 2]]]).int()
+    return BlockMask(layout, layout, full, partial, tile, pack_bits(tiles), size, tail)
+
+
+def test_head_groups_with_lists_and_orders_of_their_own_and_a_blind_block():
+    mask, grid = grouped_mask(), TokenGrid(70, 1, 1)
+    compare(
+        lambda *t: run("triton", *t, mask, 0.3),
+        lambda *t: attention_oracle(*t, mask.to_dense().repeat_interleave(2, 0), 0.3),
+        [t.detach() for t in tensors(grid, 16, heads=4)],
+    )
+
+
+def test_pooled_keys_of_head_groups():
+    mask, grid = grouped_mask(tail=16), TokenGrid(70, 1, 1)
+    compare(
+        lambda *t: run("triton", *t, mask, 0.3),
+        lambda *t: run("reference", *t, mask, 0.3),
+        [t.detach() for t in tensors(grid, 16)],
+    )
+
+
+def test_strided_inputs():
+    pattern, grid = RADIAL
+    inputs = [t.detach().float().transpose(1, 2).contiguous().transpose(1, 2) for t in tensors(grid, 16)]
+    rolled = [t.mT.contiguous().mT for t in inputs]
+    assert rolled[0].stride(-1) != 1
+    first, second = (attention(*t, pattern, grid, backend="triton") for t in (inputs, rolled))
+    assert torch.equal(first, second)
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match="float64"):
+        choose("triton", "cpu", torch.float64, 64)
+    with pytest.raises(ValueError, match="head dim 272 is above 256"):
+        choose("triton", "cpu", torch.float32, 272)
