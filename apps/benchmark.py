@@ -1,4 +1,4 @@
-"""``dattn bench``: how fast block-sparse attention is beside dense attention, side by side in one run."""
+"""``dattn bench``: block-sparse attention beside dense attention, on a CPU; ``benchmark_gpu`` on a GPU."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from dattn.apps.arguments import Parser, at_least
+from dattn.apps.benchmark_gpu import SHAPES, gpu
 from dattn.apps.record import provenance, write_json
 from dattn.apps.table import table
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
   dattn bench cpu
+  dattn bench gpu --output assets/benchmarks/gpu.json
   dattn bench memory --tokens 8192 16384 32768 65536
   dattn bench cpu --tokens 2048 8192 --dtypes float32 --output outputs/cpu.json"""
 FRAME = (16, 16)  # tokens per frame: the benchmark's clips grow in time, as long videos do
@@ -51,7 +53,7 @@ class Speed:
 def main(argv: Sequence[str]) -> int:
     """Run ``dattn bench``; see ``--help``."""
     options = _parser().parse_args(argv)
-    record = _cpu(options) if options.what == "cpu" else _memory(options)
+    record = {"cpu": _cpu, "memory": _memory, "gpu": gpu}[options.what](options)
     if options.output:
         record["settings"] = {"batch": 1, "heads": options.heads, "repeats": options.repeats}
         write_json(Path(options.output), record | provenance("bench", argv))
@@ -89,11 +91,14 @@ def _memory(options: Any) -> dict[str, Any]:
 
 def _parser() -> Parser:
     parser = Parser("bench", "Block-sparse attention beside dense attention, in one run.", EXAMPLES)
-    parser.add_argument("what", choices=["cpu", "memory"], help="speed on the CPU, or the memory of a call (Linux)")
+    parser.add_argument(
+        "what", choices=["cpu", "memory", "gpu"], help="speed on the CPU, the memory of a call (Linux), or a GPU"
+    )
     parser.add_argument("--tokens", type=at_least(256), nargs="+", default=[2048, 8192, 16384])
     parser.add_argument("--head-dims", type=at_least(1), nargs="+", default=[64, 128])
     parser.add_argument("--dtypes", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
     parser.add_argument("--patterns", nargs="+", default=list(PATTERNS), metavar="P")
+    parser.add_argument("--shapes", nargs="+", choices=[s.name for s in SHAPES], help="of gpu (default: all)")
     parser.add_argument("--heads", type=at_least(1), default=4)
     parser.add_argument("--repeats", type=at_least(1), default=5)
     parser.add_argument("--output", help="write the figures, machine and versions to this JSON file")

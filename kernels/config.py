@@ -34,7 +34,7 @@ TABLE: dict[int, dict[int, tuple[Config, Config, Config]]] = {
     },
 }
 TABLE[89] = TABLE[120] = TABLE[80]
-TABLE[100] = TABLE[90]
+TABLE[100] = TABLE[90] | {128: (Config(128, 64, 8, 3), Config(64, 64, 4, 2), Config(64, 128, 8, 2))}
 FLOAT32 = (Config(32, 32, 4, 1), Config(32, 32, 4, 1), Config(32, 32, 4, 1))
 
 
