@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 import dattn
+from dattn.backends import choose
 from dattn.patterns import pattern_from_string
 from dattn.presets import PRESETS
 
@@ -28,6 +29,8 @@ from .shapes.judge import judge
 DEMO_PROMPT = "a red circle moving right"
 DEMO_PATTERN = "Radial(block_size=64)"
 """The demo model has 64 tokens per frame, half of the published block."""
+HEAD_DIM = 64
+"""For asking early whether a backend runs here at all; the model's own is looked at when it attends."""
 
 
 @dataclass(frozen=True)
@@ -182,6 +185,7 @@ def check(loaded: Loaded, request: Request, attention: str, options: dict[str, A
     if is_stock(attention):
         return
     with dattn.apply(loaded.pipe, read_attention(attention), **(options or {})) as handle:
+        choose((options or {}).get("backend", "auto"), loaded.pipe.device, loaded.pipe.dtype, HEAD_DIM)
         _run_to_the_grid(loaded, request)
         notes = {layer.note for layer in handle.layers if layer.note}
         if notes and len({layer.grid for layer in handle.layers if layer.grid}) == 1:

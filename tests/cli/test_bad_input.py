@@ -45,6 +45,7 @@ CASES = {
     "a size that the pipeline refuses": ((*GENERATE, "--height", "30"), "30"),
     "unknown device": ((*GENERATE, "--device", "toaster"), "toaster"),
     "unknown backend": ((*GENERATE, "--backend", "abacus"), "abacus"),
+    "a backend that cannot run here": ((*GENERATE, "--backend", "triton", "--device", "cpu"), "NVIDIA GPU"),
     "unwritable output": (
         ("generate", "--model", "{model}", "--output", "{files}/broken.json/x"),
         "broken.json",
