@@ -194,8 +194,9 @@ def _dense(name: str) -> Any:
 
 def _sparse(mask: BlockMask, head_dim: int) -> Any:
     from dattn.backends import run
+    from dattn.backends.problem import Problem
 
-    return lambda query, key, value: run("triton", query, key, value, mask, head_dim**-0.5)[0]
+    return lambda query, key, value: run("triton", Problem(query, key, value, mask, head_dim**-0.5))[0]
 
 
 def _order_milliseconds(mask: BlockMask, heads: int, head_dim: int) -> float:

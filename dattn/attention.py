@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dattn.backends import choose, run
+from dattn.backends.problem import Problem
 from dattn.backends.torch_blocks import dense
 from dattn.block_mask import MaskCache
 from dattn.grid import TokenGrid
@@ -85,7 +86,7 @@ def attend(
     with torch.autocast(query.device.type, enabled=False):
         if chosen.name == "torch" and mask.is_all and not return_lse:
             return dense(query, key, value, scale, key_mask)
-        output, lse = run(chosen.name, query, key, value, mask, scale, key_mask)
+        output, lse = run(chosen.name, Problem(query, key, value, mask, scale, key_mask))
     return (output, lse) if return_lse else output
 
 

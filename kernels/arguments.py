@@ -2,9 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What a kernel is compiled for.
+
+    Attributes:
+        M, N: queries and keys at a time.
+        SIZE: slots in a block.
+        DIM, WIDTH: the head dim, and the power of two that it is padded to.
+        RAGGED: whether a block of keys may hold fewer tokens than it has slots.
+        PRECISION: of products of float32: "ieee" or "tf32".
+    """
+
+    M: int
+    N: int
+    SIZE: int
+    DIM: int
+    WIDTH: int
+    RAGGED: bool
+    PRECISION: str
 
 
 class Heads(NamedTuple):

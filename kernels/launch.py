@@ -8,13 +8,13 @@ import torch
 import triton
 from torch import Tensor
 
-from .arguments import Heads, Pool, Visits
+from .arguments import Heads, Pool, Tile, Visits
 from .backward import deltas, grad_key, grad_pool, grad_query
 from .config import Config, pick
 from .forward import forward
 
 INTERPRETED_ARCHITECTURE = 80
-DELTA_ROWS = 64
+DELTAS = Config(64, 64, 4, 1)
 
 
 def block_sparse(
@@ -43,7 +43,7 @@ def block_sparse(
     Returns:
         The output like ``query``, and the natural-log LSE, float32 [batch, heads, tokens]; in raster order.
     """
-    batch, heads, tokens, dim = query.shape
+    batch, heads, tokens = query.shape[:3]
     out = query.new_empty(query.shape)
     lse = query.new_empty(query.shape[:3], dtype=torch.float32)
     config = _configs(query, size)[0]
@@ -57,8 +57,7 @@ def block_sparse(
         scale,
         heads,
         tokens,
-        RAGGED=ragged,
-        **_constants(config, size, dim, query),
+        **_options(config, size, ragged, query),
     )
     return out, lse
 
@@ -83,24 +82,23 @@ def block_sparse_gradients(
     Inputs as for ``block_sparse``, all in kernel order: the output's gradient, the LSE (+inf for rows that see
     nothing) and ``delta_of``. ``turned`` are the transposed lists, ``orders`` those of queries and keys.
     """
-    batch, heads, tokens, dim = query.shape
+    batch, heads, tokens = query.shape[:3]
     _, config, key_config = _configs(query, size)
     tensors = tuple(map(Heads.of, (query, key, value, grad)))
     grads = [torch.empty_like(t) for t in (query, key, value)]
     dq, dk, dv = map(Heads.of, grads)
     grad_query[(visits.own.count * (size // config.M), batch * heads)](
         *tensors, lse, delta, dq, orders[0], visits, key_mask, pool, scale, heads, tokens,
-        **_constants(config, size, dim, query),
+        **_options(config, size, False, query),  # keys past a ragged block's end are zeros and add nothing
     )  # fmt: skip
-    constants = _constants(key_config, size, dim, query)
+    options = _options(key_config, size, False, query)
     grad_key[(turned.own.count * (size // key_config.N), batch * heads)](
-        *tensors, lse, delta, dk, dv, orders[1], turned, key_mask, scale, heads, tokens, **constants,
+        *tensors, lse, delta, dk, dv, orders[1], turned, key_mask, scale, heads, tokens, **options,
     )  # fmt: skip
     if pool is not None:
         pooled = [torch.empty_like(t.data) for t in (pool.key, pool.value)]
         grad_pool[(triton.cdiv(pool.count, key_config.N), batch * heads)](
-            tensors[0], tensors[3], lse, delta, *map(Heads.of, pooled), visits.own, pool, visits.batches,
-            visits.groups, scale, heads, tokens, **constants,
+            tensors[0], tensors[3], lse, delta, *map(Heads.of, pooled), visits, pool, scale, heads, tokens, **options,
         )  # fmt: skip
         grads += pooled
     return grads
@@ -108,12 +106,11 @@ def block_sparse_gradients(
 
 def delta_of(out: Tensor, grad: Tensor, grad_lse: Tensor) -> Tensor:
     """float32 [batch, heads, tokens]: sum(grad · out) - grad_lse, what the softmax's gradient subtracts."""
-    batch, heads, tokens, dim = out.shape
+    batch, heads, tokens = out.shape[:3]
     delta = torch.empty_like(grad_lse, dtype=torch.float32, memory_format=torch.contiguous_format)
-    deltas[(triton.cdiv(tokens, DELTA_ROWS), batch * heads)](
-        Heads.of(out), Heads.of(grad), grad_lse.contiguous(), delta, heads, tokens,
-        M=DELTA_ROWS, DIM=dim, WIDTH=_width(dim),
-    )  # fmt: skip
+    deltas[(triton.cdiv(tokens, DELTAS.M), batch * heads)](
+        Heads.of(out), Heads.of(grad), grad_lse.contiguous(), delta, heads, tokens, **_options(DELTAS, 0, False, out)
+    )
     return delta
 
 
@@ -129,15 +126,8 @@ def _width(dim: int) -> int:
     return max(16, triton.next_power_of_2(dim))
 
 
-def _constants(config: Config, size: int, dim: int, query: Tensor) -> dict[str, Any]:
+def _options(config: Config, size: int, ragged: bool, query: Tensor) -> dict[str, Any]:
     precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 and query.dtype == torch.float32 else "ieee"
-    return {
-        "SIZE": size,
-        "M": config.M,
-        "N": config.N,
-        "DIM": dim,
-        "WIDTH": _width(dim),
-        "PRECISION": precision,
-        "num_warps": config.warps,
-        "num_stages": config.stages,
-    }
+    dim = query.shape[-1]
+    tile = Tile(config.M, config.N, size, dim, _width(dim), ragged, precision)
+    return {"TILE": tile, "num_warps": config.warps, "num_stages": config.stages}

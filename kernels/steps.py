@@ -1,4 +1,4 @@
-"""Steps that the kernels share: loading rows, packed bits, logits, the running softmax."""
+"""Steps that the kernels share: where a program works, loading rows, walking lists, hiding pairs, the softmax."""
 
 from __future__ import annotations
 
@@ -11,9 +11,41 @@ NONE = tl.constexpr(float("-inf"))
 
 
 @triton.jit
+def batch_and_head(heads):
+    """The batch row and head of this program, int64: strides of large tensors overflow 32 bits."""
+    return (tl.program_id(1) // heads).to(tl.int64), (tl.program_id(1) % heads).to(tl.int64)
+
+
+@triton.jit
 def set_of(visits, batch, head, heads):
     """The set of lists that a batch row and head use."""
     return (batch % visits.batches) * visits.groups + head * visits.groups // heads
+
+
+@triton.jit
+def own_tile(visits, at, SPAN: tl.constexpr, SIZE: tl.constexpr):
+    """This program's block, its SPAN slots in it, where the block starts, and which of the slots hold a token."""
+    row = tl.program_id(0) // (SIZE // SPAN)
+    lines = tl.program_id(0) % (SIZE // SPAN) * SPAN + tl.arange(0, SPAN)
+    start = tl.load(visits.own.starts + at * visits.own.count + row).to(tl.int64)
+    return row, lines, start, lines < tl.load(visits.own.lengths + at * visits.own.count + row)
+
+
+@triton.jit
+def turns(lists, at, row, SPLIT: tl.constexpr):
+    """The half-open range of turns that visit a list row, SPLIT turns for each block."""
+    first = lists.offsets + at * (lists.rows + 1) + row
+    return tl.load(first) * SPLIT, tl.load(first + 1) * SPLIT
+
+
+@triton.jit
+def visited(visits, lists, at, turn, SPAN: tl.constexpr, SIZE: tl.constexpr):
+    """The list entry of a turn, the SPAN slots it visits, where their block starts, and which hold a token."""
+    entry = at * lists.entries + turn // (SIZE // SPAN)
+    places = turn % (SIZE // SPAN) * SPAN + tl.arange(0, SPAN)
+    block = at * visits.other.count + tl.load(lists.index + entry)
+    start = tl.load(visits.other.starts + block).to(tl.int64)
+    return entry, places, start, places < tl.load(visits.other.lengths + block)
 
 
 @triton.jit
@@ -23,18 +55,18 @@ def first_row(tensor, batch, head):
 
 
 @triton.jit
-def load_rows(rows, stride, start, places, inside, DIM: tl.constexpr, WIDTH: tl.constexpr):
+def load_rows(rows, stride, start, places, inside, TILE: tl.constexpr):
     """[places, WIDTH]: rows ``start + places`` of DIM numbers, zeros past DIM and where not ``inside``."""
-    d = tl.arange(0, WIDTH)
-    there = inside[:, None] & (d < DIM)[None, :]
+    d = tl.arange(0, TILE.WIDTH)
+    there = inside[:, None] & (d < TILE.DIM)[None, :]
     return tl.load(rows + start * stride + places[:, None] * stride + d[None, :], mask=there, other=0.0)
 
 
 @triton.jit
-def store_rows(rows, stride, places, values, inside, DIM: tl.constexpr, WIDTH: tl.constexpr):
+def store_rows(rows, stride, places, values, inside, TILE: tl.constexpr):
     """The opposite: ``places`` int64, as they may be far apart."""
-    d = tl.arange(0, WIDTH)
-    there = inside[:, None] & (d < DIM)[None, :]
+    d = tl.arange(0, TILE.WIDTH)
+    there = inside[:, None] & (d < TILE.DIM)[None, :]
     tl.store(rows + places[:, None] * stride + d[None, :], values.to(rows.dtype.element_ty), mask=there)
 
 
@@ -47,31 +79,68 @@ def raster(order, index, position, inside):
 
 
 @triton.jit
-def word_bits(words, places, SPAN: tl.constexpr, TURNED: tl.constexpr):
-    """bool [lines, places], or [places, lines] if TURNED: bit ``places`` of the bit rows that ``words`` begin.
-
-    ``words`` are pointers [lines]; ``places`` are SPAN consecutive numbers from a multiple of SPAN. Every line
-    loads its few words once, not one for every bit.
-    """
-    first = tl.min(places, 0) // 32
-    line_dim: tl.constexpr = 0 if TURNED else 1
-    place_dim: tl.constexpr = 1 - line_dim
-    word_of = tl.expand_dims(places // 32 - first, place_dim)
-    bits = tl.expand_dims(tl.load(words + first), line_dim) + 0 * word_of
-    for i in tl.static_range(1, (SPAN + 31) // 32):
-        bits = tl.where(word_of == i, tl.expand_dims(tl.load(words + first + i), line_dim), bits)
-    return ((bits >> tl.expand_dims(places % 32, place_dim)) & 1) != 0
+def kept_keys(key_mask, visits, batch, at, tokens):
+    """Pointer to the key mask of one batch row and head group, or None."""
+    kept = key_mask
+    if key_mask is not None:
+        kept = key_mask + (batch * visits.groups + at % visits.groups) * tokens
+    return kept
 
 
 @triton.jit
-def running_softmax(acc, top, total, logits, value, PRECISION: tl.constexpr):
+def tile_bits(visits, lists, entry, queries, keys, SPAN: tl.constexpr, TURNED: tl.constexpr, TILE: tl.constexpr):
+    """bool [queries, keys], or [keys, queries] if TURNED: which slots see which in a block visited in part.
+
+    ``keys`` are SPAN consecutive slots from a multiple of SPAN. Every query loads its few words once.
+    """
+    tile = tl.load(lists.tile + entry).to(tl.int64)
+    first = tl.min(keys, 0) // 32
+    words = visits.tiles + (tile * TILE.SIZE + queries) * ((TILE.SIZE + 31) // 32) + first
+    query_dim: tl.constexpr = 0 if TURNED else 1
+    key_dim: tl.constexpr = 1 - query_dim
+    word_of = tl.expand_dims(keys // 32 - first, key_dim)
+    bits = tl.expand_dims(tl.load(words), query_dim) + 0 * word_of
+    for i in tl.static_range(1, (SPAN + 31) // 32):
+        bits = tl.where(word_of == i, tl.expand_dims(tl.load(words + i), query_dim), bits)
+    return ((bits >> tl.expand_dims(keys % 32, key_dim)) & 1) != 0
+
+
+@triton.jit
+def key_logits(query, k, visits, lists, entry, lines, places, start, inside, kept, step, TILE: tl.constexpr):
+    """Base-2 logits [M, N] of a tile of queries and the keys of a turn, -inf where a pair is hidden."""
+    logits = tl.dot(query, tl.trans(k), input_precision=TILE.PRECISION) * step
+    if TILE.RAGGED:
+        logits = tl.where(inside[None, :], logits, NONE)
+    if kept is not None:
+        logits = tl.where(tl.load(kept + start + places, mask=inside, other=0)[None, :] != 0, logits, NONE)
+    if lists.tile is not None:
+        logits = tl.where(tile_bits(visits, lists, entry, lines, places, TILE.N, False, TILE), logits, NONE)
+    return logits
+
+
+@triton.jit
+def pool_bias(pool, visits, batch, at):
+    """Pointer to what is added to the logits of the pooled keys of one batch row and head group."""
+    return pool.bias + (batch % pool.biases * visits.groups + at % visits.groups) * pool.count
+
+
+@triton.jit
+def pool_logits(bias, seen, places, there):
+    """What is added to the base-2 logits of pooled keys: their bias where the block ``seen`` points at sees them."""
+    bits = tl.load(seen + places // 32, mask=there, other=0) >> (places % 32) & 1
+    return tl.where(bits != 0, tl.load(bias + places, mask=there, other=0.0) * LOG2E, NONE)
+
+
+@triton.jit
+def running_softmax(state, logits, value, TILE: tl.constexpr):
     """Take base-2 ``logits`` [M, N] and ``value`` [N, WIDTH] into the weighted sum, the maximum and the total.
 
     Rows that have seen nothing keep a maximum of -inf and add nothing.
     """
+    acc, top, total = state
     highest = tl.maximum(top, tl.max(logits, 1))
     shift = tl.where(highest == NONE, 0.0, highest)
     weights = tl.exp2(logits - shift[:, None])
     decay = tl.exp2(top - shift)
-    acc = tl.dot(weights.to(value.dtype), value, acc * decay[:, None], input_precision=PRECISION)
+    acc = tl.dot(weights.to(value.dtype), value, acc * decay[:, None], input_precision=TILE.PRECISION)
     return acc, highest, total * decay + tl.sum(weights, 1)

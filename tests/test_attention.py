@@ -9,6 +9,7 @@ import torch
 
 from dattn import Dense, Neighborhood, Radial, TokenGrid, attention
 from dattn.backends import choose, run
+from dattn.backends.problem import Problem
 from dattn.block_mask import BlockList, BlockMask
 from dattn.grid import Layout
 from tests.oracles import attention_oracle, tail_oracle
@@ -119,7 +120,7 @@ def test_head_groups_have_masks_and_orders_of_their_own(backend, padded):
     assert torch.equal(mask.to_dense(), allowed)
     inputs = tensors(grid, heads=5)
     key_mask = padding(grid) if padded else None
-    output, lse = run(backend, *inputs, mask, 0.4, key_mask)
+    output, lse = run(backend, Problem(*inputs, mask, 0.4, key_mask))
     expected, expected_lse = attention_oracle(*inputs, allowed[[0, 0, 0, 1, 1]][None], 0.4, key_mask)
     torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
     torch.testing.assert_close(lse, expected_lse, rtol=0, atol=1e-12)

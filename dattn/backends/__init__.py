@@ -11,33 +11,17 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
-from dattn.block_mask import BlockMask
+from dattn.backends.problem import Problem
 
 
 class Backend(Protocol):
-    """A backend is a module with these two functions; neither is differentiated through.
+    """A backend is a module with these two functions; neither is differentiated through."""
 
-    query, key, value, output and their gradients are [batch, heads, tokens, head_dim] in raster order, the LSE
-    [batch, heads, tokens] float32 (float64 for float64 inputs), ``key_mask`` bool [batch, tokens] or None.
-    """
-
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scale: float, key_mask: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Output and LSE."""
+    def forward(self, problem: Problem) -> tuple[Tensor, Tensor]:
+        """Output like the query, and LSE [batch, heads, tokens]: float32, or float64 for float64 inputs."""
 
     def backward(
-        self,
-        grad_output: Tensor,
-        grad_lse: Tensor,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        output: Tensor,
-        lse: Tensor,
-        mask: BlockMask,
-        scale: float,
-        key_mask: Tensor | None,
+        self, problem: Problem, output: Tensor, lse: Tensor, grad_output: Tensor, grad_lse: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of query, key and value."""
 
@@ -96,41 +80,27 @@ def load(name: str) -> Backend:
     return cast(Backend, import_module(f"dattn.backends.{MODULES[name]}"))
 
 
-def run(
-    name: str,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: BlockMask,
-    scale: float,
-    key_mask: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+def run(name: str, problem: Problem) -> tuple[Tensor, Tensor]:
     """Output and LSE of a backend, differentiable."""
-    return _Attention.apply(query, key, value, load(name), mask, scale, key_mask)
+    return _Attention.apply(*problem, load(name))
 
 
 class _Attention(torch.autograd.Function):
     """A backend's two passes as one differentiable function."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        backend: Backend,
-        mask: BlockMask,
-        scale: float,
-        key_mask: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        output, lse = backend.forward(query, key, value, mask, scale, key_mask)
-        ctx.save_for_backward(query, key, value, output, lse, key_mask)
-        ctx.backend, ctx.mask, ctx.scale = backend, mask, scale
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+        *parts, backend = arguments
+        query, key, value, mask, scale, key_mask = parts
+        output, lse = backend.forward(Problem(*parts))
+        ctx.save_for_backward(query, key, value, key_mask, output, lse)
+        ctx.mask, ctx.scale, ctx.backend = mask, scale, backend
         return output, lse
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
-        *saved, key_mask = ctx.saved_tensors  # read once: gradient checkpointing allows no more
+        *inputs, key_mask, output, lse = ctx.saved_tensors  # read once: gradient checkpointing allows no more
+        problem = Problem(*inputs, ctx.mask, ctx.scale, key_mask)
         with torch.autocast(grad_output.device.type, enabled=False):
-            grads = ctx.backend.backward(grad_output, grad_lse, *saved, ctx.mask, ctx.scale, key_mask)
+            grads = ctx.backend.backward(problem, output, lse, grad_output, grad_lse)
         return *grads, None, None, None, None

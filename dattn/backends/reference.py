@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from dattn.backends.pooling import pool_runs, run_slots
+from dattn.backends.problem import Problem
 from dattn.block_mask import BlockMask
 from dattn.heads import head_groups
 
 
-def forward(
-    query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scale: float, key_mask: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     """Softmax over all keys that the mask allows and, with a tail, the pooled keys of skipped blocks."""
+    query, key, value, mask, scale, key_mask = problem
     wide = torch.promote_types(query.dtype, torch.float32)
     outputs, lses = [], []
     dense = mask.to_dense().expand(mask.full.offsets.shape[0], mask.groups, -1, -1)
@@ -34,22 +34,14 @@ def forward(
 
 
 def backward(
-    grad_output: Tensor,
-    grad_lse: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    output: Tensor,
-    lse: Tensor,
-    mask: BlockMask,
-    scale: float,
-    key_mask: Tensor | None,
-) -> tuple[Tensor, ...]:
+    problem: Problem, output: Tensor, lse: Tensor, grad_output: Tensor, grad_lse: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """What PyTorch's own differentiation of ``forward`` says."""
     with torch.enable_grad():
-        inputs = [t.detach().requires_grad_() for t in (query, key, value)]
-        results = forward(*inputs, mask, scale, key_mask)
-        return torch.autograd.grad(results, inputs, (grad_output, grad_lse))
+        inputs = [t.detach().requires_grad_() for t in problem[:3]]
+        results = forward(Problem(*inputs, *problem[3:]))
+        dq, dk, dv = torch.autograd.grad(results, inputs, (grad_output, grad_lse))
+    return dq, dk, dv
 
 
 def _with_tail(

@@ -17,16 +17,16 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from dattn.backends.plan import Piece, Plan, plan_for
 from dattn.backends.pooling import pool_runs, unpool_runs
+from dattn.backends.problem import Problem
 from dattn.block_mask import BlockMask
 from dattn.heads import head_groups
 
 GATHERED = 1 << 21  # numbers gathered (forward) or weights held (backward) at a time: a few MB, near the cache
 
 
-def forward(
-    query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scale: float, key_mask: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     """See ``Backend.forward``."""
+    query, key, value, mask, scale, key_mask = problem
     wide = torch.promote_types(query.dtype, torch.float32)
     output, lse = value.new_empty(value.shape, dtype=wide), query.new_empty(query.shape[:3], dtype=wide)
     for part in _parts(mask, query, key_mask):
@@ -35,18 +35,10 @@ def forward(
 
 
 def backward(
-    grad_output: Tensor,
-    grad_lse: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    output: Tensor,
-    lse: Tensor,
-    mask: BlockMask,
-    scale: float,
-    key_mask: Tensor | None,
+    problem: Problem, output: Tensor, lse: Tensor, grad_output: Tensor, grad_lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See ``Backend.backward``."""
+    query, key, value, mask, scale, key_mask = problem
     delta = (grad_output.to(lse.dtype) * output).sum(-1) - grad_lse
     lse = lse.masked_fill(lse == -torch.inf, torch.inf)  # rows that see nothing: weights of 0
     grads = tuple(torch.zeros(t.shape, dtype=lse.dtype, device=t.device) for t in (query, key, value))

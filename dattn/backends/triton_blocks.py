@@ -7,91 +7,74 @@ by the kernels themselves. Under ``TRITON_INTERPRET=1`` it runs on a CPU, for te
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from dattn.backends.pooling import pool_runs, unpool_runs
+from dattn.backends.problem import Problem
 from dattn.backends.triton_lists import TritonLists, lists_of
-from dattn.block_mask import BlockMask
 from dattn.heads import head_groups
 from dattn.kernels.arguments import Heads, Pool
 from dattn.kernels.launch import block_sparse, block_sparse_gradients, delta_of
 
 
-def forward(
-    query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scale: float, key_mask: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     """See ``Backend.forward``."""
-    lists = lists_of(mask)
-    return block_sparse(
-        *_in_kernel_order(lists, query, key, value),
-        lists.visits,
-        lists.orders[0],
-        _key_mask(lists, key_mask),
-        _pool(lists, key, value, key_mask),
-        mask.block_size,
-        lists.ragged,
-        scale,
-    )
+    lists = lists_of(problem.mask)
+    inputs, kept, pool = _in_kernel_order(lists, problem), _key_mask(lists, problem), _pool(lists, problem)
+    size = problem.mask.block_size
+    return block_sparse(*inputs, lists.visits, lists.orders[0], kept, pool, size, lists.ragged, problem.scale)
 
 
 def backward(
-    grad_output: Tensor,
-    grad_lse: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    output: Tensor,
-    lse: Tensor,
-    mask: BlockMask,
-    scale: float,
-    key_mask: Tensor | None,
+    problem: Problem, output: Tensor, lse: Tensor, grad_output: Tensor, grad_lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See ``Backend.backward``."""
-    lists = lists_of(mask)
+    lists = lists_of(problem.mask)
     delta = delta_of(output, grad_output, grad_lse)
     lse = lse.masked_fill(lse == -torch.inf, torch.inf)  # rows that see nothing: weights of 0
-    grad, delta, lse = (_reorder(t, lists.orders[0], lists) for t in (grad_output, delta, lse))
+    grad, lse, delta = (_reorder(t, lists.orders[0], lists) for t in (grad_output, lse, delta))
     dq, dk, dv, *pooled = block_sparse_gradients(
-        *_in_kernel_order(lists, query, key, value),
+        *_in_kernel_order(lists, problem),
         grad,
         lse,
         delta,
         lists.visits,
         lists.turned,
         lists.orders,
-        _key_mask(lists, key_mask),
-        _pool(lists, key, value, key_mask),
-        mask.block_size,
-        scale,
+        _key_mask(lists, problem),
+        _pool(lists, problem),
+        problem.mask.block_size,
+        problem.scale,
     )
     for total, part in zip((dk, dv), pooled, strict=False):
-        for rows, heads, runs, kept in _parts(lists, query, key_mask):
+        for rows, heads, runs, kept in _parts(lists, problem):
             spread = part[rows, heads].unflatten(2, runs.shape[:2])
             total[rows, heads] += unpool_runs(spread, runs, kept, total.shape[2])
     return dq, dk, dv
 
 
-def _parts(lists: TritonLists, query: Tensor, key_mask: Tensor | None) -> Iterator[tuple[slice, slice, Tensor, Any]]:
+def _parts(lists: TritonLists, problem: Problem) -> Iterator[tuple[slice, slice, Tensor, Tensor | None]]:
     """Batch rows and heads that share one set of lists: (rows, heads, runs that are pooled, key mask)."""
-    batches, groups = lists.visits.batches, lists.visits.groups
+    batches, groups, key_mask = lists.visits.batches, lists.visits.groups, problem.key_mask
+    batch, heads = problem.key.shape[:2]
     assert lists.runs is not None
     for row in range(batches):
-        rows = slice(row, row + 1) if batches > 1 else slice(0, query.shape[0])
-        for group, heads in enumerate(head_groups(query.shape[1], groups)):
-            yield rows, heads, lists.runs[row * groups + group], None if key_mask is None else key_mask[rows]
+        rows = slice(row, row + 1) if batches > 1 else slice(0, batch)
+        for group, of_group in enumerate(head_groups(heads, groups)):
+            yield rows, of_group, lists.runs[row * groups + group], None if key_mask is None else key_mask[rows]
 
 
-def _pool(lists: TritonLists, key: Tensor, value: Tensor, key_mask: Tensor | None) -> Pool | None:
+def _pool(lists: TritonLists, problem: Problem) -> Pool | None:
     """Pooled keys and values [batch, heads, count, head_dim], ln n [batch, groups, count], and who sees them."""
     if lists.runs is None or lists.seen is None:
         return None
+    key, value = problem.key, problem.value
     count = lists.runs.shape[1] * lists.runs.shape[2]
     means = [t.new_empty(*t.shape[:2], count, t.shape[3]) for t in (key, value)]
     bias = key.new_empty(key.shape[0], lists.visits.groups, count, dtype=torch.float32)
-    for at, (rows, heads, runs, kept) in enumerate(_parts(lists, key, key_mask)):
+    for at, (rows, heads, runs, kept) in enumerate(_parts(lists, problem)):
         *parts, log_count = pool_runs(key[rows, heads], value[rows, heads], runs, kept)
         for mean, part in zip(means, parts, strict=True):
             mean[rows, heads] = part.flatten(2, 3)
@@ -99,8 +82,9 @@ def _pool(lists: TritonLists, key: Tensor, value: Tensor, key_mask: Tensor | Non
     return Pool(*map(Heads.of, means), bias, len(bias), lists.seen, lists.seen.shape[-1], count)
 
 
-def _in_kernel_order(lists: TritonLists, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _in_kernel_order(lists: TritonLists, problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
     of_queries, of_keys = lists.orders
+    query, key, value = problem[:3]
     return _reorder(query, of_queries, lists), _reorder(key, of_keys, lists), _reorder(value, of_keys, lists)
 
 
@@ -121,12 +105,12 @@ def _per_head(per_group: Tensor, heads: int) -> Tensor:
     return per_group[:, torch.arange(heads, device=per_group.device) * groups // heads]
 
 
-def _key_mask(lists: TritonLists, key_mask: Tensor | None) -> Tensor | None:
+def _key_mask(lists: TritonLists, problem: Problem) -> Tensor | None:
     """uint8 [batch, groups, tokens] in kernel order."""
-    if key_mask is None:
+    if problem.key_mask is None:
         return None
     groups, order = lists.visits.groups, lists.orders[1]
-    kept = key_mask[:, None].expand(-1, groups, -1)
+    kept = problem.key_mask[:, None].expand(-1, groups, -1)
     if order is not None:
         kept = kept.gather(2, order.view(-1, groups, order.shape[-1]).expand(len(kept), -1, -1).long())
     return kept.contiguous().view(torch.uint8)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dattn.backends import Backend, load
+from dattn.backends.problem import Problem
 from dattn.block_mask import BlockMask
 from dattn.grid import TokenGrid
 
@@ -44,26 +45,24 @@ def _attend(
 ) -> tuple[Tensor, Tensor]:
     backend, mask = _resolve(query, number, sizes)
     with torch.autocast(query.device.type, enabled=False):
-        output, lse = backend.forward(query, key, value, mask, scale, None)
+        output, lse = backend.forward(Problem(query, key, value, mask, scale))
     return output.contiguous(), lse
 
 
 @torch.library.custom_op("dattn::attend_backward", mutates_args=())
 def _gradients(
-    grad_output: Tensor,
-    grad_lse: Tensor,
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    output: Tensor,
-    lse: Tensor,
     number: int,
     sizes: Sequence[int],
     scale: float,
+    results: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """``results``: output, LSE, and the gradients of both."""
     backend, mask = _resolve(query, number, sizes)
     with torch.autocast(query.device.type, enabled=False):
-        grads = backend.backward(grad_output, grad_lse, query, key, value, output, lse, mask, scale, None)
+        grads = backend.backward(Problem(query, key, value, mask, scale), *results)
     return grads[0].contiguous(), grads[1].contiguous(), grads[2].contiguous()
 
 
@@ -73,9 +72,9 @@ def _resolve(query: Tensor, number: int, sizes: Sequence[int]) -> tuple[Backend,
     if layer is None:
         raise RuntimeError("this graph was compiled with a dattn handle that is gone: compile the model again")
     frames, height, width, before, after = sizes
-    layer.enter(TokenGrid(frames, height, width, text=(before, after)))
-    backend = load(layer.chosen(query))
-    return backend, layer.masks.get(layer.concrete, layer.grid, query.device)
+    grid = TokenGrid(frames, height, width, text=(before, after))
+    layer.enter(grid)
+    return load(layer.chosen(query)), layer.masks.get(layer.concrete, grid, query.device)
 
 
 @_attend.register_fake
@@ -85,9 +84,7 @@ def _(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Te
 
 
 @_gradients.register_fake
-def _(
-    grad_output: Tensor, grad_lse: Tensor, query: Tensor, key: Tensor, value: Tensor, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     return _like(query), _like(key), _like(value)
 
 
@@ -101,7 +98,9 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _backward(ctx: Any, grad_output: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
-    return *_gradients(grad_output, grad_lse, *ctx.saved_tensors, *ctx.rest), None, None, None
+    query, key, value, *results = ctx.saved_tensors
+    grads = _gradients(query, key, value, *ctx.rest, [*results, grad_output, grad_lse])
+    return *grads, None, None, None
 
 
 _attend.register_autograd(_backward, setup_context=_keep)

@@ -7,6 +7,7 @@ import torch
 
 from dattn import Neighborhood, Radial, TokenGrid
 from dattn.backends import run
+from dattn.backends.problem import Problem
 from dattn.kernels import launch
 from dattn.kernels.ahead import compile_call
 
@@ -39,7 +40,7 @@ def calls_of(monkeypatch, pattern, architecture, dim, dtype):
     monkeypatch.setattr(launch, "INTERPRETED_ARCHITECTURE", architecture)
     grid = TokenGrid(5, 16, 16, text=7)
     inputs = [torch.zeros(1, 2, grid.tokens, dim, dtype=dtype, requires_grad=True) for _ in range(3)]
-    output, lse = run("triton", *inputs, pattern.mask(grid), 1.0)
+    output, lse = run("triton", Problem(*inputs, pattern.mask(grid), 1.0))
     torch.autograd.grad(output.sum() + lse.sum(), inputs)
     return calls
 

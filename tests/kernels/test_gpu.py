@@ -5,6 +5,7 @@ import torch
 
 from dattn import Dense, Neighborhood, Radial, TokenGrid, attention
 from dattn.backends import run
+from dattn.backends.problem import Problem
 
 pytestmark = [
     pytest.mark.gpu,
@@ -77,7 +78,7 @@ def test_the_same_twice():
     inputs = tensors(grid, 64, torch.bfloat16)
     results = []
     for _ in range(2):
-        output, lse = run("triton", *inputs, pattern.mask(grid).to("cuda"), 0.125)
+        output, lse = run("triton", Problem(*inputs, pattern.mask(grid).to("cuda"), 0.125))
         results.append([output, lse, *torch.autograd.grad(output.float().sum() + lse.sum(), inputs)])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 

@@ -7,6 +7,7 @@ import torch
 
 from dattn import Dense, Neighborhood, Radial, TokenGrid, attention
 from dattn.backends import choose, run
+from dattn.backends.problem import Problem
 from dattn.block_mask import BlockList, BlockMask, pack_bits
 from dattn.grid import Layout
 from tests.oracles import attention_oracle, tail_oracle
@@ -129,7 +130,7 @@ def grouped_mask(tokens=70, size=32, groups=2, tail=0):
 def test_head_groups_with_lists_and_orders_of_their_own_and_a_blind_block():
     mask, grid = grouped_mask(), TokenGrid(70, 1, 1)
     compare(
-        lambda *t: run("triton", *t, mask, 0.3),
+        lambda *t: run("triton", Problem(*t, mask, 0.3)),
         lambda *t: attention_oracle(*t, mask.to_dense().repeat_interleave(2, 0), 0.3),
         [t.detach() for t in tensors(grid, 16, heads=4)],
     )
@@ -138,8 +139,8 @@ def test_head_groups_with_lists_and_orders_of_their_own_and_a_blind_block():
 def test_pooled_keys_of_head_groups():
     mask, grid = grouped_mask(tail=16), TokenGrid(70, 1, 1)
     compare(
-        lambda *t: run("triton", *t, mask, 0.3),
-        lambda *t: run("reference", *t, mask, 0.3),
+        lambda *t: run("triton", Problem(*t, mask, 0.3)),
+        lambda *t: run("reference", Problem(*t, mask, 0.3)),
         [t.detach() for t in tensors(grid, 16)],
     )
 
