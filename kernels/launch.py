@@ -44,7 +44,7 @@ def block_sparse(
         The output like ``query``, and the natural-log LSE, float32 [batch, heads, tokens]; in raster order.
     """
     batch, heads, tokens = query.shape[:3]
-    out = query.new_empty(query.shape)
+    out = _like_model(query)
     lse = query.new_empty(query.shape[:3], dtype=torch.float32)
     config = _configs(query, size)[0]
     forward[(visits.own.count * (size // config.M), batch * heads)](
@@ -85,7 +85,7 @@ def block_sparse_gradients(
     batch, heads, tokens = query.shape[:3]
     _, config, key_config = _configs(query, size)
     tensors = tuple(map(Heads.of, (query, key, value, grad)))
-    grads = [torch.empty_like(t) for t in (query, key, value)]
+    grads = [_like_model(t) for t in (query, key, value)]
     dq, dk, dv = map(Heads.of, grads)
     grad_query[(visits.own.count * (size // config.M), batch * heads)](
         *tensors, lse, delta, dq, orders[0], visits, key_mask, pool, scale, heads, tokens,
@@ -112,6 +112,11 @@ def delta_of(out: Tensor, grad: Tensor, grad_lse: Tensor) -> Tensor:
         Heads.of(out), Heads.of(grad), grad_lse.contiguous(), delta, heads, tokens, **_options(DELTAS, 0, False, out)
     )
     return delta
+
+
+def _like_model(tensor: Tensor) -> Tensor:
+    """Empty [batch, heads, tokens, head_dim] in memory as models have it: tokens before heads."""
+    return torch.empty_like(tensor.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
 
 
 def _configs(query: Tensor, size: int) -> tuple[Config, Config, Config]:

@@ -1,9 +1,10 @@
-"""What every backend is given."""
+"""What every backend is given, and how what it gives back lies in memory."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from dattn.block_mask import BlockMask
@@ -25,3 +26,8 @@ class Problem(NamedTuple):
     mask: BlockMask
     scale: float
     key_mask: Tensor | None = None
+
+
+def empty_like_model(tensor: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
+    """An empty [batch, heads, tokens, …] whose memory runs as models have it: [batch, tokens, heads, …]."""
+    return torch.empty_like(tensor.transpose(1, 2), dtype=dtype, memory_format=torch.contiguous_format).transpose(1, 2)

@@ -8,6 +8,7 @@ inputs are shorter. The backward pass recomputes the weights from the log-sum-ex
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from dattn.backends.plan import Piece, Plan, plan_for
 from dattn.backends.pooling import pool_runs, unpool_runs
-from dattn.backends.problem import Problem
+from dattn.backends.problem import Problem, empty_like_model
 from dattn.block_mask import BlockMask
 from dattn.heads import head_groups
 
@@ -26,26 +27,26 @@ GATHERED = 1 << 21  # numbers gathered (forward) or weights held (backward) at a
 
 def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     """See ``Backend.forward``."""
-    query, key, value, mask, scale, key_mask = problem
-    wide = torch.promote_types(query.dtype, torch.float32)
-    output, lse = value.new_empty(value.shape, dtype=wide), query.new_empty(query.shape[:3], dtype=wide)
-    for part in _parts(mask, query, key_mask):
-        _walk(part, mask, scale, *part.inputs(query, key, value), part.view(output), part.view(lse))
-    return output.to(query.dtype), lse
+    wide = torch.promote_types(problem.query.dtype, torch.float32)
+    output = empty_like_model(problem.value, dtype=wide)
+    lse = empty_like_model(problem.query[..., 0], dtype=wide)
+    for part in _parts(problem):
+        with part.writing(output, lse) as targets:
+            _walk(part, problem, part.inputs(*problem[:3]), *targets)
+    return output.to(problem.query.dtype), lse
 
 
 def backward(
     problem: Problem, output: Tensor, lse: Tensor, grad_output: Tensor, grad_lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See ``Backend.backward``."""
-    query, key, value, mask, scale, key_mask = problem
     delta = (grad_output.to(lse.dtype) * output).sum(-1) - grad_lse
     lse = lse.masked_fill(lse == -torch.inf, torch.inf)  # rows that see nothing: weights of 0
-    grads = tuple(torch.zeros(t.shape, dtype=lse.dtype, device=t.device) for t in (query, key, value))
-    for part in _parts(mask, query, key_mask):
-        inputs = part.inputs(query, key, value, grad_output)
-        _walk_back(part, mask, scale, inputs, part.view(delta), part.view(lse), [part.view(g) for g in grads])
-    dq, dk, dv = (grad.to(query.dtype) for grad in grads)
+    grads = [empty_like_model(t, dtype=lse.dtype).zero_() for t in problem[:3]]
+    for part in _parts(problem):
+        with part.writing(*grads) as targets:
+            _walk_back(part, problem, part.inputs(*problem[:3], grad_output, lse, delta), targets)
+    dq, dk, dv = (grad.to(problem.query.dtype) for grad in grads)
     return dq, dk, dv
 
 
@@ -60,107 +61,98 @@ def dense(query: Tensor, key: Tensor, value: Tensor, scale: float, key_mask: Ten
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """Batch rows and heads that share one set of lists; their tensors are [rows · heads, tokens, …]."""
+    """A batch row and heads that share one set of lists; their tensors are [tokens, heads, …], as models hold them.
 
-    rows: slice
+    Nothing is transposed on the way in or out.
+    """
+
+    row: int
     heads: slice
     plan: Plan
     key_mask: Tensor | None
 
-    def view(self, tensor: Tensor) -> Tensor:
-        """This part of a contiguous tensor, to be written to."""
-        return tensor[self.rows, self.heads].view(-1, *tensor.shape[2:])
-
     def inputs(self, *tensors: Tensor) -> list[Tensor]:
-        """This part of every tensor, in float32 at least.
-
-        Models hand over transposed heads, and index_select would copy all of such an input for every call.
-        """
+        """This part of every tensor [batch, heads, tokens, …], in float32 at least, contiguous."""
         wide = torch.promote_types(tensors[0].dtype, torch.float32)
-        return [t[self.rows, self.heads].to(wide).flatten(0, 1).contiguous() for t in tensors]
+        return [t[self.row, self.heads].transpose(0, 1).to(wide).contiguous() for t in tensors]
+
+    @contextmanager
+    def writing(self, *tensors: Tensor) -> Iterator[list[Tensor]]:
+        """Contiguous tensors of this part, whose content ends up in ``tensors``."""
+        views = [t[self.row, self.heads].transpose(0, 1) for t in tensors]
+        own = [view.contiguous() for view in views]
+        yield own
+        for view, part in zip(views, own, strict=True):
+            if part is not view and part.data_ptr() != view.data_ptr():
+                view.copy_(part)
 
 
-def _parts(mask: BlockMask, query: Tensor, key_mask: Tensor | None) -> Iterator[_Part]:
-    """All parts; batch rows take turns where they differ in what they see, or heads do."""
-    batch, heads = query.shape[:2]
-    together = key_mask is None and mask.full.offsets.shape[0] == mask.groups == 1
-    for rows in [slice(0, batch)] if together else [slice(i, i + 1) for i in range(batch)]:
-        kept = None if key_mask is None else key_mask[rows]
-        for group, of_group in enumerate(head_groups(heads, mask.groups)):
-            yield _Part(rows, of_group, plan_for(mask, rows.start, group), kept)
+def _parts(problem: Problem) -> Iterator[_Part]:
+    """All parts: row by row of the batch, and by groups of heads."""
+    batch, heads = problem.query.shape[:2]
+    for row in range(batch):
+        kept = None if problem.key_mask is None else problem.key_mask[row]
+        for group, of_group in enumerate(head_groups(heads, problem.mask.groups)):
+            yield _Part(row, of_group, plan_for(problem.mask, row, group), kept)
 
 
 def _pool(part: _Part, key: Tensor, value: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Pooled keys and values [rows · heads, count, head_dim] and ln n [1, count]; None without a tail."""
+    """Pooled keys and values [count, heads, head_dim] and ln n [count]; None without a tail."""
     if part.plan.runs is None:
         return None, None, None
-    *means, log_count = pool_runs(key[None], value[None], part.plan.runs, part.key_mask)
-    pooled_key, pooled_value = (mean[0].flatten(1, 2) for mean in means)
-    return pooled_key, pooled_value, log_count.flatten(1)
+    kept = None if part.key_mask is None else part.key_mask[None]
+    *means, log_count = pool_runs(key.transpose(0, 1)[None], value.transpose(0, 1)[None], part.plan.runs, kept)
+    pooled_key, pooled_value = (mean[0].flatten(1, 2).transpose(0, 1).contiguous() for mean in means)
+    return pooled_key, pooled_value, log_count.flatten()
 
 
-def _walk(
-    part: _Part,
-    mask: BlockMask,
-    scale: float,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    output: Tensor,
-    lse: Tensor,
-) -> None:
+def _walk(part: _Part, problem: Problem, inputs: Sequence[Tensor], output: Tensor, lse: Tensor) -> None:
     """One part's calls, piece by piece, into ``output`` and ``lse``."""
+    query, key, value = inputs
     if not part.plan.complete:
         output.zero_(), lse.fill_(-torch.inf)
     pooled_key, pooled_value, log_count = _pool(part, key, value)
-    calls = _Calls(part.plan, mask, part.key_mask, log_count, query.dtype)
+    calls = _Calls(part.plan, problem.mask, part.key_mask, log_count, query.dtype)
     space = _Workspace()
     for piece in part.plan.pieces:
         k, v = (pooled_key, pooled_value) if piece.kind == "tail" else (key, value)
-        for heads, rows, columns, bias in calls.of(piece, query.shape[0], 2 * query.shape[-1]):
-            q, k_, v_ = (
-                space.gather(name, t[heads], index)
-                for name, t, index in (("q", query, rows), ("k", k, columns), ("v", v, columns))
-            )
-            out, sums = _softmax(q, k_, v_, bias, scale)
-            _store(output[heads], lse[heads], rows, out, sums, fresh=piece.turn == 0)
+        for heads, rows, columns, bias in calls.of(piece, query.shape[1], 2 * query.shape[2]):
+            at_rows, at_columns = (_positions(index, heads, query.shape[1]) for index in (rows, columns))
+            q = space.gather("q", query, at_rows)
+            k_, v_ = space.gather("k", k, at_columns), space.gather("v", v, at_columns)
+            out, sums = _softmax(q, k_, v_, bias, problem.scale)
+            _store(output[:, heads], lse[:, heads], rows, out, sums, fresh=piece.turn == 0)
 
 
-def _walk_back(
-    part: _Part,
-    mask: BlockMask,
-    scale: float,
-    inputs: Sequence[Tensor],
-    delta: Tensor,
-    lse: Tensor,
-    grads: Sequence[Tensor],
-) -> None:
+def _walk_back(part: _Part, problem: Problem, inputs: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
     """Add one part's gradients to those of query, key and value: every call adds what it contributes."""
-    query, key, value, grad_output = inputs
+    query, key, value, grad_output, lse, delta = inputs
     pooled_key, pooled_value, log_count = _pool(part, key, value)
     pooled_grads = [None if t is None else torch.zeros_like(t) for t in (pooled_key, pooled_value)]
-    calls = _Calls(part.plan, mask, part.key_mask, log_count, query.dtype)
+    calls = _Calls(part.plan, problem.mask, part.key_mask, log_count, query.dtype)
     sources: dict[bool, Any] = {
         False: (key, value, *grads[1:]),
         True: (pooled_key, pooled_value, *pooled_grads),
     }
     for piece in part.plan.pieces:
         k, v, dk, dv = sources[piece.kind == "tail"]
-        length = piece.queries.shape[1] * mask.block_size
-        for heads, rows, columns, bias in calls.of(piece, query.shape[0], length):
-            q, d_out = _gather(query[heads], rows), _gather(grad_output[heads], rows)
-            k_, v_ = _gather(k[heads], columns), _gather(v[heads], columns)
-            logits = (q @ k_.mT).mul_(scale)
+        length = piece.queries.shape[1] * problem.mask.block_size
+        for heads, rows, columns, bias in calls.of(piece, query.shape[1], length):
+            at_rows, at_columns = (_positions(index, heads, query.shape[1]) for index in (rows, columns))
+            q, d_out, sums, less = (_gather(t, at_rows) for t in (query, grad_output, lse, delta))
+            k_, v_ = _gather(k, at_columns), _gather(v, at_columns)
+            logits = (q @ k_.mT).mul_(problem.scale)
             logits = logits if bias is None else logits.add_(bias)
-            weights = logits.sub_(lse[heads][:, rows, None]).exp_()
-            _add(dv[heads], columns, weights.mT @ d_out)
-            d_logits = (d_out @ v_.mT).sub_(delta[heads][:, rows, None]).mul_(weights).mul_(scale)
-            _add(grads[0][heads], rows, d_logits @ k_)
-            _add(dk[heads], columns, d_logits.mT @ q)
+            weights = logits.sub_(sums[..., None]).exp_()
+            _add(dv, at_columns, weights.mT @ d_out)
+            d_logits = (d_out @ v_.mT).sub_(less[..., None]).mul_(weights).mul_(problem.scale)
+            _add(grads[0], at_rows, d_logits @ k_)
+            _add(dk, at_columns, d_logits.mT @ q)
     for total, pooled in zip(grads[1:], pooled_grads, strict=True):
         if pooled is not None and part.plan.runs is not None:
-            spread = pooled[None].unflatten(2, part.plan.runs.shape[:2])
-            total += unpool_runs(spread, part.plan.runs, part.key_mask, total.shape[1])[0]
+            spread = pooled.transpose(0, 1)[None].unflatten(2, part.plan.runs.shape[:2])
+            kept = None if part.key_mask is None else part.key_mask[None]
+            total += unpool_runs(spread, part.plan.runs, kept, len(total))[0].transpose(0, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,13 +190,13 @@ class _Calls:
         return (blocks[..., None] * runs + torch.arange(runs, device=blocks.device)).flatten(1)
 
     def _bias(self, piece: Piece, columns: Tensor, tiles: Tensor | None) -> Tensor | None:
-        """[1, calls or 1, rows or 1, columns] added to the logits: 0 and -inf, or ln n of pooled keys."""
+        """[calls or 1, 1, rows or 1, columns] added to the logits: 0 and -inf, or ln n of pooled keys."""
         if piece.kind == "tail":
             assert self.log_count is not None
-            return self.log_count[:1, columns][:, :, None]
-        if self.key_mask is None or self.key_mask[0, columns].all():
+            return self.log_count[columns][:, None, None]
+        if self.key_mask is None or self.key_mask[columns].all():
             return tiles
-        padded = _minus_infinity(~self.key_mask[0, columns][None, :, None], self.dtype)
+        padded = _minus_infinity(~self.key_mask[columns][:, None, None], self.dtype)
         return padded if tiles is None else tiles + padded
 
     def _tiles(self, piece: Piece) -> Tensor | None:
@@ -235,12 +227,19 @@ def _real(slots: Tensor) -> Tensor:
     return slots.flatten(1) if real.all() else slots[real].view(len(slots), -1)
 
 
-def _gather(tensor: Tensor, index: Tensor) -> Tensor:
-    return tensor.index_select(1, index.flatten()).unflatten(1, index.shape)
+def _positions(index: Tensor, heads: slice, count: int) -> Tensor:
+    """Where the tokens ``index`` [calls, n] of some heads stand in a flat [tokens · count, …]: [calls, heads, n]."""
+    return index[:, None] * count + torch.arange(heads.start, min(heads.stop, count), device=index.device)[:, None]
 
 
-def _add(target: Tensor, index: Tensor, update: Tensor) -> None:
-    target.index_add_(1, index.flatten(), update.flatten(1, 2))
+def _gather(tensor: Tensor, positions: Tensor) -> Tensor:
+    """[calls, heads, n, …] of ``tensor`` [tokens, heads, …]; heads apart, as the products are fastest."""
+    return tensor.flatten(0, 1).index_select(0, positions.flatten()).unflatten(0, positions.shape)
+
+
+def _add(target: Tensor, positions: Tensor, update: Tensor) -> None:
+    """Add ``update`` [calls, heads, n, head_dim] to the contiguous ``target`` [tokens, heads, head_dim]."""
+    target.view(-1, target.shape[-1]).index_add_(0, positions.flatten(), update.flatten(0, 2))
 
 
 class _Workspace:
@@ -249,22 +248,22 @@ class _Workspace:
     def __init__(self) -> None:
         self._flat: dict[str, Tensor] = {}
 
-    def gather(self, name: str, tensor: Tensor, index: Tensor) -> Tensor:
-        """``tensor`` [heads, tokens, head_dim] at ``index`` [calls, n]: [heads, calls, n, head_dim]."""
-        shape = (tensor.shape[0], index.numel(), tensor.shape[-1])
-        count = shape[0] * shape[1] * shape[2]
+    def gather(self, name: str, tensor: Tensor, positions: Tensor) -> Tensor:
+        """As ``_gather``, for tensors [tokens, heads, head_dim]."""
+        width = tensor.shape[-1]
+        count = positions.numel() * width
         if name not in self._flat or self._flat[name].numel() < count:
             self._flat[name] = tensor.new_empty(count)
-        out = self._flat[name][:count].view(shape)
-        torch.index_select(tensor, 1, index.flatten(), out=out)
-        return out.unflatten(1, index.shape)
+        out = self._flat[name][:count].view(-1, width)
+        torch.index_select(tensor.view(-1, width), 0, positions.flatten(), out=out)
+        return out.view(*positions.shape, width)
 
 
 def _softmax(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    """Attention of [heads, calls, rows, head_dim] with its LSE; rows that see nothing give 0 and -inf."""
+    """Attention of [calls, heads, rows, head_dim] with its LSE; rows that see nothing give 0 and -inf."""
     blind = None if bias is None else bias.amax(-1) == -torch.inf
     if q.device.type == "cpu" and v.shape[-1] == q.shape[-1]:
-        full = None if bias is None else bias.expand(-1, q.shape[1], q.shape[2], -1)
+        full = None if bias is None else bias.expand(q.shape[0], -1, q.shape[2], -1)
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=full, scale=scale)
     else:
         logits = (q @ k.mT) * scale
@@ -280,12 +279,12 @@ def _softmax(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float)
 def _store(output: Tensor, lse: Tensor, rows: Tensor, out: Tensor, sums: Tensor, fresh: bool) -> None:
     """Write a call's result, or merge it with what its rows have seen before."""
     index = rows.flatten()
-    out, sums = out.flatten(1, 2), sums.flatten(1, 2)
+    out, sums = (t.transpose(1, 2).flatten(0, 1) for t in (out, sums))
     if not fresh:
-        before = lse.index_select(1, index)
+        before = lse.index_select(0, index)
         total = torch.logaddexp(before, sums)
         share = (sums - total.masked_fill(total == -torch.inf, 0)).exp()[..., None]
-        out = torch.lerp(output.index_select(1, index), out, share)
+        out = torch.lerp(output.index_select(0, index), out, share)
         sums = total
-    output.index_copy_(1, index, out)
-    lse.index_copy_(1, index, sums)
+    output.index_copy_(0, index, out)
+    lse.index_copy_(0, index, sums)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dattn.backends import Backend, load
-from dattn.backends.problem import Problem
+from dattn.backends.problem import Problem, empty_like_model
 from dattn.block_mask import BlockMask
 from dattn.grid import TokenGrid
 
@@ -46,7 +46,7 @@ def _attend(
     backend, mask = _resolve(query, number, sizes)
     with torch.autocast(query.device.type, enabled=False):
         output, lse = backend.forward(Problem(query, key, value, mask, scale))
-    return output.contiguous(), lse
+    return _placed(output), lse.contiguous()
 
 
 @torch.library.custom_op("dattn::attend_backward", mutates_args=())
@@ -63,7 +63,7 @@ def _gradients(
     backend, mask = _resolve(query, number, sizes)
     with torch.autocast(query.device.type, enabled=False):
         grads = backend.backward(Problem(query, key, value, mask, scale), *results)
-    return grads[0].contiguous(), grads[1].contiguous(), grads[2].contiguous()
+    return _placed(grads[0]), _placed(grads[1]), _placed(grads[2])
 
 
 def _resolve(query: Tensor, number: int, sizes: Sequence[int]) -> tuple[Backend, BlockMask]:
@@ -80,16 +80,17 @@ def _resolve(query: Tensor, number: int, sizes: Sequence[int]) -> tuple[Backend,
 @_attend.register_fake
 def _(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     wide = torch.promote_types(query.dtype, torch.float32)
-    return _like(query), query.new_empty(query.shape[:3], dtype=wide)
+    return empty_like_model(query), query.new_empty(query.shape[:3], dtype=wide)
 
 
 @_gradients.register_fake
 def _(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return _like(query), _like(key), _like(value)
+    return empty_like_model(query), empty_like_model(key), empty_like_model(value)
 
 
-def _like(tensor: Tensor) -> Tensor:
-    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+def _placed(tensor: Tensor) -> Tensor:
+    """The tensor, in memory as the compiler was told."""
+    return tensor.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
