@@ -168,7 +168,7 @@ def _milliseconds(call: Any, inputs: list[Tensor], grad: Tensor | None, repeats:
         return None
 
 
-def _event_time(call: Callable[[], None]) -> float:
+def _event_time(call: Callable[[], object]) -> float:
     import torch
 
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -231,8 +231,8 @@ def _flex(mask: BlockMask) -> Any:
     compiled = torch.compile(flex.flex_attention, dynamic=False)
 
     def call(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        moved = (t.index_select(2, order) for t in (query, key, value))
-        return compiled(*moved, block_mask=blocks).index_select(2, back)
+        q, k, v = (t.index_select(2, order) for t in (query, key, value))
+        return compiled(q, k, v, block_mask=blocks).index_select(2, back)
 
     return call
 

@@ -45,22 +45,22 @@ class Heads(NamedTuple):
 
 
 class Blocks(NamedTuple):
-    """Where blocks sit in kernel order: ``starts`` and ``lengths`` are int32 ``[sets, count]``."""
+    """Where blocks sit in kernel order: ``starts`` and ``lengths`` are int32 ``[sets, number]``."""
 
     starts: Tensor
     lengths: Tensor
-    count: int
+    number: int
 
 
 class Lists(NamedTuple):
-    """Compressed rows: row i visits ``index[offsets[i] : offsets[i + 1]]``, in every set of its own.
+    """Compressed rows: row i visits ``blocks[offsets[i] : offsets[i + 1]]``, in every set of its own.
 
-    ``offsets`` is int32 ``[sets, rows + 1]``, ``index`` int32 ``[sets, entries]``. ``tile`` is None where blocks
+    ``offsets`` is int32 ``[sets, rows + 1]``, ``blocks`` int32 ``[sets, entries]``. ``tile`` is None where blocks
     are visited whole, else int32 ``[sets, entries]``: each entry's tile in the table.
     """
 
     offsets: Tensor
-    index: Tensor
+    blocks: Tensor
     tile: Tensor | None
     rows: int
     entries: int
@@ -84,9 +84,9 @@ class Visits(NamedTuple):
 
 
 class Pool(NamedTuple):
-    """Pooled keys and values, ``count`` of them, and who sees them.
+    """Pooled keys and values, ``number`` of them, and who sees them.
 
-    ``bias`` is float32 ``[biases, groups, count]``, added to the logits; ``biases`` is the batch or 1.
+    ``bias`` is float32 ``[biases, groups, number]``, added to the logits; ``biases`` is the batch or 1.
     ``seen`` is int32 ``[sets, query blocks, words]``: bit i % 32 of word i // 32 is set where pooled key i is seen.
     """
 
@@ -96,4 +96,4 @@ class Pool(NamedTuple):
     biases: int
     seen: Tensor
     words: int
-    count: int
+    number: int

@@ -81,9 +81,9 @@ def walk_keys(acc, rows, key, value, visits, lists, at, row, lines, kept, step, 
 def walk_pool_keys(acc, rows, pool, batch, head, bias, seen, step, TILE: tl.constexpr):
     """The gradient of a tile of queries from the pooled keys."""
     key, value = first_row(pool.key, batch, head), first_row(pool.value, batch, head)
-    for first in range(0, pool.count, TILE.N):
+    for first in range(0, pool.number, TILE.N):
         places = first + tl.arange(0, TILE.N)
-        there = places < pool.count
+        there = places < pool.number
         k = load_rows(key, pool.key.token, 0, places, there, TILE)
         v = load_rows(value, pool.value.token, 0, places, there, TILE)
         logits = tl.dot(rows[0], tl.trans(k), input_precision=TILE.PRECISION) * step
@@ -114,7 +114,7 @@ def grad_query(
     if visits.partial is not None:
         acc = walk_keys(acc, rows, keys, values, visits, visits.partial, at, row, lines, kept, step, TILE)
     if pool is not None:
-        seen = pool.seen + (at * visits.own.count + row) * pool.words
+        seen = pool.seen + (at * visits.own.number + row) * pool.words
         acc = walk_pool_keys(acc, rows, pool, batch, head, pool_bias(pool, visits, batch, at), seen, step, TILE)
     position = raster(order, at * tokens + start + lines, start + lines, inside)
     store_rows(first_row(out, batch, head), out.token, position, acc * scale, inside, TILE)
@@ -202,14 +202,14 @@ def grad_pool(query, grad, lse, delta, out_key, out_value, visits, pool, scale, 
     places = tl.program_id(0) * TILE.N + tl.arange(0, TILE.N)
     batch, head = batch_and_head(heads)
     at = set_of(visits, batch, head, heads)
-    there = places < pool.count
+    there = places < pool.number
     k = load_rows(first_row(pool.key, batch, head), pool.key.token, 0, places, there, TILE)
     v = load_rows(first_row(pool.value, batch, head), pool.value.token, 0, places, there, TILE)
     queries, grads = (first_row(query, batch, head), query.token), (first_row(grad, batch, head), grad.token)
     base = (batch * heads + head) * tokens
     state = (tl.zeros([TILE.N, TILE.WIDTH], tl.float32), tl.zeros([TILE.N, TILE.WIDTH], tl.float32))
-    for turn in range(visits.own.count * (TILE.SIZE // TILE.M)):
-        block = at * visits.own.count + turn // (TILE.SIZE // TILE.M)
+    for turn in range(visits.own.number * (TILE.SIZE // TILE.M)):
+        block = at * visits.own.number + turn // (TILE.SIZE // TILE.M)
         lines = turn % (TILE.SIZE // TILE.M) * TILE.M + tl.arange(0, TILE.M)
         start = tl.load(visits.own.starts + block).to(tl.int64)
         inside = lines < tl.load(visits.own.lengths + block)

@@ -23,7 +23,7 @@ class Config(NamedTuple):
 # up to a head dim of 128, and those of architecture 80 fit in the 99 KiB of shared memory that 89 and 120 have.
 TABLE: dict[int, dict[int, tuple[Config, Config, Config]]] = {
     80: {
-        64: (Config(128, 64, 8, 3), Config(128, 64, 8, 2), Config(64, 64, 4, 2)),
+        64: (Config(128, 64, 8, 3), Config(128, 64, 8, 2), Config(64, 64, 8, 2)),
         128: (Config(128, 64, 8, 2), Config(64, 64, 4, 2), Config(64, 64, 8, 2)),
         256: (Config(64, 32, 8, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 2)),
     },

@@ -46,9 +46,9 @@ def walk(state, query, key, value, visits, lists, at, row, lines, kept, step, TI
 def walk_pool(state, query, pool, batch, head, bias, seen, step, TILE: tl.constexpr):
     """Attend to the pooled keys; ``bias`` and ``seen`` point at what is added and at the bits of this query block."""
     key, value = first_row(pool.key, batch, head), first_row(pool.value, batch, head)
-    for first in range(0, pool.count, TILE.N):
+    for first in range(0, pool.number, TILE.N):
         places = first + tl.arange(0, TILE.N)
-        there = places < pool.count
+        there = places < pool.number
         k = load_rows(key, pool.key.token, 0, places, there, TILE)
         logits = tl.dot(query, tl.trans(k), input_precision=TILE.PRECISION) * step
         logits += pool_logits(bias, seen, places, there)[None, :]
@@ -76,7 +76,7 @@ def forward(query, key, value, out, lse, order, visits, key_mask, pool, scale, h
     if visits.partial is not None:
         state = walk(state, q, keys, values, visits, visits.partial, at, row, lines, kept, step, TILE)
     if pool is not None:
-        seen = pool.seen + (at * visits.own.count + row) * pool.words
+        seen = pool.seen + (at * visits.own.number + row) * pool.words
         state = walk_pool(state, q, pool, batch, head, pool_bias(pool, visits, batch, at), seen, step, TILE)
     acc, top, total = state
     blind = top == NONE

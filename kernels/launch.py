@@ -47,7 +47,7 @@ def block_sparse(
     out = _like_model(query)
     lse = query.new_empty(query.shape[:3], dtype=torch.float32)
     config = _configs(query, size)[0]
-    forward[(visits.own.count * (size // config.M), batch * heads)](
+    forward[(visits.own.number * (size // config.M), batch * heads)](
         *map(Heads.of, (query, key, value, out)),
         lse,
         order,
@@ -87,17 +87,17 @@ def block_sparse_gradients(
     tensors = tuple(map(Heads.of, (query, key, value, grad)))
     grads = [_like_model(t) for t in (query, key, value)]
     dq, dk, dv = map(Heads.of, grads)
-    grad_query[(visits.own.count * (size // config.M), batch * heads)](
+    grad_query[(visits.own.number * (size // config.M), batch * heads)](
         *tensors, lse, delta, dq, orders[0], visits, key_mask, pool, scale, heads, tokens,
         **_options(config, size, False, query),  # keys past a ragged block's end are zeros and add nothing
     )  # fmt: skip
     options = _options(key_config, size, False, query)
-    grad_key[(turned.own.count * (size // key_config.N), batch * heads)](
+    grad_key[(turned.own.number * (size // key_config.N), batch * heads)](
         *tensors, lse, delta, dk, dv, orders[1], turned, key_mask, scale, heads, tokens, **options,
     )  # fmt: skip
     if pool is not None:
         pooled = [torch.empty_like(t.data) for t in (pool.key, pool.value)]
-        grad_pool[(triton.cdiv(pool.count, key_config.N), batch * heads)](
+        grad_pool[(triton.cdiv(pool.number, key_config.N), batch * heads)](
             tensors[0], tensors[3], lse, delta, *map(Heads.of, pooled), visits, pool, scale, heads, tokens, **options,
         )  # fmt: skip
         grads += pooled

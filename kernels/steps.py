@@ -27,8 +27,8 @@ def own_tile(visits, at, SPAN: tl.constexpr, SIZE: tl.constexpr):
     """This program's block, its SPAN slots in it, where the block starts, and which of the slots hold a token."""
     row = tl.program_id(0) // (SIZE // SPAN)
     lines = tl.program_id(0) % (SIZE // SPAN) * SPAN + tl.arange(0, SPAN)
-    start = tl.load(visits.own.starts + at * visits.own.count + row).to(tl.int64)
-    return row, lines, start, lines < tl.load(visits.own.lengths + at * visits.own.count + row)
+    start = tl.load(visits.own.starts + at * visits.own.number + row).to(tl.int64)
+    return row, lines, start, lines < tl.load(visits.own.lengths + at * visits.own.number + row)
 
 
 @triton.jit
@@ -43,7 +43,7 @@ def visited(visits, lists, at, turn, SPAN: tl.constexpr, SIZE: tl.constexpr):
     """The list entry of a turn, the SPAN slots it visits, where their block starts, and which hold a token."""
     entry = at * lists.entries + turn // (SIZE // SPAN)
     places = turn % (SIZE // SPAN) * SPAN + tl.arange(0, SPAN)
-    block = at * visits.other.count + tl.load(lists.index + entry)
+    block = at * visits.other.number + tl.load(lists.blocks + entry)
     start = tl.load(visits.other.starts + block).to(tl.int64)
     return entry, places, start, places < tl.load(visits.other.lengths + block)
 
@@ -121,7 +121,7 @@ def key_logits(query, k, visits, lists, entry, lines, places, start, inside, kep
 @triton.jit
 def pool_bias(pool, visits, batch, at):
     """Pointer to what is added to the logits of the pooled keys of one batch row and head group."""
-    return pool.bias + (batch % pool.biases * visits.groups + at % visits.groups) * pool.count
+    return pool.bias + (batch % pool.biases * visits.groups + at % visits.groups) * pool.number
 
 
 @triton.jit

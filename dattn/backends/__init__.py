@@ -99,8 +99,8 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
-        *inputs, key_mask, output, lse = ctx.saved_tensors  # read once: gradient checkpointing allows no more
-        problem = Problem(*inputs, ctx.mask, ctx.scale, key_mask)
+        query, key, value, key_mask, output, lse = ctx.saved_tensors  # read once: checkpointing allows no more
+        problem = Problem(query, key, value, ctx.mask, ctx.scale, key_mask)
         with torch.autocast(grad_output.device.type, enabled=False):
             grads = ctx.backend.backward(problem, output, lse, grad_output, grad_lse)
         return *grads, None, None, None, None

@@ -116,10 +116,10 @@ def _calls(mask: BlockMask, batch: int, group: int) -> Iterator[Call]:
             turns[rows] = [turns[rows.start] + 1] * (rows.stop - rows.start)
         lists = [index[offsets[row] : offsets[row + 1]].tolist() for row in range(first, last)]
         for rows in _runs(list(zip(turns, lists, strict=True)), max(1, MASKED_ROWS // mask.block_size)):
-            if found := lists[rows.start]:
+            if lists[rows.start]:
                 queries = torch.arange(first + rows.start, first + rows.stop)
                 tiles = tile[offsets[queries[0]] : offsets[queries[-1] + 1]].view(len(queries), -1)
-                yield Call(turns[rows.start], "part", queries, torch.tensor(found), tiles)
+                yield Call(turns[rows.start], "part", queries, torch.tensor(lists[rows.start]), tiles)
                 turns[rows] = [turns[rows.start] + 1] * len(queries)
         for row in range(last - first):
             if len(pooled := _numbers(skipped[row])):

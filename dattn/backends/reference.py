@@ -38,9 +38,9 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What PyTorch's own differentiation of ``forward`` says."""
     with torch.enable_grad():
-        inputs = [t.detach().requires_grad_() for t in problem[:3]]
-        results = forward(Problem(*inputs, *problem[3:]))
-        dq, dk, dv = torch.autograd.grad(results, inputs, (grad_output, grad_lse))
+        query, key, value = (t.detach().requires_grad_() for t in problem[:3])
+        results = forward(problem._replace(query=query, key=key, value=value))
+        dq, dk, dv = torch.autograd.grad(results, (query, key, value), (grad_output, grad_lse))
     return dq, dk, dv
 
 

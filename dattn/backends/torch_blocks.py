@@ -114,8 +114,9 @@ def _walk(part: _Part, problem: Problem, inputs: Sequence[Tensor], output: Tenso
     pooled_key, pooled_value, log_count = _pool(part, key, value)
     calls = _Calls(part.plan, problem.mask, part.key_mask, log_count, query.dtype)
     space = _Workspace()
+    sources: dict[bool, Any] = {False: (key, value), True: (pooled_key, pooled_value)}
     for piece in part.plan.pieces:
-        k, v = (pooled_key, pooled_value) if piece.kind == "tail" else (key, value)
+        k, v = sources[piece.kind == "tail"]
         for heads, rows, columns, bias in calls.of(piece, query.shape[1], 2 * query.shape[2]):
             at_rows, at_columns = (_positions(index, heads, query.shape[1]) for index in (rows, columns))
             q = space.gather("q", query, at_rows)

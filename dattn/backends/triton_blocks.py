@@ -79,7 +79,8 @@ def _pool(lists: TritonLists, problem: Problem) -> Pool | None:
         for mean, part in zip(means, parts, strict=True):
             mean[rows, heads] = part.flatten(2, 3)
         bias[rows, at % lists.visits.groups] = log_count.flatten(1)
-    return Pool(*map(Heads.of, means), bias, len(bias), lists.seen, lists.seen.shape[-1], count)
+    pooled_key, pooled_value = map(Heads.of, means)
+    return Pool(pooled_key, pooled_value, bias, len(bias), lists.seen, lists.seen.shape[-1], count)
 
 
 def _in_kernel_order(lists: TritonLists, problem: Problem) -> tuple[Tensor, Tensor, Tensor]:

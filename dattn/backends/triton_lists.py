@@ -55,7 +55,7 @@ def _lists_of(mask: BlockMask) -> TritonLists:
         partial = _lists(mask.partial, mask.tile, sets)
     tiles = mask.tiles if partial else None
     visits = Visits(queries, keys, full, partial, tiles, batches, groups)
-    back = _transposed(full, keys.count), _transposed(partial, keys.count) if partial else None
+    back = _transposed(full, keys.number), _transposed(partial, keys.number) if partial else None
     turned = Visits(keys, queries, *back, tiles, batches, groups)
     ragged = bool((mask.key.lengths < mask.block_size).any())
     orders = (_order(mask.query, sets), _order(mask.key, sets))
@@ -82,23 +82,23 @@ def _order(layout: Layout, sets: Callable[[Tensor], Tensor]) -> Tensor | None:
 
 def _transposed(lists: Lists, columns: int) -> Lists:
     """For every key block the query blocks that visit it, ascending."""
-    offsets, index = torch.zeros_like(lists.offsets[:, :1]).repeat(1, columns + 1), torch.zeros_like(lists.index)
+    offsets, index = torch.zeros_like(lists.offsets[:, :1]).repeat(1, columns + 1), torch.zeros_like(lists.blocks)
     tile = None if lists.tile is None else torch.zeros_like(lists.tile)
     for i in range(len(index)):
         counts = lists.offsets[i].diff()
-        visited = lists.index[i, : int(lists.offsets[i, -1])]
+        visited = lists.blocks[i, : int(lists.offsets[i, -1])]
         rows = torch.arange(lists.rows, device=index.device).repeat_interleave(counts)
         by_column = visited.argsort(stable=True)
         offsets[i, 1:] = visited.bincount(minlength=columns).cumsum(0)
         index[i, : len(rows)] = rows[by_column]
-        if tile is not None:
+        if tile is not None and lists.tile is not None:
             tile[i, : len(rows)] = lists.tile[i, by_column]
     return Lists(offsets, index, tile, columns, lists.entries)
 
 
 def _seen(visits: Visits, pooled: Tensor, runs: int) -> Tensor:
     """The bits of ``Pool.seen``: pooled keys of the blocks that a query block skips and that may be pooled."""
-    rows, columns = visits.own.count, visits.other.count
+    rows, columns = visits.own.number, visits.other.number
     words = -(-columns * runs // WORD)
     sets = len(visits.full.offsets)
     seen = torch.empty(sets, rows, words, dtype=torch.int32, device=pooled.device)
@@ -118,4 +118,4 @@ def _entries(lists: Lists, at: int, first: int, last: int) -> tuple[Tensor, Tens
     """(row - first, column) of the entries of rows first … last - 1."""
     offsets = lists.offsets[at, first : last + 1].long()
     rows = torch.arange(last - first, device=offsets.device).repeat_interleave(offsets.diff())
-    return rows, lists.index[at, int(offsets[0]) : int(offsets[-1])].long()
+    return rows, lists.blocks[at, int(offsets[0]) : int(offsets[-1])].long()

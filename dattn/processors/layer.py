@@ -147,7 +147,8 @@ class Layer:
         assert self.grid is not None  # an active layer has one
         if torch.compiler.is_compiling():
             scale = query.shape[-1] ** -0.5 if scale is None else scale
-            return compiled.attend(self.number, self.grid, *autocast(query, key, value), scale)
+            query, key, value = autocast(query, key, value)
+            return compiled.attend(self.number, self.grid, query, key, value, scale)
         return attend(
             query,
             key,
