@@ -53,7 +53,7 @@ def choose(backend: str, device: torch.device | str, dtype: torch.dtype, head_di
     device = torch.device(device)
     if backend == "auto":
         obstacle = "not on a GPU" if device.type != "cuda" else triton_obstacle(device, dtype, head_dim)
-        return Choice("torch", f"auto: {obstacle}") if obstacle else Choice("triton", "auto: the fastest on this GPU")
+        return Choice("torch", f"auto: {obstacle}") if obstacle else Choice("triton", "auto: an NVIDIA GPU")
     if backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}: choose auto, {' or '.join(BACKENDS)}")
     obstacle = triton_obstacle(device, dtype, head_dim) if backend == "triton" else None
