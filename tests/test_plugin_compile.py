@@ -51,6 +51,18 @@ def test_compiled_before_the_first_call_and_on_another_grid(family):
         torch.testing.assert_close(second, family.run(model, latent=family.other))
 
 
+def test_applied_to_and_removed_from_a_compiled_model():
+    family = FAMILIES["wan"]
+    model = family.model()
+    run = compiled(model)
+    stock = family.run(run)
+    with dattn.apply(run, PATTERNS["radial"]):
+        sparse = family.run(run)
+        torch.testing.assert_close(sparse, family.run(model))
+    assert not torch.allclose(sparse, stock, atol=1e-3)
+    torch.testing.assert_close(family.run(run), stock)
+
+
 @pytest.mark.parametrize("family", ["wan", "cogvideox"])
 def test_gradients(family):
     family = FAMILIES[family]
