@@ -38,7 +38,7 @@ generate: $(STAMP)  ## a video from the demo model with sparse and with stock at
 
 test: $(STAMP)  ## the test suite
 	@OMP_NUM_THREADS=1 $(PYTEST) --dist loadfile $(ARGS)
-	$(if $(ARGS),,@TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(PYTEST) tests/kernels/test_interpreted.py)
+	$(if $(ARGS),,@TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(PYTEST) $(wildcard tests/kernels/test_interpreted*.py))
 
 lint: $(STAMP)  ## ruff: rules and formatting
 	@$(BIN)/ruff check .

@@ -44,6 +44,16 @@ class Heads(NamedTuple):
         return cls(tensor, *tensor.stride()[:3])
 
 
+class Sets(NamedTuple):
+    """Which set of lists, lengths or orders a batch row b and head h of H use.
+
+    There are ``batches`` x ``groups`` of them; it is number (b mod batches) · groups + ⌊h · groups / H⌋.
+    """
+
+    batches: int
+    groups: int
+
+
 class Blocks(NamedTuple):
     """Where blocks sit in kernel order: ``starts`` and ``lengths`` are int32 ``[sets, number]``."""
 
@@ -69,9 +79,8 @@ class Lists(NamedTuple):
 class Visits(NamedTuple):
     """Who visits whom: ``own`` are the blocks that walk, ``other`` those that are walked over.
 
-    There are ``batches`` x ``groups`` sets of lists; batch row b and head h of H use number
-    (b mod batches) · groups + ⌊h · groups / H⌋. ``tiles`` is int32 ``[distinct, size, ⌈size / 32⌉]``, bits of
-    keys in rows of queries. ``partial`` and ``tiles`` are None where nothing is visited in part.
+    ``tiles`` is int32 ``[distinct, size, ⌈size / 32⌉]``, bits of keys in rows of queries. ``partial`` and ``tiles``
+    are None where nothing is visited in part.
     """
 
     own: Blocks
@@ -79,8 +88,7 @@ class Visits(NamedTuple):
     full: Lists
     partial: Lists | None
     tiles: Tensor | None
-    batches: int
-    groups: int
+    sets: Sets
 
 
 class Pool(NamedTuple):

@@ -101,13 +101,13 @@ def grad_query(
     Inputs are in kernel order, the gradient is in raster order.
     """
     batch, head = batch_and_head(heads)
-    at = set_of(visits, batch, head, heads)
+    at = set_of(visits.sets, batch, head, heads)
     row, lines, start, inside = own_tile(visits, at, TILE.M, TILE.SIZE)
     base = (batch * heads + head) * tokens
     queries, grads = (first_row(query, batch, head), query.token), (first_row(grad, batch, head), grad.token)
     rows = query_rows(queries, grads, lse + base, delta + base, start, lines, inside, TILE)
     keys, values = (first_row(key, batch, head), key.token), (first_row(value, batch, head), value.token)
-    kept = kept_keys(key_mask, visits, batch, at, tokens)
+    kept = kept_keys(key_mask, visits.sets, batch, at, tokens)
     step = scale * LOG2E
     acc = tl.zeros([TILE.M, TILE.WIDTH], tl.float32)
     acc = walk_keys(acc, rows, keys, values, visits, visits.full, at, row, lines, kept, step, TILE)
@@ -115,7 +115,7 @@ def grad_query(
         acc = walk_keys(acc, rows, keys, values, visits, visits.partial, at, row, lines, kept, step, TILE)
     if pool is not None:
         seen = pool.seen + (at * visits.own.number + row) * pool.words
-        acc = walk_pool_keys(acc, rows, pool, batch, head, pool_bias(pool, visits, batch, at), seen, step, TILE)
+        acc = walk_pool_keys(acc, rows, pool, batch, head, pool_bias(pool, visits.sets, batch, at), seen, step, TILE)
     position = raster(order, at * tokens + start + lines, start + lines, inside)
     store_rows(first_row(out, batch, head), out.token, position, acc * scale, inside, TILE)
 
@@ -174,14 +174,14 @@ def grad_key(
     Inputs are in kernel order, the gradients are in raster order.
     """
     batch, head = batch_and_head(heads)
-    at = set_of(visits, batch, head, heads)
+    at = set_of(visits.sets, batch, head, heads)
     row, lines, start, inside = own_tile(visits, at, TILE.N, TILE.SIZE)
     k = load_rows(first_row(key, batch, head), key.token, start, lines, inside, TILE)
     v = load_rows(first_row(value, batch, head), value.token, start, lines, inside, TILE)
     queries, grads = (first_row(query, batch, head), query.token), (first_row(grad, batch, head), grad.token)
     base = (batch * heads + head) * tokens
     sums, d = lse + base, delta + base
-    kept = kept_keys(key_mask, visits, batch, at, tokens)
+    kept = kept_keys(key_mask, visits.sets, batch, at, tokens)
     if key_mask is not None:
         kept = tl.load(kept + start + lines, mask=inside, other=0) != 0
     step = scale * LOG2E
@@ -201,7 +201,7 @@ def grad_pool(query, grad, lse, delta, out_key, out_value, visits, pool, scale, 
     """Program (i, j): the gradients of N pooled keys and values of batch row and head j, from all queries."""
     places = tl.program_id(0) * TILE.N + tl.arange(0, TILE.N)
     batch, head = batch_and_head(heads)
-    at = set_of(visits, batch, head, heads)
+    at = set_of(visits.sets, batch, head, heads)
     there = places < pool.number
     k = load_rows(first_row(pool.key, batch, head), pool.key.token, 0, places, there, TILE)
     v = load_rows(first_row(pool.value, batch, head), pool.value.token, 0, places, there, TILE)
@@ -216,7 +216,7 @@ def grad_pool(query, grad, lse, delta, out_key, out_value, visits, pool, scale, 
         rows = query_rows(queries, grads, lse + base, delta + base, start, lines, inside, TILE)
         logits = tl.dot(k, tl.trans(rows[0]), input_precision=TILE.PRECISION) * (scale * LOG2E)
         seen = pool.seen + block * pool.words
-        logits += pool_logits(pool_bias(pool, visits, batch, at), seen, places, there)[:, None]
+        logits += pool_logits(pool_bias(pool, visits.sets, batch, at), seen, places, there)[:, None]
         state = key_step(state, k, v, rows, logits, TILE)
     dk, dv = state
     store_rows(first_row(out_key, batch, head), out_key.token, places.to(tl.int64), dk * scale, there, TILE)

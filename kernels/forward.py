@@ -16,6 +16,7 @@ from .steps import (
     first_row,
     kept_keys,
     key_logits,
+    load_ordered,
     load_rows,
     own_tile,
     pool_bias,
@@ -59,13 +60,13 @@ def walk_pool(state, query, pool, batch, head, bias, seen, step, TILE: tl.conste
 
 @triton.jit
 def forward(query, key, value, out, lse, order, visits, key_mask, pool, scale, heads, tokens, TILE: tl.constexpr):
-    """Program (i, j): query tile i of batch row and head j. Inputs in kernel order, outputs in raster order."""
+    """Program (i, j): query tile i of batch row and head j. Keys and values are in kernel order, all else in raster."""
     batch, head = batch_and_head(heads)
-    at = set_of(visits, batch, head, heads)
+    at = set_of(visits.sets, batch, head, heads)
     row, lines, start, inside = own_tile(visits, at, TILE.M, TILE.SIZE)
-    q = load_rows(first_row(query, batch, head), query.token, start, lines, inside, TILE)
+    q = load_ordered(first_row(query, batch, head), query.token, order, at * tokens, start, lines, inside, TILE)
     keys, values = (first_row(key, batch, head), key.token), (first_row(value, batch, head), value.token)
-    kept = kept_keys(key_mask, visits, batch, at, tokens)
+    kept = kept_keys(key_mask, visits.sets, batch, at, tokens)
     step = scale * LOG2E
     state = (
         tl.zeros([TILE.M, TILE.WIDTH], tl.float32),
@@ -77,7 +78,7 @@ def forward(query, key, value, out, lse, order, visits, key_mask, pool, scale, h
         state = walk(state, q, keys, values, visits, visits.partial, at, row, lines, kept, step, TILE)
     if pool is not None:
         seen = pool.seen + (at * visits.own.number + row) * pool.words
-        state = walk_pool(state, q, pool, batch, head, pool_bias(pool, visits, batch, at), seen, step, TILE)
+        state = walk_pool(state, q, pool, batch, head, pool_bias(pool, visits.sets, batch, at), seen, step, TILE)
     acc, top, total = state
     blind = top == NONE
     total = tl.where(blind, 1.0, total)

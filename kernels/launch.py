@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 from torch import Tensor
 
-from .arguments import Heads, Pool, Tile, Visits
+from .arguments import Heads, Pool, Visits
 from .backward import deltas, grad_key, grad_pool, grad_query
 from .config import Config, pick
 from .forward import forward
+from .options import like_model, options, padded_width
 
 INTERPRETED_ARCHITECTURE = 80
 DELTAS = Config(64, 64, 4, 1)
@@ -32,7 +31,8 @@ def block_sparse(
     """Attention over block lists.
 
     Args:
-        query, key, value: [batch, heads, tokens, head_dim] in kernel order, of one dtype: 16 or 32 bits.
+        query, key, value: [batch, heads, tokens, head_dim], of one dtype: 16 or 32 bits; the query in raster order,
+            key and value in kernel order.
         visits: what every query block visits.
         order: int32 [sets, tokens], the raster position of each kernel position of the queries; None: the same.
         key_mask: uint8 [batch, groups, tokens] in kernel order, 0 for keys that nobody sees; or None.
@@ -44,7 +44,7 @@ def block_sparse(
         The output like ``query``, and the natural-log LSE, float32 [batch, heads, tokens]; in raster order.
     """
     batch, heads, tokens = query.shape[:3]
-    out = _like_model(query)
+    out = like_model(query)
     lse = query.new_empty(query.shape[:3], dtype=torch.float32)
     config = _configs(query, size)[0]
     forward[(visits.own.number * (size // config.M), batch * heads)](
@@ -57,7 +57,7 @@ def block_sparse(
         scale,
         heads,
         tokens,
-        **_options(config, size, ragged, query),
+        **options(config, query, size, ragged),
     )
     return out, lse
 
@@ -85,20 +85,20 @@ def block_sparse_gradients(
     batch, heads, tokens = query.shape[:3]
     _, config, key_config = _configs(query, size)
     tensors = tuple(map(Heads.of, (query, key, value, grad)))
-    grads = [_like_model(t) for t in (query, key, value)]
+    grads = [like_model(t) for t in (query, key, value)]
     dq, dk, dv = map(Heads.of, grads)
     grad_query[(visits.own.number * (size // config.M), batch * heads)](
         *tensors, lse, delta, dq, orders[0], visits, key_mask, pool, scale, heads, tokens,
-        **_options(config, size, False, query),  # keys past a ragged block's end are zeros and add nothing
+        **options(config, query, size),  # keys past a ragged block's end are zeros and add nothing
     )  # fmt: skip
-    options = _options(key_config, size, False, query)
+    settings = options(key_config, query, size)
     grad_key[(turned.own.number * (size // key_config.N), batch * heads)](
-        *tensors, lse, delta, dk, dv, orders[1], turned, key_mask, scale, heads, tokens, **options,
+        *tensors, lse, delta, dk, dv, orders[1], turned, key_mask, scale, heads, tokens, **settings,
     )  # fmt: skip
     if pool is not None:
         pooled = [torch.empty_like(t.data) for t in (pool.key, pool.value)]
         grad_pool[(triton.cdiv(pool.number, key_config.N), batch * heads)](
-            tensors[0], tensors[3], lse, delta, *map(Heads.of, pooled), visits, pool, scale, heads, tokens, **options,
+            tensors[0], tensors[3], lse, delta, *map(Heads.of, pooled), visits, pool, scale, heads, tokens, **settings,
         )  # fmt: skip
         grads += pooled
     return grads
@@ -109,14 +109,9 @@ def delta_of(out: Tensor, grad: Tensor, grad_lse: Tensor) -> Tensor:
     batch, heads, tokens = out.shape[:3]
     delta = torch.empty_like(grad_lse, dtype=torch.float32, memory_format=torch.contiguous_format)
     deltas[(triton.cdiv(tokens, DELTAS.M), batch * heads)](
-        Heads.of(out), Heads.of(grad), grad_lse.contiguous(), delta, heads, tokens, **_options(DELTAS, 0, False, out)
+        Heads.of(out), Heads.of(grad), grad_lse.contiguous(), delta, heads, tokens, **options(DELTAS, out)
     )
     return delta
-
-
-def _like_model(tensor: Tensor) -> Tensor:
-    """Empty [batch, heads, tokens, head_dim] in memory as models have it: tokens before heads."""
-    return torch.empty_like(tensor.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
 
 
 def _configs(query: Tensor, size: int) -> tuple[Config, Config, Config]:
@@ -124,15 +119,4 @@ def _configs(query: Tensor, size: int) -> tuple[Config, Config, Config]:
     if query.is_cuda:
         major, minor = torch.cuda.get_device_capability(query.device)
         architecture = 10 * major + minor
-    return pick(architecture, _width(query.shape[-1]), size, query.dtype != torch.float32)
-
-
-def _width(dim: int) -> int:
-    return max(16, triton.next_power_of_2(dim))
-
-
-def _options(config: Config, size: int, ragged: bool, query: Tensor) -> dict[str, Any]:
-    precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 and query.dtype == torch.float32 else "ieee"
-    dim = query.shape[-1]
-    tile = Tile(config.M, config.N, size, dim, _width(dim), ragged, precision)
-    return {"TILE": tile, "num_warps": config.warps, "num_stages": config.stages}
+    return pick(architecture, padded_width(query.shape[-1]), size, query.dtype != torch.float32)

@@ -17,9 +17,9 @@ def batch_and_head(heads):
 
 
 @triton.jit
-def set_of(visits, batch, head, heads):
+def set_of(sets, batch, head, heads):
     """The set of lists that a batch row and head use."""
-    return (batch % visits.batches) * visits.groups + head * visits.groups // heads
+    return (batch % sets.batches) * sets.groups + head * sets.groups // heads
 
 
 @triton.jit
@@ -79,11 +79,21 @@ def raster(order, index, position, inside):
 
 
 @triton.jit
-def kept_keys(key_mask, visits, batch, at, tokens):
+def load_ordered(rows, stride, order, at, start, places, inside, TILE: tl.constexpr):
+    """Rows of a tensor in raster order at kernel positions ``start + places``; ``order[at + position]`` is where."""
+    if order is None:
+        values = load_rows(rows, stride, start, places, inside, TILE)
+    else:
+        values = load_rows(rows, stride, 0, raster(order, at + start + places, places, inside), inside, TILE)
+    return values
+
+
+@triton.jit
+def kept_keys(key_mask, sets, batch, at, tokens):
     """Pointer to the key mask of one batch row and head group, or None."""
     kept = key_mask
     if key_mask is not None:
-        kept = key_mask + (batch * visits.groups + at % visits.groups) * tokens
+        kept = key_mask + (batch * sets.groups + at % sets.groups) * tokens
     return kept
 
 
@@ -119,9 +129,9 @@ def key_logits(query, k, visits, lists, entry, lines, places, start, inside, kep
 
 
 @triton.jit
-def pool_bias(pool, visits, batch, at):
+def pool_bias(pool, sets, batch, at):
     """Pointer to what is added to the logits of the pooled keys of one batch row and head group."""
-    return pool.bias + (batch % pool.biases * visits.groups + at % visits.groups) * pool.number
+    return pool.bias + (batch % pool.biases * sets.groups + at % sets.groups) * pool.number
 
 
 @triton.jit

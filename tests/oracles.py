@@ -107,3 +107,28 @@ def radial_blocks(frames, tokens, decay, sink, size):
                     if whole or len(counted) > 0.6 * len(shown):
                         kept[a, b] = True
     return kept
+
+
+def antidiagonal_oracle(query, key, lengths, stride, kept=None):
+    """Block scores [blocks, blocks] of [tokens, dim] in kernel order, one pair of groups at a time.
+
+    A group is ``stride`` consecutive tokens of a block; ``kept`` is bool [tokens], keys that count.
+    """
+    groups, start = [], 0
+    for block, length in enumerate(lengths):
+        for first in range(0, length, stride):
+            groups.append((block, [start + first + r if first + r < length else None for r in range(stride)]))
+        start += length
+    there = lambda t: t is not None and (kept is None or bool(kept[t]))
+    seen = [(block, group) for block, group in groups if any(map(there, group))]
+    scores = torch.zeros(len(lengths), len(lengths), dtype=torch.float64)
+    for row_block, row in groups:
+        logits = torch.zeros(len(seen), dtype=torch.float64)
+        for column, (_, group) in enumerate(seen):
+            for r in range(stride):
+                if row[stride - 1 - r] is not None and there(group[r]):
+                    logits[column] += query[row[stride - 1 - r]] @ key[group[r]]
+        shares = (logits / (query.shape[1] ** 0.5 * stride)).softmax(0)
+        for share, (column_block, _) in zip(shares, seen, strict=True):
+            scores[row_block, column_block] += share
+    return scores

@@ -9,12 +9,27 @@ import torch
 from torch import Tensor
 
 from dattn.backends.list_check import check_lists
-from dattn.backends.pooling import run_slots
 from dattn.block_mask import WORD, BlockList, BlockMask, pack_bits
 from dattn.grid import Layout
-from dattn.kernels.arguments import Blocks, Lists, Visits
+from dattn.kernels.arguments import Blocks, Lists, Sets, Visits
 
 CHUNK = 1 << 24  # (query block, pooled key) pairs written out at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Tail:
+    """Which runs of keys are pooled, and for whom.
+
+    Attributes:
+        run: tokens in a run; ``number`` runs in all.
+        run_of: int64 [sets, tokens], the run of every key, in kernel order.
+        seen: int32 [sets, query blocks, words], the pooled keys that each query block sees.
+    """
+
+    run: int
+    number: int
+    run_of: Tensor
+    seen: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,16 +40,14 @@ class TritonLists:
         visits, turned: what every query block visits; by whom every key block is visited.
         orders: int32 [sets, tokens] of queries and of keys, None where they are the identity.
         ragged: whether a key block holds fewer tokens than it has slots.
-        runs: int64 [sets, key blocks, runs, run], raster positions that are pooled, or None.
-        seen: int32 [sets, query blocks, words], the pooled keys that each query block sees, or None.
+        tail: what only masks with a tail have.
     """
 
     visits: Visits
     turned: Visits
     orders: tuple[Tensor | None, Tensor | None]
     ragged: bool
-    runs: Tensor | None
-    seen: Tensor | None
+    tail: Tail | None
 
 
 def lists_of(mask: BlockMask) -> TritonLists:
@@ -54,15 +67,24 @@ def _lists_of(mask: BlockMask) -> TritonLists:
     if mask.partial.index.shape[-1]:
         partial = _lists(mask.partial, mask.tile, sets)
     tiles = mask.tiles if partial else None
-    visits = Visits(queries, keys, full, partial, tiles, batches, groups)
+    groups_of = Sets(batches, groups)
+    visits = Visits(queries, keys, full, partial, tiles, groups_of)
     back = _transposed(full, keys.number), _transposed(partial, keys.number) if partial else None
-    turned = Visits(keys, queries, *back, tiles, batches, groups)
+    turned = Visits(keys, queries, *back, tiles, groups_of)
     ragged = bool((mask.key.lengths < mask.block_size).any())
     orders = (_order(mask.query, sets), _order(mask.key, sets))
-    if not mask.tail:
-        return TritonLists(visits, turned, orders, ragged, None, None)
-    runs = torch.stack([run_slots(mask, b, g) for b in range(batches) for g in range(groups)])
-    return TritonLists(visits, turned, orders, ragged, runs, _seen(visits, mask.key.pooled, runs.shape[2]))
+    return TritonLists(visits, turned, orders, ragged, _tail(mask, visits) if mask.tail else None)
+
+
+def _tail(mask: BlockMask, visits: Visits) -> Tail:
+    keys, per_block = visits.other, mask.block_size // mask.tail
+    blocks = torch.arange(keys.number, device=keys.lengths.device)
+    run_of = []
+    for starts, lengths in zip(keys.starts, keys.lengths, strict=True):
+        block = blocks.repeat_interleave(lengths)
+        slot = torch.arange(len(block), device=block.device) - starts[block]
+        run_of.append(block * per_block + slot // mask.tail)
+    return Tail(mask.tail, keys.number * per_block, torch.stack(run_of), _seen(visits, mask.key.pooled, per_block))
 
 
 def _blocks(lengths: Tensor) -> Blocks:

@@ -1,0 +1,30 @@
+"""What every launch passes beside its tensors: the tile that a kernel is compiled for, its warps and stages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from .arguments import Tile
+from .config import Config
+
+
+def padded_width(dim: int) -> int:
+    """The power of two, 16 or more, that a head dim is padded to."""
+    return max(16, triton.next_power_of_2(dim))
+
+
+def options(config: Config, tensor: Tensor, size: int = 0, ragged: bool = False) -> dict[str, Any]:
+    """The keyword arguments of a launch on ``tensor`` [..., head_dim]; ``size`` and ``ragged`` as in ``Tile``."""
+    precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 and tensor.dtype == torch.float32 else "ieee"
+    dim = tensor.shape[-1]
+    tile = Tile(config.M, config.N, size, dim, padded_width(dim), ragged, precision)
+    return {"TILE": tile, "num_warps": config.warps, "num_stages": config.stages}
+
+
+def like_model(tensor: Tensor) -> Tensor:
+    """Empty [batch, heads, tokens, head_dim] in memory as models have it: tokens before heads."""
+    return torch.empty_like(tensor.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)

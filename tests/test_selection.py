@@ -1,0 +1,55 @@
+"""Choosing blocks from scores: against sorting and counting by hand."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dattn.selection import lists_of, top_k, top_p
+
+SCORES = st.lists(st.floats(0, 10, width=32), min_size=1, max_size=12)
+
+
+@given(SCORES, st.integers(1, 15))
+def test_top_k_are_the_best_and_ties_go_to_the_lower_block(row, count):
+    kept = top_k(torch.tensor(row)[None, None, None], count)[0, 0, 0].tolist()
+    best = sorted(range(len(row)), key=lambda i: (-row[i], i))[:count]
+    assert kept == [i in best for i in range(len(row))]
+
+
+@given(SCORES, st.floats(0.01, 1))
+def test_top_p_are_the_fewest_best_that_hold_the_share(row, share):
+    kept = top_p(torch.tensor(row)[None, None, None], share)[0, 0, 0]
+    values = torch.tensor(row, dtype=torch.float64)
+    total, held = values.sum(), values[kept].sum()
+    assert held >= share * total * (1 - 1e-12)
+    if kept.sum() > 1:
+        assert held - values[kept].min() < share * total  # one fewer would not do
+        assert values[kept].min() > 0
+    if not bool(kept.all()):
+        assert values[kept].min() >= values[~kept].max()
+    assert kept.any()
+
+
+def test_top_p_of_one_leaves_only_zeros_out():
+    kept = top_p(torch.tensor([[[[0.0, 0.2, 0.0, 0.8], [0.0, 0.0, 0.0, 0.0]]]]), 1.0)
+    assert kept[0, 0].tolist() == [[False, True, False, True], [True, False, False, False]]
+
+
+@given(st.integers(1, 2), st.integers(1, 3), st.integers(1, 5), st.integers(1, 6), st.integers(0, 99))
+def test_lists_hold_what_was_kept(batch, groups, rows, columns, seed):
+    kept = torch.rand(batch, groups, rows, columns, generator=torch.Generator().manual_seed(seed)) > 0.5
+    lists = lists_of(kept)
+    assert lists.offsets.dtype == lists.index.dtype == torch.int32
+    for b in range(batch):
+        for g in range(groups):
+            assert torch.equal(lists.rows(b, g, 0, rows, columns), kept[b, g])
+
+
+def test_refusals_name_the_value():
+    scores = torch.ones(1, 1, 2, 3)
+    with pytest.raises(ValueError, match="keeps 0 blocks"):
+        top_k(scores, 0)
+    for share in (0.0, 1.5, float("nan")):
+        with pytest.raises(ValueError, match="share of"):
+            top_p(scores, share)
