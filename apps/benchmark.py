@@ -1,4 +1,4 @@
-"""``dattn bench``: block-sparse attention beside dense attention, on a CPU; ``benchmark_gpu`` on a GPU."""
+"""``dattn bench``: block-sparse attention beside dense attention, on a CPU; on a GPU in ``benchmark_*``."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from dattn.apps.arguments import Parser, at_least
+from dattn.apps.arguments import Parser, at_least, writable_folder
+from dattn.apps.benchmark_chart import chart
 from dattn.apps.benchmark_gpu import SHAPES, gpu
+from dattn.apps.benchmark_model import CLIPS, LAYERS, PASSES, model
+from dattn.apps.benchmark_selection import selection
+from dattn.apps.benchmark_sweep import sweep
 from dattn.apps.record import provenance, write_json
 from dattn.apps.table import table
 
@@ -21,10 +25,16 @@ if TYPE_CHECKING:
     from dattn.patterns import Pattern
 
 EXAMPLES = """\
-  dattn bench cpu
-  dattn bench gpu --output assets/benchmarks/gpu.json
+  dattn bench cpu                    attention on the CPU, and the time to build masks
+  dattn bench memory                 the memory of a call (Linux)
+  dattn bench gpu                    our kernels beside cuDNN, FlashAttention and FlexAttention
+  dattn bench selection              choosing blocks from queries and keys
+  dattn bench model --layers 8       a denoising and a training step of Wan 2.1 14B
+  dattn bench sweep --head-dims 128  the kernels' configurations, measured anew
+  dattn bench gpu --shapes wan-720p --output assets/benchmarks/gpu.json
   dattn bench memory --tokens 8192 16384 32768 65536
   dattn bench cpu --tokens 2048 8192 --dtypes float32 --output outputs/cpu.json"""
+Save = Callable[[dict[str, Any]], None]
 FRAME = (16, 16)  # tokens per frame: the benchmark's clips grow in time, as long videos do
 PATTERNS = ("Radial()", "Neighborhood((6, 8, None), stride=(2, 8, 1), tile=(2, 8, 8))", "Neighborhood((5, 9, 9))")
 CALL_ROWS = (64, 128, 256, 512, 1024)
@@ -53,14 +63,24 @@ class Speed:
 def main(argv: Sequence[str]) -> int:
     """Run ``dattn bench``; see ``--help``."""
     options = _parser().parse_args(argv)
-    record = {"cpu": _cpu, "memory": _memory, "gpu": gpu}[options.what](options)
     if options.output:
-        record["settings"] = {"batch": 1, "heads": options.heads, "repeats": options.repeats}
-        write_json(Path(options.output), record | provenance("bench", argv))
+        writable_folder(Path(options.output).parent)
+
+    def save(record: dict[str, Any]) -> None:
+        """Written after every row: a long run that is stopped keeps what it has."""
+        if options.output:
+            settings = {"batch": 1, "heads": options.heads, "repeats": options.repeats}
+            Path(options.output).parent.mkdir(parents=True, exist_ok=True)
+            write_json(Path(options.output), record | {"settings": settings} | provenance("bench", argv))
+
+    record = BENCHMARKS[options.what](options, save)
+    save(record)
+    if options.output and "attention" in record and options.what == "gpu":
+        chart(record["attention"], Path(options.output).with_suffix(".png"))
     return 0
 
 
-def _cpu(options: Any) -> dict[str, Any]:
+def _cpu(options: Any, save: Save) -> dict[str, Any]:
     """Seconds to build masks, and dense against sparse attention."""
     from tqdm import tqdm
 
@@ -76,7 +96,7 @@ def _cpu(options: Any) -> dict[str, Any]:
     return {"masks": masks, "calls": calls, "attention": [asdict(s) for s in speeds]}
 
 
-def _memory(options: Any) -> dict[str, Any]:
+def _memory(options: Any, save: Save) -> dict[str, Any]:
     """Memory that a first call needs beyond its inputs, each in a process of its own: nothing is reused there."""
     spawn = multiprocessing.get_context("spawn")
     rows = []
@@ -91,18 +111,30 @@ def _memory(options: Any) -> dict[str, Any]:
 
 def _parser() -> Parser:
     parser = Parser("bench", "Block-sparse attention beside dense attention, in one run.", EXAMPLES)
-    parser.add_argument(
-        "what", choices=["cpu", "memory", "gpu"], help="speed on the CPU, the memory of a call (Linux), or a GPU"
-    )
+    parser.add_argument("what", choices=list(BENCHMARKS), help="see below; all but cpu and memory need a GPU")
     parser.add_argument("--tokens", type=at_least(256), nargs="+", default=[2048, 8192, 16384])
     parser.add_argument("--head-dims", type=at_least(1), nargs="+", default=[64, 128])
     parser.add_argument("--dtypes", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
     parser.add_argument("--patterns", nargs="+", default=list(PATTERNS), metavar="P")
     parser.add_argument("--shapes", nargs="+", choices=[s.name for s in SHAPES], help="of gpu (default: all)")
+    parser.add_argument("--blocks", type=int, nargs="+", choices=[64, 128], default=[128], help="of sweep")
+    parser.add_argument("--layers", type=at_least(1), default=LAYERS, help="of model (default: %(default)s)")
+    parser.add_argument("--clips", nargs="+", choices=list(CLIPS), help="of model (default: all)")
+    parser.add_argument("--passes", nargs="+", choices=PASSES, help="of model (default: both)")
     parser.add_argument("--heads", type=at_least(1), default=4)
     parser.add_argument("--repeats", type=at_least(1), default=5)
     parser.add_argument("--output", help="write the figures, machine and versions to this JSON file")
     return parser
+
+
+BENCHMARKS: dict[str, Callable[[Any, Save], dict[str, Any]]] = {
+    "cpu": _cpu,
+    "memory": _memory,
+    "gpu": gpu,
+    "selection": selection,
+    "model": model,
+    "sweep": sweep,
+}
 
 
 def _cases(options: Any) -> Iterator[tuple[Pattern, TokenGrid, int, str]]:

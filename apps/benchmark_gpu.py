@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from statistics import median
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from dattn.apps.table import table
+from dattn.apps.timing import DEVICE, gpu_needed, milliseconds
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from dattn.block_mask import BlockMask
-    from dattn.grid import TokenGrid
 
+Clock = Callable[[Any], float | None]
 FLEX_BLOCK = 128  # FlexAttention's own block size; masks of other sizes, or of ragged blocks, are not its own
 VIDEO_PATTERNS = (
     "Radial()",
@@ -37,6 +38,11 @@ class Shape:
     name: str
     grid: tuple[int, int, int]
     heads: int
+
+    @property
+    def tokens(self) -> int:
+        """How many there are."""
+        return prod(self.grid)
 
     @property
     def patterns(self) -> tuple[str, ...]:
@@ -65,7 +71,7 @@ class Timing:
     density: float
     ms: float
     rate: float
-    order_ms: float
+    order_ms: float | None
     cudnn_ms: float | None
     flash_ms: float | None
     flex_ms: float | None
@@ -74,78 +80,80 @@ class Timing:
     over_flex: float | None
 
 
-def gpu(options: Any) -> dict[str, Any]:
+def gpu(options: Any, save: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Time every shape, head dim and pattern; forward alone, then forward and backward.
 
     Raises:
         ValueError: there is no CUDA device.
     """
-    import torch
-
-    if not torch.cuda.is_available():
-        raise ValueError("bench gpu: needs a CUDA device, and there is none here; `dattn bench cpu` needs none")
+    gpu_needed("gpu")
     names = options.shapes or [shape.name for shape in SHAPES]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for shape in (s for s in SHAPES if s.name in names):
         for head_dim in options.head_dims:
-            for timing in _shape(shape, head_dim, options.repeats):
-                rows.append(asdict(timing))
-                print(table(list(rows[-1]), [tuple(rows[-1].values())]), flush=True)
+            for case in _cases(shape, head_dim, options.repeats):
+                for text in shape.patterns:
+                    rows.append(asdict(_timing(case, text)))
+                    print(table(list(rows[-1]), [tuple(rows[-1].values())]), flush=True)
+                    save({"attention": rows})
     return {"attention": rows}
 
 
-def _shape(shape: Shape, head_dim: int, repeats: int) -> Iterator[Timing]:
+@dataclass(frozen=True)
+class Case:
+    """What all patterns of a shape are measured on, and how long dense attention takes there."""
+
+    shape: Shape
+    head_dim: int
+    backward: bool
+    inputs: list[Tensor]
+    clock: Clock
+    dense: dict[str, float | None]
+    repeats: int
+
+
+def _cases(shape: Shape, head_dim: int, repeats: int) -> Iterator[Case]:
+    """Forward alone, then forward and backward."""
+    import torch
+
+    layout = 1, shape.tokens, shape.heads, head_dim
+    make = lambda: torch.randn(layout, device=DEVICE, dtype=torch.bfloat16).transpose(1, 2)  # as models hand over
+    query, key, value, grad = (make() for _ in range(4))
+    for backward in (False, True):
+        inputs = [t.detach().requires_grad_(backward) for t in (query, key, value)]
+        clock = _clock(inputs, grad if backward else None, repeats)
+        times = {name: clock(dense(name)) for name in ("cudnn", "flash")}
+        yield Case(shape, head_dim, backward, inputs, clock, times, repeats)
+
+
+def _timing(case: Case, text: str) -> Timing:
     import torch
 
     from dattn.grid import TokenGrid
     from dattn.patterns import pattern_from_string
 
-    grid = TokenGrid(*shape.grid)
-    layout = 1, grid.tokens, shape.heads, head_dim
-    make = lambda: torch.randn(layout, device="cuda", dtype=torch.bfloat16).transpose(1, 2)  # as models hand over
-    query, key, value, grad = (make() for _ in range(4))
-    for backward in (False, True):
-        inputs = [t.detach().requires_grad_(backward) for t in (query, key, value)]
-        clock = lambda call, i=inputs, b=backward: _milliseconds(call, i, grad if b else None, repeats)
-        dense = {name: clock(_dense(name)) for name in ("cudnn", "flash")}
-        for text in shape.patterns:
-            mask = pattern_from_string(text).mask(grid).to("cuda")
-            yield _timing(shape, text, head_dim, grid, mask, clock, dense, inputs, backward)
-
-
-def _timing(
-    shape: Shape,
-    text: str,
-    head_dim: int,
-    grid: TokenGrid,
-    mask: BlockMask,
-    clock: Callable[[Any], float | None],
-    dense: dict[str, float | None],
-    inputs: list[Tensor],
-    backward: bool,
-) -> Timing:
-    import torch
-
-    sparse = _sparse(mask, head_dim)
+    grid = TokenGrid(*case.shape.grid)
+    mask = pattern_from_string(text).mask(grid).to(DEVICE)
+    sparse = _sparse(mask, case.head_dim)
     with torch.no_grad():
-        sparse(*inputs)  # a failure of our own is no gap in the table: it ends the run
-    ours, flex = clock(sparse), clock(_flex(mask))
+        sparse(*case.inputs)  # a failure of our own is no gap in the table: it ends the run
+    ours, flex = case.clock(sparse), case.clock(_flex(mask))
     if ours is None:
-        raise RuntimeError(f"{text} on {shape.name}: our own kernel failed, see the line above")
-    flops = 4 * grid.tokens**2 * head_dim * shape.heads * mask.density * (3.5 if backward else 1)
-    cudnn = dense["cudnn"]
+        raise RuntimeError(f"{text} on {case.shape.name}: our own kernel failed, see the line above")
+    flops = 4 * grid.tokens**2 * case.head_dim * case.shape.heads * mask.density * (3.5 if case.backward else 1)
+    cudnn = case.dense["cudnn"]
     speedup = cudnn / ours if cudnn else None
     return Timing(
-        shape=shape.name,
+        shape=case.shape.name,
         pattern=text,
-        head_dim=head_dim,
-        passes="forward + backward" if backward else "forward",
+        head_dim=case.head_dim,
+        passes="forward + backward" if case.backward else "forward",
         density=mask.density,
         ms=ours,
         rate=flops / ours / 1e9,
-        order_ms=_order_milliseconds(mask, shape.heads, head_dim),
+        order_ms=_order_milliseconds(mask, case.shape.heads, case.head_dim, case.repeats),
         cudnn_ms=cudnn,
-        flash_ms=dense["flash"],
+        flash_ms=case.dense["flash"],
         flex_ms=flex,
         speedup=speedup,
         saved=speedup * mask.density if speedup else None,
@@ -153,39 +161,23 @@ def _timing(
     )
 
 
-def _milliseconds(call: Any, inputs: list[Tensor], grad: Tensor | None, repeats: int) -> float | None:
-    """The median time of a call, with its backward pass where there is a gradient; None where it cannot run."""
+def _clock(inputs: list[Tensor], grad: Tensor | None, repeats: int) -> Clock:
+    """Milliseconds of a call on the inputs, with its backward pass where there is a gradient."""
     import torch
 
-    if call is None:
-        return None
+    def clock(call: Any) -> float | None:
+        def once() -> None:
+            output = call(*inputs)
+            if grad is not None:
+                torch.autograd.grad(output, inputs, grad)
 
-    def once() -> None:
-        output = call(*inputs)
-        if grad is not None:
-            torch.autograd.grad(output, inputs, grad)
+        return None if call is None else milliseconds(once, repeats)
 
-    try:
-        for _ in range(2):
-            once()
-        return median(_event_time(once) for _ in range(repeats))
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        print(f"left out: {str(error).splitlines()[0]}", flush=True)
-        return None
+    return clock
 
 
-def _event_time(call: Callable[[], object]) -> float:
-    import torch
-
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    call()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end)
-
-
-def _dense(name: str) -> Any:
+def dense(name: str) -> Any:
+    """PyTorch's dense attention, pinned to one kernel."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.nn.functional import scaled_dot_product_attention
 
@@ -205,19 +197,20 @@ def _sparse(mask: BlockMask, head_dim: int) -> Any:
     return lambda query, key, value: run("triton", Problem(query, key, value, mask, head_dim**-0.5))[0]
 
 
-def _order_milliseconds(mask: BlockMask, heads: int, head_dim: int) -> float:
-    """What bringing query, key and value into kernel order costs; 0 where the order is the model's own."""
+def _order_milliseconds(mask: BlockMask, heads: int, head_dim: int, repeats: int) -> float | None:
+    """What bringing key and value into kernel order costs; 0 where the order is the model's own."""
     import torch
 
     from dattn.backends.triton_lists import lists_of
+    from dattn.kernels.reorder import in_order
 
-    order = lists_of(mask).orders[0]
+    lists = lists_of(mask)
+    order = lists.orders[1]
     if order is None:
         return 0.0
-    tensor = torch.empty(1, order.shape[-1], heads, head_dim, device="cuda", dtype=torch.bfloat16).transpose(1, 2)
-    move = lambda: [tensor.index_select(2, order[0]) for _ in range(3)]
-    move()
-    return median(_event_time(move) for _ in range(10))
+    shape = 1, order.shape[-1], heads, head_dim
+    tensor = torch.empty(shape, device=DEVICE, dtype=torch.bfloat16).transpose(1, 2)
+    return milliseconds(lambda: [in_order(tensor, order, lists.visits.sets) for _ in range(2)], repeats)
 
 
 def _flex(mask: BlockMask) -> Any:
@@ -247,7 +240,7 @@ def _flex_rule(mask: BlockMask, rows: int, columns: int) -> tuple[Tensor, Any]:
     """int32 [rows, columns] of tile numbers (-1 whole, -2 skipped), and the element rule that reads it."""
     import torch
 
-    kinds = torch.full((rows, columns), -2, dtype=torch.int32, device="cuda")
+    kinds = torch.full((rows, columns), -2, dtype=torch.int32, device=DEVICE)
     whole = mask.full.rows(0, 0, 0, rows, columns)
     kinds[whole] = -1
     kinds[mask.partial.rows(0, 0, 0, rows, columns)] = mask.tile[0, 0]

@@ -40,8 +40,10 @@ def block_sums(logits, COLUMNS: tl.constexpr, TILE: tl.constexpr):
     """The natural-log LSE [M, N / COLUMNS] over each COLUMNS consecutive base-2 logits [M, N]."""
     parts = tl.reshape(logits, [TILE.M, TILE.N // COLUMNS, COLUMNS])
     top = tl.max(parts, 2)
-    shift = tl.where(top == NONE, 0.0, top)
-    return (shift + tl.log2(tl.sum(tl.exp2(parts - shift[:, :, None]), 2))) * LN2
+    blind = top == NONE
+    shift = tl.where(blind, 0.0, top)
+    total = tl.where(blind, 1.0, tl.sum(tl.exp2(parts - shift[:, :, None]), 2))
+    return tl.where(blind, NONE, (shift + tl.log2(total)) * LN2)
 
 
 @triton.jit

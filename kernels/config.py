@@ -1,4 +1,7 @@
-"""Tile sizes, warps and stages of every kernel, by architecture and head dim: a plain table, no tuning at run time."""
+"""Tile sizes, warps and stages of every kernel, by architecture, head dim and block: a plain table.
+
+Nothing is tuned while a model runs; ``dattn bench sweep`` measures the rows anew on the GPU at hand.
+"""
 
 from __future__ import annotations
 
@@ -19,27 +22,59 @@ class Config(NamedTuple):
         return Config(m, n, self.warps if (m, n) == (self.M, self.N) else min(self.warps, 4), self.stages)
 
 
-# architecture -> widest head -> (forward, grad_query, grad_key). Chosen by compiling: none of these spills registers
-# up to a head dim of 128, and those of architecture 80 fit in the 99 KiB of shared memory that 89 and 120 have.
-TABLE: dict[int, dict[int, tuple[Config, Config, Config]]] = {
-    80: {
-        64: (Config(128, 64, 8, 3), Config(128, 64, 8, 2), Config(64, 64, 8, 2)),
-        128: (Config(128, 64, 8, 2), Config(64, 64, 4, 2), Config(64, 64, 8, 2)),
-        256: (Config(64, 32, 8, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 2)),
-    },
-    90: {
-        64: (Config(128, 64, 8, 3), Config(128, 64, 8, 2), Config(64, 128, 8, 2)),
-        128: (Config(128, 64, 8, 3), Config(128, 64, 8, 2), Config(32, 128, 8, 2)),
-        256: (Config(64, 32, 4, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 2)),
-    },
+class Row(NamedTuple):
+    """The configurations of the three kernels that take the time."""
+
+    forward: Config
+    grad_query: Config
+    grad_key: Config
+
+
+# (architecture, widest head dim, largest block): chosen by compiling, not yet by timing. None of these spills registers
+# up to a head dim of 128, and those of 80 fit in the 99 KiB of shared memory that 89 and 120 have.
+TABLE: dict[tuple[int, int, int], Row] = {
+    (80, 64, 64): Row(Config(64, 64, 4, 3), Config(64, 64, 4, 2), Config(64, 64, 8, 2)),
+    (80, 64, 128): Row(Config(128, 64, 8, 3), Config(128, 64, 8, 2), Config(64, 64, 8, 2)),
+    (80, 128, 64): Row(Config(64, 64, 4, 2), Config(64, 64, 4, 2), Config(64, 64, 8, 2)),
+    (80, 128, 128): Row(Config(128, 64, 8, 2), Config(64, 64, 4, 2), Config(64, 64, 8, 2)),
+    (80, 256, 64): Row(Config(64, 32, 8, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 2)),
+    (80, 256, 128): Row(Config(64, 32, 8, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 2)),
+    (89, 64, 64): Row(Config(64, 64, 4, 3), Config(64, 64, 4, 2), Config(64, 64, 8, 2)),
+    (89, 64, 128): Row(Config(128, 64, 8, 3), Config(128, 64, 8, 2), Config(64, 64, 8, 2)),
+    (89, 128, 64): Row(Config(64, 64, 4, 2), Config(64, 64, 4, 2), Config(64, 64, 8, 2)),
+    (89, 128, 128): Row(Config(128, 64, 8, 2), Config(64, 64, 4, 2), Config(64, 64, 8, 2)),
+    (89, 256, 64): Row(Config(64, 32, 8, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 2)),
+    (89, 256, 128): Row(Config(64, 32, 8, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 2)),
+    (90, 64, 64): Row(Config(64, 64, 4, 3), Config(64, 64, 4, 2), Config(64, 64, 4, 2)),
+    (90, 64, 128): Row(Config(128, 64, 8, 3), Config(128, 64, 8, 2), Config(64, 128, 8, 2)),
+    (90, 128, 64): Row(Config(64, 64, 4, 3), Config(64, 64, 4, 2), Config(32, 64, 4, 2)),
+    (90, 128, 128): Row(Config(128, 64, 8, 3), Config(128, 64, 8, 2), Config(32, 128, 8, 2)),
+    (90, 256, 64): Row(Config(64, 32, 4, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 2)),
+    (90, 256, 128): Row(Config(64, 32, 4, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 2)),
+    (100, 64, 64): Row(Config(64, 64, 4, 3), Config(64, 64, 4, 2), Config(64, 64, 4, 2)),
+    (100, 64, 128): Row(Config(128, 64, 8, 3), Config(128, 64, 8, 2), Config(64, 128, 8, 2)),
+    (100, 128, 64): Row(Config(64, 64, 4, 3), Config(64, 64, 4, 2), Config(64, 64, 4, 2)),
+    (100, 128, 128): Row(Config(128, 64, 8, 3), Config(64, 64, 4, 2), Config(64, 128, 8, 2)),
+    (100, 256, 64): Row(Config(64, 32, 4, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 2)),
+    (100, 256, 128): Row(Config(64, 32, 4, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 2)),
+    (120, 64, 64): Row(Config(64, 64, 4, 3), Config(64, 64, 4, 2), Config(64, 64, 8, 2)),
+    (120, 64, 128): Row(Config(128, 64, 8, 3), Config(128, 64, 8, 2), Config(64, 64, 8, 2)),
+    (120, 128, 64): Row(Config(64, 64, 4, 2), Config(64, 64, 4, 2), Config(64, 64, 8, 2)),
+    (120, 128, 128): Row(Config(128, 64, 8, 2), Config(64, 64, 4, 2), Config(64, 64, 8, 2)),
+    (120, 256, 64): Row(Config(64, 32, 8, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 2)),
+    (120, 256, 128): Row(Config(64, 32, 8, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 2)),
 }
-TABLE[89] = TABLE[120] = TABLE[80]
-TABLE[100] = TABLE[90] | {128: (Config(128, 64, 8, 3), Config(64, 64, 4, 2), Config(64, 128, 8, 2))}
-FLOAT32 = (Config(32, 32, 4, 1), Config(32, 32, 4, 1), Config(32, 32, 4, 1))
+FLOAT32 = Row(Config(32, 32, 4, 1), Config(32, 32, 4, 1), Config(32, 32, 4, 1))
 
 
-def pick(architecture: int, width: int, size: int, half: bool) -> tuple[Config, Config, Config]:
-    """Configurations of the forward pass, the gradient of queries and that of keys.
+def key_of(architecture: int, width: int, size: int) -> tuple[int, int, int]:
+    """The row of the table that serves such a GPU, head dim and block."""
+    known = max((key[0] for key in TABLE if key[0] <= architecture), default=80)
+    return known, min(key[1] for key in TABLE if key[1] >= width), min(key[2] for key in TABLE if key[2] >= size)
+
+
+def pick(architecture: int, width: int, size: int, half: bool) -> Row:
+    """The configurations to launch with.
 
     Args:
         architecture: CUDA compute capability, 10 · major + minor.
@@ -47,7 +82,5 @@ def pick(architecture: int, width: int, size: int, half: bool) -> tuple[Config, 
         size: slots in a block.
         half: 16-bit inputs; float32 takes small tiles.
     """
-    known = max((a for a in TABLE if a <= architecture), default=80)
-    row = TABLE[known][next(limit for limit in TABLE[known] if width <= limit)] if half else FLOAT32
-    forward, query, key = (config.within(size) for config in row)
-    return forward, query, key
+    row = TABLE[key_of(architecture, width, size)] if half else FLOAT32
+    return Row(*(config.within(size) for config in row))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .arguments import Heads, Pool, Visits
 from .backward import deltas, grad_key, grad_pool, grad_query
-from .config import Config, pick
+from .config import Config, Row, pick
 from .forward import forward
 from .options import like_model, options, padded_width
 
@@ -114,7 +114,7 @@ def delta_of(out: Tensor, grad: Tensor, grad_lse: Tensor) -> Tensor:
     return delta
 
 
-def _configs(query: Tensor, size: int) -> tuple[Config, Config, Config]:
+def _configs(query: Tensor, size: int) -> Row:
     architecture = INTERPRETED_ARCHITECTURE
     if query.is_cuda:
         major, minor = torch.cuda.get_device_capability(query.device)

@@ -1,0 +1,130 @@
+"""``dattn bench sweep``: the configuration table of the Triton kernels, measured anew on the GPU at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from difflib import unified_diff
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+from dattn.apps.timing import DEVICE, gpu_needed, milliseconds
+
+if TYPE_CHECKING:
+    from dattn.kernels.config import Config, Row
+
+GRID = (16, 32, 32)
+HEADS = 16
+PATTERN = "Radial(decay=0.2, block_size={})"
+TILES = ((128, 128), (128, 64), (128, 32), (64, 128), (64, 64), (64, 32), (32, 128), (32, 64), (32, 32))
+STAGES = (2, 3, 4)
+ACCUMULATED = 4096  # float32 numbers that a warp can hold: 128 registers of each thread
+WORTH_8_WARPS = 128 * 64  # pairs of a tile
+Timer = Callable[["Row"], float | None]
+Save = Callable[[dict[str, Any]], None]
+
+
+def sweep(options: Any, save: Save) -> dict[str, Any]:
+    """Time every configuration of every kernel, row by row of the table; print what would change.
+
+    Raises:
+        ValueError: there is no CUDA device.
+    """
+    import torch
+
+    gpu_needed("sweep")
+    from dattn.kernels import config
+
+    major, minor = torch.cuda.get_device_capability()
+    trials: list[dict[str, Any]] = []
+    rows: list[str] = []
+    for head_dim, block in product(options.head_dims, options.blocks):
+        key = config.key_of(10 * major + minor, head_dim, block)
+        old = config.TABLE[key]
+        timers = _timers(key, head_dim, block, options.repeats)
+        new, tried = best_row(old, timers, block, head_dim)
+        trials += [{"row": list(key), "head_dim": head_dim, **trial} for trial in tried]
+        rows.append(line(key, new))
+        print(difference(key, old, new), flush=True)
+        save({"sweep": trials, "table": rows})
+    return {"sweep": trials, "table": rows}
+
+
+def best_row(row: Row, timers: dict[str, Timer], block: int, head_dim: int) -> tuple[Row, list[dict[str, Any]]]:
+    """The row with the fastest configuration of every kernel, and all that was tried.
+
+    A kernel keeps its configuration unless another one is faster; ``timers`` give milliseconds, or None where a
+    configuration does not run.
+    """
+    trials = []
+    best = row
+    for kernel, timer in timers.items():
+        times: dict[Config, float] = {}
+        for config in dict.fromkeys([getattr(row, kernel), *candidates(block, head_dim)]):
+            ms = timer(row._replace(**{kernel: config}))
+            trials.append({"kernel": kernel, "config": list(config), "ms": ms})
+            if ms is not None:
+                times[config] = ms
+        if times:
+            best = best._replace(**{kernel: min(times, key=lambda config: times[config])})
+    return best, trials
+
+
+def candidates(block: int, head_dim: int) -> Iterator[Config]:
+    """Configurations worth a try: tiles within the block, and warps enough to hold them."""
+    from dattn.kernels.config import Config
+
+    for (m, n), warps, stages in product(TILES, (4, 8), STAGES):
+        fits = max(m, n) <= block and m * max(n, head_dim) <= ACCUMULATED * warps
+        if fits and (warps == 4 or m * n >= WORTH_8_WARPS):
+            yield Config(m, n, warps, stages)
+
+
+def line(key: Sequence[int], row: Row) -> str:
+    """A row as it stands in the table's source."""
+    configs = ", ".join(f"Config({', '.join(map(str, config))})" for config in row)
+    return f"({', '.join(map(str, key))}): Row({configs}),"
+
+
+def difference(key: Sequence[int], old: Row, new: Row) -> str:
+    """What would change in the table, as a diff; or that nothing would."""
+    if old == new:
+        return f"{line(key, old)}  # unchanged"
+    return "\n".join(list(unified_diff([line(key, old)], [line(key, new)], lineterm="", n=0))[3:])
+
+
+def _timers(key: tuple[int, int, int], head_dim: int, block: int, repeats: int) -> dict[str, Timer]:
+    """For every kernel, what times it under a row: the forward pass, or the backward pass as a whole."""
+    import torch
+
+    from dattn.backends import load
+    from dattn.backends.problem import Problem
+    from dattn.grid import TokenGrid
+    from dattn.kernels import config
+    from dattn.patterns import pattern_from_string
+
+    grid, backend = TokenGrid(*GRID), load("triton")
+    mask = pattern_from_string(PATTERN.format(block)).mask(grid).to(DEVICE)
+    shape = 1, grid.tokens, HEADS, head_dim
+    query, key_, value, grad = (
+        torch.randn(shape, device=DEVICE, dtype=torch.bfloat16).transpose(1, 2) for _ in range(4)
+    )
+    problem = Problem(query, key_, value, mask, head_dim**-0.5)
+    output, lse = backend.forward(problem)
+    flat = torch.zeros_like(lse)
+    passes = {
+        "forward": lambda: backend.forward(problem),
+        "grad_query": lambda: backend.backward(problem, output, lse, grad, flat),
+        "grad_key": lambda: backend.backward(problem, output, lse, grad, flat),
+    }
+
+    def timer(call: Callable[[], object]) -> Timer:
+        def under(row: Row) -> float | None:
+            kept, config.TABLE[key] = config.TABLE[key], row
+            try:
+                return milliseconds(call, repeats)
+            finally:
+                config.TABLE[key] = kept
+
+        return under
+
+    return {name: timer(call) for name, call in passes.items()}

@@ -1,0 +1,114 @@
+"""``dattn bench``: small runs on the CPU, and what of the GPU's part can be tried without one."""
+
+import json
+
+import pytest
+import torch
+
+from dattn.apps import benchmark, benchmark_model
+from dattn.apps.benchmark_chart import chart
+from dattn.apps.benchmark_sweep import best_row, candidates, difference, line
+from dattn.apps.cli import main
+from dattn.kernels.config import TABLE, Config, Row, key_of, pick
+
+WANTED = Row(Config(128, 64, 4, 3), Config(64, 32, 4, 2), Config(64, 128, 8, 2))
+
+
+def test_cpu_writes_figures_machine_and_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(benchmark, "GRIDS", {"tiny": (4, 8, 8)})
+    monkeypatch.setattr(benchmark, "MASKS", ("Radial(block_size=16)",))
+    output = tmp_path / "new" / "cpu.json"
+    small = ["--tokens", "512", "--head-dims", "16", "--heads", "1", "--repeats", "1", "--dtypes", "float32"]
+    assert main(["bench", "cpu", *small, "--patterns", "Radial(block_size=64)", "--output", str(output)]) == 0
+    record = json.loads(output.read_text())
+    assert record["command"].startswith("dattn bench cpu --tokens 512") and record["machine"]["cores"]
+    row = record["attention"][0]
+    assert row["tokens"] == 512 and row["efficiency"] == pytest.approx(row["speedup"] * row["density"])
+    assert record["masks"][0]["tokens"] == 256 and "block_size=64" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.parametrize("what", ["gpu", "selection", "model", "sweep"])
+def test_what_needs_a_gpu_says_so_and_writes_nothing(what, tmp_path, capsys):
+    assert main(["bench", what, "--output", str(tmp_path / "out.json")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and f"bench {what}: needs a CUDA device" in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_sweep_finds_the_fastest_configuration_of_each_kernel():
+    old = TABLE[90, 128, 128]
+    asked = []
+
+    def timer(kernel):
+        def time(row):
+            asked.append(kernel)
+            distance = sum(abs(a - b) for a, b in zip(getattr(row, kernel), getattr(WANTED, kernel), strict=True))
+            return None if getattr(row, kernel).stages == 4 else float(distance)
+
+        return time
+
+    new, trials = best_row(old, {kernel: timer(kernel) for kernel in Row._fields}, 128, 128)
+    assert new == WANTED and len(trials) == len(asked)
+    assert {trial["kernel"] for trial in trials} == set(Row._fields)
+    assert all((trial["ms"] is None) == (trial["config"][3] == 4) for trial in trials)
+
+
+def test_a_kernel_that_never_runs_keeps_its_configuration():
+    old = TABLE[80, 64, 64]
+    assert best_row(old, {"forward": lambda row: None}, 64, 64)[0] == old
+
+
+@pytest.mark.parametrize("block", [64, 128])
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_candidates_fit_the_block_and_hold_each_other(block, head_dim):
+    configs = list(candidates(block, head_dim))
+    assert len(configs) == len(set(configs)) > 5
+    assert all(block >= c.M and block >= c.N and c.warps in (4, 8) for c in configs)
+
+
+def test_the_difference_shows_the_old_and_the_new_row():
+    key, old = (90, 128, 128), TABLE[90, 128, 128]
+    assert difference(key, old, old).endswith("# unchanged")
+    minus, plus = difference(key, old, WANTED).splitlines()
+    assert minus == "-" + line(key, old) and plus == "+" + line(key, WANTED)
+    assert eval("{" + line(key, WANTED) + "}", {"Row": Row, "Config": Config}) == {key: WANTED}
+
+
+@pytest.mark.parametrize(
+    ("asked", "row"),
+    [((90, 128, 128), (90, 128, 128)), ((87, 72, 16), (80, 128, 64)), ((103, 16, 32), (100, 64, 64))],
+)
+def test_every_gpu_head_dim_and_block_has_a_row(asked, row):
+    assert key_of(*asked) == row
+    assert all(max(c.M, c.N) <= asked[2] for c in pick(*asked, half=True))
+    assert all(max(c.M, c.N) <= asked[2] for c in pick(*asked, half=False))
+
+
+@pytest.mark.parametrize("passes", benchmark_model.PASSES)
+def test_a_step_of_a_tiny_wan_runs_stock_and_sparse(monkeypatch, passes):
+    calls = []
+
+    def measured(call, repeats):
+        call()
+        calls.append(repeats)
+        return 8.0 / len(calls), 1.0
+
+    monkeypatch.setattr(benchmark_model, "_measured", measured)
+    tiny = {"num_attention_heads": 2, "attention_head_dim": 16, "ffn_dim": 32, "text_dim": 24}
+    transformer = benchmark_model.build(2, tiny, "cpu")
+    assert transformer.dtype == torch.bfloat16 and torch.get_default_dtype() == torch.float32
+    row = benchmark_model.step(transformer, "tiny", (9, 16, 16), passes, 3)
+    assert calls == [3, 3] and row.speedup == 2.0 and row.tokens == 9 * 64 and row.layers == 2
+    assert 0 < row.density <= 1
+    assert all(p.grad is None for p in transformer.parameters())
+
+
+def test_the_chart_shows_rows_with_a_speed_up(tmp_path):
+    from matplotlib.image import imread
+
+    row = {"shape": "wan", "pattern": "Radial()", "passes": "forward", "head_dim": 64, "density": 0.2, "speedup": 3.0}
+    chart([row, row | {"shape": "flux", "density": 0.1, "speedup": None}], tmp_path / "gpu.png")
+    assert imread(tmp_path / "gpu.png")[..., :3].min() < 0.5
+    chart([row | {"speedup": None}], tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()

@@ -1,0 +1,77 @@
+"""The GPU's benchmarks run through, with interpreted kernels and a clock that only calls: no figure means anything."""
+
+import os
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from dattn.apps import benchmark_gpu, benchmark_selection, benchmark_sweep
+from dattn.kernels.config import TABLE, Config
+
+pytestmark = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1", reason="the interpreter is chosen before import: TRITON_INTERPRET=1"
+)
+OPTIONS = SimpleNamespace(shapes=None, head_dims=[16], blocks=[64], repeats=1)
+
+
+def called(call, repeats, warm_up=2):
+    try:
+        call()
+    except RuntimeError:
+        return None
+    return 2.0
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch):
+    shapes = (benchmark_gpu.Shape("wan-720p", (3, 6, 10), 1),)
+    for module in (benchmark_gpu, benchmark_selection, benchmark_sweep):
+        monkeypatch.setattr(module, "DEVICE", "cpu")
+        monkeypatch.setattr(module, "milliseconds", called)
+        monkeypatch.setattr(module, "gpu_needed", lambda what: None)
+    for module in (benchmark_gpu, benchmark_selection):
+        monkeypatch.setattr(module, "SHAPES", shapes)
+
+
+def test_attention(monkeypatch):
+    patterns = ("Radial(tail=True)", "Neighborhood((1, 3, 3), tile=(1, 2, 5))")
+    monkeypatch.setattr(benchmark_gpu, "VIDEO_PATTERNS", patterns)
+    saved = []
+    rows = benchmark_gpu.gpu(OPTIONS, saved.append)["attention"]
+    assert [(r["pattern"], r["passes"]) for r in rows] == [
+        (pattern, passes) for passes in ("forward", "forward + backward") for pattern in patterns
+    ]
+    assert len(saved) == 4 and all(r["ms"] == 2.0 and r["cudnn_ms"] is None for r in rows)
+    assert rows[0]["order_ms"] == 0 and rows[1]["order_ms"] == 2.0
+    assert rows[1]["rate"] == pytest.approx(4 * 180**2 * 16 * rows[1]["density"] / 2.0 / 1e9)
+
+
+def test_a_failure_of_our_own_ends_the_run(monkeypatch):
+    def broken(mask, head_dim):
+        def call(*inputs):
+            raise RuntimeError("broken")
+
+        return call
+
+    monkeypatch.setattr(benchmark_gpu, "_sparse", broken)
+    with pytest.raises(RuntimeError, match="broken"):
+        benchmark_gpu.gpu(OPTIONS, lambda record: None)
+
+
+def test_selection():
+    rows = benchmark_selection.selection(OPTIONS, lambda record: None)["selection"]
+    assert len(rows) == 3 and all(row["ms"] == 2.0 for row in rows)
+
+
+def test_sweep_tries_rows_of_the_table_and_leaves_it_as_it_was(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *device: (9, 0))
+    monkeypatch.setattr(benchmark_sweep, "GRID", (2, 4, 8))
+    monkeypatch.setattr(benchmark_sweep, "HEADS", 1)
+    tried = Config(32, 32, 4, 2)
+    monkeypatch.setattr(benchmark_sweep, "candidates", lambda block, head_dim: [tried])
+    before = dict(TABLE)
+    record = benchmark_sweep.sweep(OPTIONS, lambda record: None)
+    assert before == TABLE
+    assert {tuple(t["config"]) for t in record["sweep"]} == {tried, *TABLE[90, 64, 64]}
+    assert record["table"][0].startswith("(90, 64, 64): Row(") and "(90, 64, 64)" in capsys.readouterr().out
