@@ -62,6 +62,11 @@ class TokenGrid:
         return 0 if self.text_first else self.text
 
     @property
+    def sizes(self) -> tuple[int, int, int, int, int]:
+        """(frames, height, width, text before, text after)."""
+        return (*self.shape, self.text_before, self.text_after)
+
+    @property
     def visual(self) -> int:
         """Visual tokens: frames * height * width."""
         return self.frames * self.height * self.width

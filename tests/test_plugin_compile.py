@@ -51,14 +51,16 @@ def test_compiled_before_the_first_call_and_on_another_grid(family):
         torch.testing.assert_close(second, family.run(model, latent=family.other))
 
 
-def test_applied_to_and_removed_from_a_compiled_model():
-    family = FAMILIES["wan"]
+@pytest.mark.parametrize("family", ["wan", "cogvideox"])
+def test_applied_to_and_removed_from_a_compiled_model(family):
+    family = FAMILIES[family]
     model = family.model()
     run = compiled(model)
     stock = family.run(run)
     with dattn.apply(run, PATTERNS["radial"]):
         sparse = family.run(run)
-        torch.testing.assert_close(sparse, family.run(model))
+        torch.testing.assert_close(sparse, family.run(model))  # called as it is in between
+        torch.testing.assert_close(family.run(run, latent=family.other), family.run(model, latent=family.other))
     assert not torch.allclose(sparse, stock, atol=1e-3)
     torch.testing.assert_close(family.run(run), stock)
 

@@ -35,8 +35,7 @@ def number_of(layer: Layer) -> int:
 
 def attend(number: int, grid: TokenGrid, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """The layer's attention on [batch, heads, tokens, head_dim], as one node of the graph."""
-    sizes = (*grid.shape, grid.text_before, grid.text_after)
-    return _attend(query, key, value, number, sizes, scale)[0]
+    return _attend(query, key, value, number, grid.sizes, scale)[0]
 
 
 @torch.library.custom_op("dattn::attend", mutates_args=())
