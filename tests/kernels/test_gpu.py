@@ -6,6 +6,7 @@ import torch
 from dattn import Dense, Neighborhood, Radial, TokenGrid, attention
 from dattn.backends import run
 from dattn.backends.problem import Problem
+from tests.kernels.rule import check_error
 
 pytestmark = [
     pytest.mark.gpu,
@@ -27,15 +28,6 @@ def tensors(grid, dim, dtype, batch=2, heads=3):
     return [make().requires_grad_() for _ in range(3)]
 
 
-def exact(inputs, pattern, grid, key_mask):
-    """Output and gradients at float64, by the reference backend, and the gradient that was sent through."""
-    wide = [t.detach().double().requires_grad_() for t in inputs]
-    output = attention(*wide, pattern, grid, key_mask=key_mask, backend="reference")
-    generator = torch.Generator("cuda").manual_seed(1)
-    sent = torch.randn(output.shape, generator=generator, device="cuda").to(inputs[0].dtype)
-    return [output, *torch.autograd.grad(output, wide, sent.double())], sent
-
-
 @pytest.mark.parametrize("padded", [False, True], ids=["", "padded"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("case", CASES)
@@ -43,34 +35,13 @@ def test_error_is_at_most_twice_that_of_plain_pytorch(case, dtype, padded):
     pattern, grid = CASES[case]
     inputs = tensors(grid, 64, dtype)
     key_mask = torch.rand(2, grid.tokens, device="cuda") > 0.3 if padded else None
-    truth, sent = exact(inputs, pattern, grid, key_mask)
-    output = attention(*inputs, pattern, grid, key_mask=key_mask, backend="triton")
-    ours = [output, *torch.autograd.grad(output, inputs, sent)]
-    plain_inputs = [t.detach().requires_grad_() for t in inputs]
-    plain_output = plain(*plain_inputs, pattern, grid, key_mask)
-    plains = [plain_output, *torch.autograd.grad(plain_output, plain_inputs, sent)]
-    for name, a, b, c in zip(("output", "dq", "dk", "dv"), ours, plains, truth, strict=True):
-        error, allowed = ((t.double() - c).abs().max().item() for t in (a, b))
-        assert error <= 2 * allowed + 1e-5, (name, error, allowed)
-
-
-def plain(query, key, value, pattern, grid, key_mask):
-    """PyTorch's own attention under the element-wise mask; without a tail only, which it does not know."""
-    if getattr(pattern, "tail", False):
-        return attention(query, key, value, pattern, grid, key_mask=key_mask, backend="torch")
-    allowed = pattern.allowed(grid).cuda()[None, None]
-    allowed = allowed if key_mask is None else allowed & key_mask[:, None, None]
-    return torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
+    check_error(inputs, pattern, grid, key_mask)
 
 
 @pytest.mark.parametrize("dim", [16, 32, 40, 64, 72, 80, 96, 128, 160, 256])
 def test_head_dims(dim):
     pattern, grid = CASES["radial"]
-    inputs = tensors(grid, dim, torch.bfloat16)
-    truth, sent = exact(inputs, pattern, grid, None)
-    output = attention(*inputs, pattern, grid, backend="triton")
-    for a, b in zip([output, *torch.autograd.grad(output, inputs, sent)], truth, strict=True):
-        assert (a.double() - b).norm() <= 0.02 * b.norm()
+    check_error(tensors(grid, dim, torch.bfloat16), pattern, grid)
 
 
 def test_the_same_twice():

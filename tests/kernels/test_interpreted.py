@@ -10,12 +10,14 @@ from dattn.backends import choose, run
 from dattn.backends.problem import Problem
 from dattn.block_mask import BlockList, BlockMask, pack_bits
 from dattn.grid import Layout
+from tests.kernels.rule import check_error
 from tests.oracles import attention_oracle, tail_oracle
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1", reason="the interpreter is chosen before import: TRITON_INTERPRET=1"
 )
 RADIAL = Radial(block_size=32, decay=0.5, sink=False), TokenGrid(9, 3, 5, text=(3, 20))
+TAIL = Radial(block_size=32, decay=0.3, sink=False, tail=16), TokenGrid(17, 3, 3, text=(3, 5))
 CASES = {
     "dense": (Dense(), TokenGrid(2, 4, 5, text=6)),
     "radial": RADIAL,
@@ -46,18 +48,18 @@ def loss(output, lse):
     return (output.double() * weights[0]).sum() + (lse.double().masked_fill(lse == -torch.inf, 0) * weights[1]).sum()
 
 
-def compare(ours_of, oracle, exact, dtype=torch.float32, factor=1.0):
-    """Output, LSE and gradients of ``run`` at ``dtype`` against ``oracle`` at float64, in units of rounding."""
-    ours = [t.detach().to(dtype).requires_grad_() for t in exact]
+def compare(ours_of, oracle, exact):
+    """Output, LSE and gradients of ``ours_of`` at float32 against ``oracle`` at float64, within 32 roundings."""
+    ours = [t.detach().float().requires_grad_() for t in exact]
     output, lse = ours_of(*ours)
-    expected, expected_lse = oracle(*[t.to(dtype).double() for t in exact])
-    assert output.dtype == dtype and lse.dtype == torch.float32
-    unit = factor * torch.finfo(dtype).eps
-    near = lambda a, b: torch.testing.assert_close(a.double(), b, rtol=0, atol=unit * 32 * max(1, b.abs().max().item()))
+    expected, expected_lse = oracle(*[t.float().double() for t in exact])
+    assert output.dtype == lse.dtype == torch.float32
+    unit = 32 * torch.finfo(torch.float32).eps
+    near = lambda a, b: torch.testing.assert_close(a.double(), b, rtol=0, atol=unit * max(1, b.abs().max().item()))
     near(output, expected)
     assert torch.equal(lse == -torch.inf, expected_lse == -torch.inf)
     near(lse.masked_fill(lse == -torch.inf, 0), expected_lse.masked_fill(expected_lse == -torch.inf, 0))
-    reference = [t.to(dtype).double().requires_grad_() for t in exact]
+    reference = [t.float().double().requires_grad_() for t in exact]
     theirs = torch.autograd.grad(loss(*oracle(*reference)), reference)
     for a, b in zip(torch.autograd.grad(loss(output, lse), ours), theirs, strict=True):
         near(a, b)
@@ -85,21 +87,19 @@ def test_head_dims(dim):
     )
 
 
-def test_half_precision():
-    pattern, grid = RADIAL
-    compare(
-        lambda *t: attention(*t, pattern, grid, backend="triton", return_lse=True),
-        lambda *t: attention_oracle(*t, pattern.allowed(grid), 64**-0.5),
-        [t.detach() for t in tensors(grid, 64)],
-        torch.float16,
-    )
+@pytest.mark.parametrize("padded", [False, True], ids=["", "padded"])
+@pytest.mark.parametrize("case", [*CASES, "tail"])
+def test_error_in_float16_is_at_most_twice_that_of_plain_pytorch(case, padded):
+    pattern, grid = CASES.get(case, TAIL)
+    inputs = [t.detach().half() for t in tensors(grid, 64, batch=2)]
+    check_error(inputs, pattern, grid, padding(grid, 2) if padded else None)
 
 
 @pytest.mark.parametrize("padded", [False, True], ids=["", "padded"])
 @pytest.mark.parametrize(
     ("pattern", "grid", "run"),
     [
-        (Radial(block_size=32, decay=0.3, sink=False, tail=16), TokenGrid(17, 3, 3, text=(3, 5)), 16),
+        (*TAIL, 16),
         (Neighborhood(3, tile=(2, 3, 4), tail=True), TokenGrid(4, 5, 7, text=2), 32),
     ],
 )
