@@ -43,9 +43,10 @@ class Preset:
     lengths: tuple[int, ...]
     captions: int
     steps: int | None
+    rows: int
 
 
-PRESETS = {"screening": Preset((4,), 8, 12), "final": Preset((1, 4, 8), 24, None)}
+PRESETS = {"screening": Preset((4,), 8, 12, MAX_CELLS), "final": Preset((1, 4, 8), 24, None, 6)}
 
 
 def parser() -> Parser:
@@ -79,6 +80,11 @@ def main(argv: Sequence[str]) -> int:
 
     sparse = list(dict.fromkeys(name for name in options.patterns if not is_stock(name)))
     cells = [Cell(name, length) for length in lengths for name in ["stock", *sparse]]
+    if len(sparse) >= preset.rows:
+        raise ValueError(
+            f"{len(sparse) + 1} rows, stock included: the budget of {options.preset!r} is {preset.rows}; "
+            f"find out with --preset screening which patterns are worth it"
+        )
     if len(cells) > MAX_CELLS:
         raise ValueError(f"{len(cells)} cells (rows x lengths): at most {MAX_CELLS}; ask for fewer")
     for name in sparse:

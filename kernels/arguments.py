@@ -105,3 +105,26 @@ class Pool(NamedTuple):
     seen: Tensor
     words: int
     number: int
+
+
+class Walk(NamedTuple):
+    """All that a launch needs beside the tensors of the attention itself.
+
+    Attributes:
+        visits, turned: what every query block visits; by whom every key block is visited.
+        orders: int32 ``[sets, tokens]``, the raster position of each kernel position of the queries and of the keys;
+            None where they are the same.
+        key_mask: uint8 ``[batch, groups, tokens]`` in kernel order, 0 for keys that nobody sees; or None.
+        pool: pooled keys and values, or None.
+        size: slots in a block; ``ragged`` says whether any block of keys holds fewer tokens.
+        scale: factor of the logits.
+    """
+
+    visits: Visits
+    turned: Visits
+    orders: tuple[Tensor | None, Tensor | None]
+    key_mask: Tensor | None
+    pool: Pool | None
+    size: int
+    ragged: bool
+    scale: float

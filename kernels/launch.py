@@ -6,7 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
-from .arguments import Heads, Pool, Visits
+from .arguments import Heads, Walk
 from .backward import deltas, grad_key, grad_pool, grad_query
 from .config import Config, Row, pick
 from .forward import forward
@@ -16,29 +16,13 @@ INTERPRETED_ARCHITECTURE = 80
 DELTAS = Config(64, 64, 4, 1)
 
 
-def block_sparse(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    visits: Visits,
-    order: Tensor | None,
-    key_mask: Tensor | None,
-    pool: Pool | None,
-    size: int,
-    ragged: bool,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
+def block_sparse(query: Tensor, key: Tensor, value: Tensor, walk: Walk) -> tuple[Tensor, Tensor]:
     """Attention over block lists.
 
     Args:
         query, key, value: [batch, heads, tokens, head_dim], of one dtype: 16 or 32 bits; the query in raster order,
             key and value in kernel order.
-        visits: what every query block visits.
-        order: int32 [sets, tokens], the raster position of each kernel position of the queries; None: the same.
-        key_mask: uint8 [batch, groups, tokens] in kernel order, 0 for keys that nobody sees; or None.
-        pool: pooled keys and values, or None.
-        size: slots in a block; ``ragged`` says whether any block of keys holds fewer tokens.
-        scale: factor of the logits.
+        walk: who visits whom, and how.
 
     Returns:
         The output like ``query``, and the natural-log LSE, float32 [batch, heads, tokens]; in raster order.
@@ -46,60 +30,49 @@ def block_sparse(
     batch, heads, tokens = query.shape[:3]
     out = like_model(query)
     lse = query.new_empty(query.shape[:3], dtype=torch.float32)
-    config = _configs(query, size)[0]
-    forward[(visits.own.number * (size // config.M), batch * heads)](
+    config = _configs(query, walk.size).forward
+    forward[(walk.visits.own.number * (walk.size // config.M), batch * heads)](
         *map(Heads.of, (query, key, value, out)),
         lse,
-        order,
-        visits,
-        key_mask,
-        pool,
-        scale,
+        walk.orders[0],
+        walk.visits,
+        walk.key_mask,
+        walk.pool,
+        walk.scale,
         heads,
         tokens,
-        **options(config, query, size, ragged),
+        **options(config, query, walk.size, walk.ragged),
     )
     return out, lse
 
 
 def block_sparse_gradients(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    grad: Tensor,
-    lse: Tensor,
-    delta: Tensor,
-    visits: Visits,
-    turned: Visits,
-    orders: tuple[Tensor | None, Tensor | None],
-    key_mask: Tensor | None,
-    pool: Pool | None,
-    size: int,
-    scale: float,
+    query: Tensor, key: Tensor, value: Tensor, grad: Tensor, lse: Tensor, delta: Tensor, walk: Walk
 ) -> list[Tensor]:
     """Gradients of query, key, value (raster order) and, where there is a pool, of its keys and values.
 
-    Inputs as for ``block_sparse``, all in kernel order: the output's gradient, the LSE (+inf for rows that see
-    nothing) and ``delta_of``. ``turned`` are the transposed lists, ``orders`` those of queries and keys.
+    All tensors are in kernel order: query, key and value, the output's gradient, the LSE (+inf for rows that see
+    nothing) and ``delta_of``.
     """
     batch, heads, tokens = query.shape[:3]
-    _, config, key_config = _configs(query, size)
+    _, query_config, key_config = _configs(query, walk.size)
     tensors = tuple(map(Heads.of, (query, key, value, grad)))
     grads = [like_model(t) for t in (query, key, value)]
     dq, dk, dv = map(Heads.of, grads)
-    grad_query[(visits.own.number * (size // config.M), batch * heads)](
-        *tensors, lse, delta, dq, orders[0], visits, key_mask, pool, scale, heads, tokens,
-        **options(config, query, size),  # keys past a ragged block's end are zeros and add nothing
+    rest = walk.scale, heads, tokens
+    grad_query[(walk.visits.own.number * (walk.size // query_config.M), batch * heads)](
+        *tensors, lse, delta, dq, walk.orders[0], walk.visits, walk.key_mask, walk.pool, *rest,
+        **options(query_config, query, walk.size),  # keys past a ragged block's end are zeros and add nothing
     )  # fmt: skip
-    settings = options(key_config, query, size)
-    grad_key[(turned.own.number * (size // key_config.N), batch * heads)](
-        *tensors, lse, delta, dk, dv, orders[1], turned, key_mask, scale, heads, tokens, **settings,
-    )  # fmt: skip
-    if pool is not None:
-        pooled = [torch.empty_like(t.data) for t in (pool.key, pool.value)]
-        grad_pool[(triton.cdiv(pool.number, key_config.N), batch * heads)](
-            tensors[0], tensors[3], lse, delta, *map(Heads.of, pooled), visits, pool, scale, heads, tokens, **settings,
-        )  # fmt: skip
+    settings = options(key_config, query, walk.size)
+    grad_key[(walk.turned.own.number * (walk.size // key_config.N), batch * heads)](
+        *tensors, lse, delta, dk, dv, walk.orders[1], walk.turned, walk.key_mask, *rest, **settings
+    )
+    if walk.pool is not None:
+        pooled = [torch.empty_like(t.data) for t in (walk.pool.key, walk.pool.value)]
+        grad_pool[(triton.cdiv(walk.pool.number, key_config.N), batch * heads)](
+            tensors[0], tensors[3], lse, delta, *map(Heads.of, pooled), walk.visits, walk.pool, *rest, **settings
+        )
         grads += pooled
     return grads
 

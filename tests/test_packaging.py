@@ -83,7 +83,8 @@ def test_importing_does_nothing_by_itself(tmp_path):
     program = (
         "import os; before = dict(os.environ); import dattn, dattn.apps.running, sys; "
         "assert dict(os.environ) == before; "
-        "assert not sys.modules['torch'].cuda.is_initialized(); "
+        "torch = sys.modules['torch']; "
+        "assert not torch.cuda.is_initialized() and not hasattr(torch.ops.dattn, 'attend'); "
         "assert os.listdir('.') == []"
     )
     subprocess.run([sys.executable, "-P", "-c", program], check=True, cwd=tmp_path)

@@ -90,6 +90,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+        """Output and LSE; ``arguments`` are those of a ``Problem``, then the backend."""
         *parts, backend = arguments
         query, key, value, mask, scale, key_mask = parts
         output, lse = backend.forward(Problem(*parts))
@@ -99,6 +100,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of query, key and value."""
         query, key, value, key_mask, output, lse = ctx.saved_tensors  # read once: checkpointing allows no more
         problem = Problem(query, key, value, ctx.mask, ctx.scale, key_mask)
         with torch.autocast(grad_output.device.type, enabled=False):

@@ -13,89 +13,63 @@ from torch import Tensor
 
 from dattn.backends.problem import Problem
 from dattn.backends.triton_lists import Tail, TritonLists, lists_of
-from dattn.kernels.arguments import Heads, Pool
+from dattn.kernels.arguments import Heads, Pool, Walk
 from dattn.kernels.launch import block_sparse, block_sparse_gradients, delta_of
 from dattn.kernels.pool import add_gradient, means
 from dattn.kernels.reorder import in_order
 
 
-class Keys(NamedTuple):
-    """The side of the keys in kernel order.
+class Prepared(NamedTuple):
+    """What both passes start from.
 
     Attributes:
-        key, value: [batch, heads, tokens, head_dim].
-        kept: uint8 [batch, groups, tokens], 0 for keys that nobody sees; or None.
-        pool: pooled keys and values, or None.
-        weight: float32 [batch, groups, tokens], every key's weight in the mean of its run; None without a pool.
+        key, value: [batch, heads, tokens, head_dim] in kernel order.
+        walk: who visits whom, and how.
+        weight: float32 [batch, groups, tokens], every key's weight in the mean of its run, in kernel order; None
+            without a tail.
     """
 
     key: Tensor
     value: Tensor
-    kept: Tensor | None
-    pool: Pool | None
+    walk: Walk
     weight: Tensor | None
 
 
 def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     """See ``Backend.forward``."""
-    lists, size = lists_of(problem.mask), problem.mask.block_size
-    keys = _keys(lists, problem)
-    return block_sparse(
-        problem.query,
-        keys.key,
-        keys.value,
-        lists.visits,
-        lists.orders[0],
-        keys.kept,
-        keys.pool,
-        size,
-        lists.ragged,
-        problem.scale,
-    )
+    ready = _prepared(lists_of(problem.mask), problem)
+    return block_sparse(problem.query, ready.key, ready.value, ready.walk)
 
 
 def backward(
     problem: Problem, output: Tensor, lse: Tensor, grad_output: Tensor, grad_lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See ``Backend.backward``."""
-    lists, size = lists_of(problem.mask), problem.mask.block_size
+    lists = lists_of(problem.mask)
+    ready = _prepared(lists, problem)
     delta = delta_of(output, grad_output, grad_lse)
     lse = lse.masked_fill(lse == -torch.inf, torch.inf)  # rows that see nothing: weights of 0
-    keys = _keys(lists, problem)
     query, grad = (_reorder(t, lists.orders[0], lists) for t in (problem.query, grad_output))
     sums, delta = (_reorder(t[..., None], lists.orders[0], lists)[..., 0] for t in (lse, delta))
-    dq, dk, dv, *pooled = block_sparse_gradients(
-        query,
-        keys.key,
-        keys.value,
-        grad,
-        sums,
-        delta,
-        lists.visits,
-        lists.turned,
-        lists.orders,
-        keys.kept,
-        keys.pool,
-        size,
-        problem.scale,
-    )
-    if lists.tail is not None and keys.weight is not None:
-        blocks, sets, run = lists.visits.other, lists.visits.sets, lists.tail.run
+    dq, dk, dv, *pooled = block_sparse_gradients(query, ready.key, ready.value, grad, sums, delta, ready.walk)
+    if lists.tail is not None and ready.weight is not None:
+        blocks, sets, size = lists.visits.other, lists.visits.sets, problem.mask.block_size
         for total, part in zip((dk, dv), pooled, strict=True):
-            add_gradient(total, part, keys.weight, lists.orders[1], blocks, sets, size, run)
+            add_gradient(total, part, ready.weight, lists.orders[1], blocks, sets, size, lists.tail.run)
     return dq, dk, dv
 
 
-def _keys(lists: TritonLists, problem: Problem) -> Keys:
+def _prepared(lists: TritonLists, problem: Problem) -> Prepared:
     key, value = (_reorder(t, lists.orders[1], lists) for t in (problem.key, problem.value))
-    kept = _key_mask(lists, problem)
+    kept, size = _key_mask(lists, problem), problem.mask.block_size
+    walk = Walk(lists.visits, lists.turned, lists.orders, kept, None, size, lists.ragged, problem.scale)
     if lists.tail is None:
-        return Keys(key, value, kept, None, None)
+        return Prepared(key, value, walk, None)
     weight, log_count = _run_weights(lists, lists.tail, kept, len(key))
     blocks, sets, tail = lists.visits.other, lists.visits.sets, lists.tail
-    pooled = [Heads.of(means(t, weight, blocks, sets, problem.mask.block_size, tail.run)) for t in (key, value)]
+    pooled = [Heads.of(means(t, weight, blocks, sets, size, tail.run)) for t in (key, value)]
     pool = Pool(pooled[0], pooled[1], log_count, len(key), tail.seen, tail.seen.shape[-1], tail.number)
-    return Keys(key, value, kept, pool, weight)
+    return Prepared(key, value, walk._replace(pool=pool), weight)
 
 
 def _run_weights(lists: TritonLists, tail: Tail, kept: Tensor | None, batch: int) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,6 @@ from dattn.attention import attend, autocast
 from dattn.backends import choose
 from dattn.block_mask import BlockMask, MaskCache
 from dattn.grid import TokenGrid
-from dattn.processors import compiled
 
 State = dict[str, Any]
 
@@ -63,6 +62,9 @@ class Layer:
         min_saving: float | None = None,
         why: str = "",
     ) -> None:
+        from dattn.processors import compiled  # not above: it registers operators, which an import must not
+
+        self.number, self._as_one_node = compiled.number_of(self), compiled.attend
         self.index, self.count, self.name, self.module = index, count, name, module
         self.pattern, self.masks, self.backend, self.min_saving = pattern, masks, backend, min_saving
         self.why = why
@@ -73,7 +75,6 @@ class Layer:
         self.blocked = ""
         self.refusal = ""
         self.run: Run | None = None
-        self.number = compiled.number_of(self)
         self.state: State = {}
         self._states: dict[str, State] = {"": self.state}
         self._placed = pattern
@@ -148,7 +149,7 @@ class Layer:
         if torch.compiler.is_compiling():
             scale = query.shape[-1] ** -0.5 if scale is None else scale
             query, key, value = autocast(query, key, value)
-            return compiled.attend(self.number, self.grid, query, key, value, scale)
+            return self._as_one_node(self.number, self.grid, query, key, value, scale)
         return attend(
             query,
             key,

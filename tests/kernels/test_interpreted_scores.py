@@ -8,7 +8,7 @@ import torch
 from dattn import Neighborhood, Radial, TokenGrid
 from dattn.backends.triton_lists import lists_of
 from dattn.kernels.antidiagonal import antidiagonal_scores
-from dattn.kernels.arguments import Blocks, Heads, Pool, Sets
+from dattn.kernels.arguments import Blocks, Heads, Pool, Sets, Walk
 from dattn.kernels.block_weights import weights_of_blocks
 from dattn.kernels.launch import block_sparse
 from dattn.kernels.pool import add_gradient, means
@@ -164,7 +164,8 @@ def test_pooled_keys_of_several_lengths():
         seen.shape[1],
     )
     inputs = (t.float() for t in (query, key, value))
-    output, lse = block_sparse(*inputs, visits, None, None, pool, 32, lists.ragged, scale)
+    walk = Walk(visits, lists.turned, (None, None), None, pool, 32, lists.ragged, scale)
+    output, lse = block_sparse(*inputs, walk)
     row = torch.arange(grid.tokens, device=DEVICE) // 32
     own = (query @ key.mT * scale).masked_fill(~mask.to_dense(), -torch.inf)
     far = query @ pooled_key.mT * scale + log_count
