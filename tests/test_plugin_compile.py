@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._pytree import tree_map
 
 import dattn
 from dattn import Dense, Neighborhood, Radial
@@ -78,3 +79,18 @@ def test_gradients(family):
         assert grads[0].keys() == grads[1].keys()
         for name, grad in grads[0].items():
             torch.testing.assert_close(grads[1][name], grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+@pytest.mark.parametrize("family", ["wan", "cogvideox"])
+def test_one_graph_on_a_gpu(family):
+    family = FAMILIES[family]
+    model = family.model().cuda().bfloat16()
+    move = lambda t: t.cuda().bfloat16() if t.is_floating_point() else t.cuda()
+    inputs = tree_map(lambda value: move(value) if isinstance(value, torch.Tensor) else value, family.inputs())
+    with torch.no_grad(), dattn.apply(model, PATTERNS["radial-tail"]) as handle:
+        expected = model(**inputs, return_dict=False)[0]
+        compiled_output = compiled(model, "inductor")(**inputs, return_dict=False)[0]
+        assert (compiled_output - expected).norm() <= 0.02 * expected.norm()
+        assert all(row["backend"] == "triton" for row in handle.report().to_dict()["layers"])

@@ -1,0 +1,122 @@
+"""What the two image models share in training: encoded pictures, the loop, the command line."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from torch import nn
+from transformers import PreTrainedTokenizerFast
+
+from .picture_codec import to_tensor
+from .pictures import caption_of, draw_pictures, sample_picture
+from .training import Clock, Ema, scale_rates
+
+Model = TypeVar("Model", bound=nn.Module)
+UNCONDITIONAL = 0.1
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Latents of pictures, float16 ``[pictures, 4, 32, 32]``, and their captions."""
+
+    latents: torch.Tensor
+    captions: list[str]
+
+    def sample(self, rng: np.random.Generator, count: int) -> tuple[torch.Tensor, list[str]]:
+        """Random pictures; one caption in ten is left out."""
+        rows = rng.integers(len(self.captions), size=count)
+        return self.latents[rows].float(), [self.captions[i] if rng.random() > UNCONDITIONAL else "" for i in rows]
+
+
+@torch.no_grad()
+def load_pictures(folder: Path, cache: Path, count: int) -> Pictures:
+    """The first ``count`` pictures of the world, encoded once and kept in ``cache``."""
+    scenes = [sample_picture(seed) for seed in range(count)]
+    path = cache / f"shapes-pictures-{count}.pt"
+    if not path.exists():
+        vae = AutoencoderKL.from_pretrained(folder / "vae").float()
+        cache.mkdir(parents=True, exist_ok=True)
+        parts = []
+        for i in range(0, count, 32):
+            with torch.autocast("cpu", torch.bfloat16):
+                images = to_tensor(draw_pictures(scenes[i : i + 32]))
+                parts.append(vae.encode(images).latent_dist.mode().half())
+        torch.save(torch.cat(parts), path)
+    return Pictures(torch.load(path), [caption_of(scene) for scene in scenes])
+
+
+def tokens(tokenizer: PreTrainedTokenizerFast, captions: list[str]) -> torch.Tensor:
+    """int64 ``[captions, 16]``, padded, as both pipelines tokenize."""
+    length = tokenizer.model_max_length
+    return tokenizer(captions, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+
+
+def optimizers(model: nn.Module, blocks: str, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of modules whose name holds ``blocks``, AdamW for everything else."""
+    matrices = [p for name, p in model.named_parameters() if blocks in name and p.ndim == 2]
+    chosen = set(map(id, matrices))
+    others = [p for p in model.parameters() if id(p) not in chosen]
+    return [
+        torch.optim.Muon(matrices, lr=lr, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=lr / 2, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+    ]
+
+
+def fit(
+    model: Model,
+    steppers: list[torch.optim.Optimizer],
+    loss_of: Callable[[torch.Tensor, list[str]], torch.Tensor],
+    save: Callable[[Model], None],
+    args: argparse.Namespace,
+) -> None:
+    """Train until the clock ends; save the averaged weights at every report."""
+    data = load_pictures(args.out, args.cache, args.pictures)
+    rng = np.random.default_rng(args.seed)
+    model.train()
+    ema, clock = Ema(model, 0.999), Clock(args.minutes, args.steps)
+    reported = 0.0
+    recent: list[float] = []
+    while clock.done < 1:
+        scale_rates(steppers, clock.rate(warmup=100))
+        loss = loss_of(*data.sample(rng, args.batch))
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for stepper in steppers:
+            stepper.step()
+            stepper.zero_grad()
+        ema.update(model)
+        clock.tick()
+        recent.append(loss.item())
+        if clock.step % 50 == 0:
+            print(clock.line({1: recent}), flush=True)
+        if clock.elapsed - reported > args.report or clock.done >= 1:
+            reported = clock.elapsed
+            save(ema.module)
+
+
+def options(doc: str | None, out: Path) -> argparse.Namespace:
+    """The command line of both scripts."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=out, help="pipeline folder, with its vae/")
+    parser.add_argument("--resume", action="store_true", help="start from the weights in --out")
+    parser.add_argument("--cache", type=Path, default=Path("runs"), help="folder for encoded pictures")
+    parser.add_argument("--pictures", type=int, default=12000, help="pictures to train on")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--minutes", type=float, default=math.inf)
+    parser.add_argument("--steps", type=float, default=math.inf)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--report", type=float, default=10, help="minutes between saved checkpoints")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    return args

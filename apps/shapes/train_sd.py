@@ -1,0 +1,113 @@
+"""Train the UNet of Moving Shapes, for pictures: ``python -m dattn.apps.shapes.train_sd --minutes 70``.
+
+Needs a trained ``vae/`` in the pipeline folder (see ``picture_codec``) and completes it into a stock
+``StableDiffusionPipeline`` with averaged weights; ``--resume`` starts from those with a fresh optimiser.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from torch import nn
+from transformers import PreTrainedTokenizerFast
+
+from .picture_codec import FOLDERS
+from .picture_text import WIDTH, build_clip, short_tokenizer
+from .picture_training import fit, optimizers, options, tokens
+from .training import edit_config
+
+FOLDER = FOLDERS[0]
+
+
+class Denoiser(nn.Module):
+    """UNet and text encoder as one module, so that they train and average together."""
+
+    def __init__(self, unet: UNet2DConditionModel, text_encoder: nn.Module) -> None:
+        super().__init__()
+        self.unet = unet
+        self.text_encoder = text_encoder
+
+
+def build(tokenizer: PreTrainedTokenizerFast) -> Denoiser:
+    """A fresh model: three levels of 1024, 256 and 64 tokens, attention in all of them."""
+    unet = UNet2DConditionModel(
+        sample_size=32,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(32, 64, 128),
+        layers_per_block=1,
+        norm_num_groups=16,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=(2, 4, 8),
+        down_block_types=("CrossAttnDownBlock2D",) * 3,
+        up_block_types=("CrossAttnUpBlock2D",) * 3,
+    )
+    nn.init.zeros_(unet.conv_out.weight)
+    return Denoiser(unet, build_clip(tokenizer))
+
+
+def scheduler() -> DDIMScheduler:
+    """Velocity prediction down to no signal at all, so that a picture's brightness is not given away."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        steps_offset=1,
+    )
+
+
+def save(model: Denoiser, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write everything but the autoencoder: the pipeline folder is complete and stock afterwards."""
+    vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float16)
+    stock = build(tokenizer)
+    stock.load_state_dict(model.state_dict())
+    pipe = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=stock.text_encoder,
+        tokenizer=tokenizer,
+        unet=stock.unet.half(),
+        scheduler=scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.save_pretrained(folder)
+    edit_config(folder / "vae")
+
+
+def load(folder: Path) -> tuple[Denoiser, PreTrainedTokenizerFast]:
+    """The trained model of a pipeline folder, in float32."""
+    pipe = StableDiffusionPipeline.from_pretrained(folder)
+    return Denoiser(pipe.unet.float(), pipe.text_encoder.float()), pipe.tokenizer
+
+
+def main() -> None:
+    """Read the command line and train."""
+    args = options(__doc__, FOLDER)
+    tokenizer = short_tokenizer()
+    model, tokenizer = load(args.out) if args.resume else (build(tokenizer), tokenizer)
+    model.unet.set_attn_processor(AttnProcessor())  # plain matrix products: faster than flash at this size
+    model.unet.to(memory_format=torch.channels_last)
+    noise_schedule = scheduler()
+
+    def loss_of(latents: torch.Tensor, captions: list[str]) -> torch.Tensor:
+        noise, times = torch.randn_like(latents), torch.randint(1000, (len(latents),))
+        states = model.text_encoder(tokens(tokenizer, captions))[0]
+        noisy = noise_schedule.add_noise(latents, noise, times).contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16):
+            guess = model.unet(noisy, times, states).sample
+        return ((guess.float() - noise_schedule.get_velocity(latents, noise, times)) ** 2).mean()
+
+    steppers = optimizers(model, "transformer_blocks", args.lr)
+    fit(model, steppers, loss_of, lambda averaged: save(averaged, tokenizer, args.out), args)
+
+
+if __name__ == "__main__":
+    main()
