@@ -7,20 +7,40 @@
 from dattn.attention import attention
 from dattn.block_mask import BlockMask
 from dattn.grid import TokenGrid
-from dattn.patterns import PATTERNS, Dense, Neighborhood, Pattern, Radial, pattern_from_dict, pattern_from_string
+from dattn.patterns import (
+    PATTERNS,
+    BlockCausal,
+    Dense,
+    Grouped,
+    MultiAxis,
+    Neighborhood,
+    Pattern,
+    Radial,
+    SlidingTile,
+    SparseFrames,
+    Windows,
+    pattern_from_dict,
+    pattern_from_string,
+)
 from dattn.plugin import Handle, apply, remove, supported_models
 
 __version__ = "0.1.0"
 
 __all__ = [
     "PATTERNS",
+    "BlockCausal",
     "BlockMask",
     "Dense",
+    "Grouped",
     "Handle",
+    "MultiAxis",
     "Neighborhood",
     "Pattern",
     "Radial",
+    "SlidingTile",
+    "SparseFrames",
     "TokenGrid",
+    "Windows",
     "apply",
     "attention",
     "pattern_from_dict",

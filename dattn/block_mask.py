@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -222,6 +222,15 @@ def build(
     packed = pack_bits(torch.zeros(0, block_size, block_size) if tiles is None else tiles)
     run = tail_run(tail, block_size)
     return BlockMask(layout, layout, full, partial, tile[None, None], packed, block_size, run)
+
+
+def for_head_groups(masks: Sequence[BlockMask]) -> BlockMask:
+    """One mask for several head groups, each with its own lists; all of one layout and without partial blocks."""
+    longest = max(mask.full.index.shape[-1] for mask in masks)
+    pad = lambda index: torch.nn.functional.pad(index, (0, longest - index.shape[-1]))
+    full = BlockList(torch.cat([m.full.offsets for m in masks], 1), torch.cat([pad(m.full.index) for m in masks], 1))
+    partial = BlockList(*(t.expand(-1, len(masks), -1) for t in (masks[0].partial.offsets, masks[0].partial.index)))
+    return replace(masks[0], full=full, partial=partial, tile=masks[0].tile.expand(-1, len(masks), -1))
 
 
 def _rows(rule: RowRule, before: int, visual: int, after: int) -> Iterator[tuple[int, Tensor]]:

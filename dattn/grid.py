@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -123,6 +124,21 @@ def raster_layout(grid: TokenGrid, block_size: int) -> Layout:
     return _with_text(grid, torch.arange(grid.visual), _cut(grid.visual, block_size), block_size)
 
 
+class Tiles(Protocol):
+    """One axis cut into tiles."""
+
+    @property
+    def tiles(self) -> int:
+        """The number of tiles."""
+
+    @property
+    def sizes(self) -> Tensor:
+        """int64 [tiles]: coordinates in each tile."""
+
+    def order(self) -> tuple[Tensor, Tensor]:
+        """int64 [length] twice: the coordinates in tile order, and the tile of each."""
+
+
 @dataclass(frozen=True, eq=False)
 class AxisTiles:
     """One axis cut into tiles, each a run of coordinates of one residue class modulo ``dilation``.
@@ -169,8 +185,8 @@ def class_length(length: int, dilation: int, residue: int) -> int:
     return -(-(length - residue) // dilation)
 
 
-def tiled_layout(grid: TokenGrid, axes: Sequence[AxisTiles], block_size: int) -> Layout:
-    """Every tile (a box of one axis tile per axis) is one block; tiles and their tokens in raster order."""
+def tiled_layout(grid: TokenGrid, axes: Sequence[Tiles], block_size: int) -> Layout:
+    """Tiles (boxes of one axis tile per axis) and their tokens in raster order; a tile is a block, or several."""
     index = torch.arange(grid.visual).view(grid.shape)
     tile = torch.zeros((1, 1, 1), dtype=torch.int64)
     lengths = torch.ones(1, dtype=torch.int64)
@@ -180,7 +196,15 @@ def tiled_layout(grid: TokenGrid, axes: Sequence[AxisTiles], block_size: int) ->
         tile = tile * axis.tiles + number.view([-1 if d == dim else 1 for d in range(3)])
         lengths = (lengths[:, None] * axis.sizes).flatten()
     order = index.flatten()[tile.flatten().argsort(stable=True)]
-    return _with_text(grid, order, lengths, block_size)
+    return _with_text(grid, order, split(lengths, block_size)[0], block_size)
+
+
+def split(lengths: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
+    """Runs of tokens cut into blocks: the length of every block, and the run that it belongs to; int64 [blocks]."""
+    counts = -(-lengths // block_size)
+    run = torch.arange(len(lengths)).repeat_interleave(counts)
+    place = torch.arange(len(run)) - (counts.cumsum(0) - counts)[run]
+    return (lengths[run] - place * block_size).clamp_max(block_size), run
 
 
 def _cut(count: int, block_size: int) -> Tensor:

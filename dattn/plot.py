@@ -32,7 +32,8 @@ def plot_blocks(mask: BlockMask, path: str | None = None, group: int = 0) -> Any
         interpolation="nearest",
         extent=(0, keys, queries, 0),
     )
-    axes.set_title(f"density {mask.density:.3f}, {queries} x {keys} blocks of {mask.block_size}", fontsize=10)
+    which = f", heads of group {group} of {mask.groups}" if mask.groups > 1 else ""
+    axes.set_title(f"density {mask.density:.3f}, {queries} x {keys} blocks of {mask.block_size}{which}", fontsize=10)
     axes.set_xlabel("key block")
     axes.set_ylabel("query block")
     names = ("skipped", "in part", "whole")

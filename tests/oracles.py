@@ -132,3 +132,59 @@ def antidiagonal_oracle(query, key, lengths, stride, kept=None):
         for share, (column_block, _) in zip(shares, seen, strict=True):
             scores[row_block, column_block] += share
     return scores
+
+
+def pairwise(shape, rule):
+    """bool [tokens, tokens]: ``rule(q, k)`` of every pair of tokens, each (frame, row, column)."""
+    tokens = [(t, y, x) for t in range(shape[0]) for y in range(shape[1]) for x in range(shape[2])]
+    return torch.tensor([[bool(rule(q, k)) for k in tokens] for q in tokens])
+
+
+def grouped(shape, size, cross, reach):
+    """GRAT, from its published definition."""
+
+    def rule(q, k):
+        apart = [abs(a // s - b // s) for a, b, s in zip(q, k, size, strict=True)]
+        in_line = any(d == 0 for d, n in zip(apart, shape, strict=True) if n > 1) or max(shape) == 1
+        return in_line if cross else max(apart) <= reach
+
+    return pairwise(shape, rule)
+
+
+def sliding_tile(shape, tile, window):
+    """STA, from its published definition."""
+
+    def rule(q, k):
+        for a, b, length, size, width in zip(q, k, shape, tile, window, strict=True):
+            count = -(-length // size)
+            if width is not None and width < count:
+                centre = min(max(a // size, width // 2), count - 1 - width // 2)
+                if abs(centre - b // size) > width // 2:
+                    return False
+        return True
+
+    return pairwise(shape, rule)
+
+
+def multi_axis(shape, size, grid):
+    """MaxViT: the same window, or the same comb, on every axis."""
+
+    def rule(q, k):
+        strides = [-(-n // s) if grid else s for n, s in zip(shape, size, strict=True)]
+        place = (lambda a, d: a % d) if grid else (lambda a, d: a // d)
+        return all(place(a, d) == place(b, d) for a, b, d in zip(q, k, strides, strict=True))
+
+    return pairwise(shape, rule)
+
+
+def windows(shape, splits, quarters):
+    """MSW-MSA by rolling the coordinates and cutting what comes out."""
+
+    def ring(length, count):
+        size = -(-length // count)
+        shift = quarters * (size // 4) if count > 1 else 0
+        rolled = torch.arange(length).roll(-shift).tolist()
+        return {c: place // size for place, c in enumerate(rolled)}
+
+    rings = [ring(n, s) for n, s in zip(shape, splits, strict=True)]
+    return pairwise(shape, lambda q, k: all(r[a] == r[b] for r, a, b in zip(rings, q, k, strict=True)))

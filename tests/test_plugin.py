@@ -6,7 +6,17 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from dattn.patterns import Dense, Neighborhood, Radial
+from dattn.patterns import (
+    BlockCausal,
+    Dense,
+    Grouped,
+    MultiAxis,
+    Neighborhood,
+    Radial,
+    SlidingTile,
+    SparseFrames,
+    Windows,
+)
 from dattn.plugin import apply, remove
 from tests.tiny_models import FAMILIES, Pipeline, masked_sdpa
 
@@ -15,6 +25,12 @@ PATTERNS = {
     "radial": Radial(block_size=16),
     "neighborhood": Neighborhood(3),
     "everything": Neighborhood((None, None, None)),
+    "grouped": Grouped(2, "cross"),
+    "sliding-tile": SlidingTile(2, ((1, 1, 3), (3, 1, 1))),
+    "sparse-frames": SparseFrames(2, 1, rotate=False),
+    "block-causal": BlockCausal(2),
+    "windows": Windows((1, 2, 2), 1),
+    "multi-axis": MultiAxis(2, "grid"),
 }
 
 

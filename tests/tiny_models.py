@@ -159,6 +159,8 @@ def masked_sdpa(pattern: Pattern, grids: tuple[TokenGrid, ...]) -> Iterator[None
         if key.shape[2] == query.shape[2]:
             met.add(query.shape[2])
             attn_mask = masks[query.shape[2]]
+            if attn_mask.ndim == 3:
+                attn_mask = attn_mask[torch.arange(query.shape[1]) * len(attn_mask) // query.shape[1]]
         return plain(query, key, value, attn_mask=attn_mask, **rest)
 
     with mock.patch.object(F, "scaled_dot_product_attention", sdpa):

@@ -6,13 +6,34 @@ import ast
 from typing import Any
 
 from dattn.patterns.base import Pattern
+from dattn.patterns.block_causal import BlockCausal
 from dattn.patterns.dense import Dense
+from dattn.patterns.grouped import Grouped
+from dattn.patterns.multi_axis import MultiAxis
 from dattn.patterns.neighborhood import Neighborhood
 from dattn.patterns.radial import Radial
+from dattn.patterns.sliding_tile import SlidingTile
+from dattn.patterns.sparse_frames import SparseFrames
+from dattn.patterns.windows import Windows
 
-PATTERNS: dict[str, type[Pattern]] = {p.__name__: p for p in (Dense, Radial, Neighborhood)}
+_ALL = (Dense, Radial, Neighborhood, Grouped, SlidingTile, SparseFrames, BlockCausal, Windows, MultiAxis)
+PATTERNS: dict[str, type[Pattern]] = {pattern.__name__: pattern for pattern in _ALL}
 
-__all__ = ["PATTERNS", "Dense", "Neighborhood", "Pattern", "Radial", "pattern_from_dict", "pattern_from_string"]
+__all__ = [
+    "PATTERNS",
+    "BlockCausal",
+    "Dense",
+    "Grouped",
+    "MultiAxis",
+    "Neighborhood",
+    "Pattern",
+    "Radial",
+    "SlidingTile",
+    "SparseFrames",
+    "Windows",
+    "pattern_from_dict",
+    "pattern_from_string",
+]
 
 
 def pattern_from_dict(data: dict[str, Any]) -> Pattern:

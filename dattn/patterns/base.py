@@ -48,20 +48,21 @@ class Pattern:
         raise NotImplementedError
 
     def visual_allowed(self, grid: TokenGrid) -> Tensor:
-        """bool [visual, visual]: who sees whom among the visual tokens, straight from the definition."""
+        """bool [visual, visual], with leading head groups where they differ: straight from the definition."""
         raise NotImplementedError
 
     def allowed(self, grid: TokenGrid) -> Tensor:
-        """bool [tokens, tokens] in raster order, text included: the element-wise definition.
+        """bool [tokens, tokens] in raster order, text included; with leading head groups where they differ.
 
-        An oracle for small grids: memory grows with the square of the tokens.
+        The element-wise definition, an oracle for small grids: memory grows with the square of the tokens.
 
         Raises:
             ValueError: the pattern does not fit the grid.
         """
-        out = torch.ones(grid.tokens, grid.tokens, dtype=torch.bool)
+        allowed = self.visual_allowed(grid)
+        out = torch.ones(*allowed.shape[:-2], grid.tokens, grid.tokens, dtype=torch.bool)
         visual = slice(grid.text_before, grid.text_before + grid.visual)
-        out[visual, visual] = self.visual_allowed(grid)
+        out[..., visual, visual] = allowed
         return out
 
 
