@@ -74,13 +74,14 @@ def requested(options: argparse.Namespace, loaded: Any) -> Any:
     Raises:
         ValueError: no prompt for a model that is not ours.
     """
-    from .running import DEMO_PROMPT, Request
+    from .running import Request
 
     if options.prompt is None and loaded.native is None:
         raise ValueError(f"no --prompt: {loaded.name} needs to be told what to show")
     names = ("seed", "frames", "height", "width", "steps", "guidance")
     given = {name: getattr(options, name) for name in names}
-    return Request(options.prompt or DEMO_PROMPT, **given).filled(loaded)
+    prompt = options.prompt or loaded.native.prompt
+    return Request(prompt, **given).filled(loaded)
 
 
 def apply_options(options: argparse.Namespace) -> dict[str, Any]:
@@ -90,9 +91,7 @@ def apply_options(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _default_pattern(loaded: Any) -> str:
-    from .running import DEMO_PATTERN
-
-    return "radial" if loaded.native is None else DEMO_PATTERN
+    return "radial" if loaded.native is None else loaded.native.pattern
 
 
 def _what(request: Any) -> str:

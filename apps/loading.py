@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,22 @@ STRETCH = 4
 
 @dataclass(frozen=True)
 class Native:
-    """What a demo model was trained for, and how it samples well, unless its ``shapes.json`` says else."""
+    """What a demo model was trained for, and how it samples well, unless its ``shapes.json`` says else.
+
+    Attributes:
+        frames, height, width, steps, guidance: of the pipeline's call; guidance None where it takes another way.
+        extra: further arguments of the call.
+        prompt, pattern: what is made where nothing is asked for.
+    """
 
     frames: int = 33
     height: int = 64
     width: int = 64
     steps: int = 20
-    guidance: float = 4.0
+    guidance: float | None = 4.0
+    extra: dict[str, Any] = field(default_factory=dict)
+    prompt: str = "a red circle moving right"
+    pattern: str = "Radial(block_size=64)"  # this model has 64 tokens per frame, half of the published block
 
     def frames_at(self, stretch: float) -> int:
         """Frames of a clip ``stretch`` times as long: 33 is 1 + 32, twice that is 1 + 64."""

@@ -25,10 +25,8 @@ from .arguments import STOCK
 from .loading import STRETCH, Loaded
 from .metrics import WINDOW, psnr, ssim
 from .shapes.judge import judge
+from .shapes.pictures import judge_picture
 
-DEMO_PROMPT = "a red circle moving right"
-DEMO_PATTERN = "Radial(block_size=64)"
-"""The demo model has 64 tokens per frame, half of the published block."""
 HEAD_DIM = 64
 """For asking early whether a backend runs here at all; the model's own is looked at when it attends."""
 
@@ -74,6 +72,7 @@ class Request:
             "guidance_scale": self.guidance,
         }
         wanted = {"prompt": self.prompt, **{k: v for k, v in given.items() if v is not None}}
+        wanted |= loaded.native.extra if loaded.native else {}
         for name in sorted(wanted.keys() - loaded.arguments):
             kind = type(loaded.pipe).__name__
             raise ValueError(f"{name}={wanted[name]!r}: {kind} takes no such argument; leave the option out")
@@ -255,7 +254,11 @@ def _judge(loaded: Loaded, request: Request, result: Result) -> None:
     if loaded.native is None:
         return
     try:
-        verdict = judge(result.clip, request.prompt)
+        seen = (
+            judge_picture(result.clip[0], request.prompt)
+            if len(result.clip) == 1
+            else judge(result.clip, request.prompt)
+        )
     except ValueError:
         return
-    result.judged, result.verdict = verdict.ok, str(verdict)
+    result.judged, result.verdict = seen.ok, str(seen)

@@ -1,13 +1,14 @@
 """Pictures of the world, their judge, and the training of the two image models (a few steps of it)."""
 
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, FluxPipeline, StableDiffusionPipeline
 
-from dattn.apps.shapes import parse_caption, picture_codec, train_flux, train_sd
+from dattn.apps.shapes import parse_caption, picture_codec, score_pictures, train_flux, train_sd
 from dattn.apps.shapes.picture_text import TEXT_LENGTH
 from dattn.apps.shapes.pictures import caption_of, draw_pictures, judge_picture, sample_picture
 
@@ -93,6 +94,8 @@ def test_a_few_steps_leave_a_stock_pipeline_that_goes_on(folders, name, monkeypa
     run(monkeypatch, script, *words, "--resume")
     assert not np.array_equal(picture(folder), first)
     assert AutoencoderKL.from_pretrained(folder / "vae").config.scaling_factor == 1
+    options = SimpleNamespace(model=folder, captions=3, first=0, steps=2, batch=2, seed=0, sheet=None, threads=1)
+    assert all(0 <= score.clips <= 1 for score in score_pictures.run(options).values())
 
 
 def picture(folder):

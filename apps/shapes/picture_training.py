@@ -21,6 +21,7 @@ from .training import Clock, Ema, scale_rates
 
 Model = TypeVar("Model", bound=nn.Module)
 UNCONDITIONAL = 0.1
+PROMPT = "a red circle above a blue square"
 
 
 @dataclass(frozen=True)

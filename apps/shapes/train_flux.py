@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerFast
 
 from .picture_codec import FOLDERS
 from .picture_text import TEXT_LENGTH, WIDTH, build_clip, build_t5, short_tokenizer
-from .picture_training import fit, optimizers, options, tokens
-from .training import edit_config
+from .picture_training import PROMPT, fit, optimizers, options, tokens
+from .training import describe, edit_config
 
 FOLDER = FOLDERS[1]
 SHIFT = 2.0
@@ -66,6 +66,8 @@ def save(model: Denoiser, tokenizer: PreTrainedTokenizerFast, folder: Path) -> N
     )
     pipe.save_pretrained(folder)
     edit_config(folder / "vae")
+    extra = {"max_sequence_length": TEXT_LENGTH, "negative_prompt": "", "true_cfg_scale": 3.0}
+    describe(folder, frames=1, guidance=None, extra=extra, prompt=PROMPT, pattern="Neighborhood(9)")
 
 
 def load(folder: Path) -> tuple[Denoiser, PreTrainedTokenizerFast]:

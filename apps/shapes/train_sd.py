@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerFast
 
 from .picture_codec import FOLDERS
 from .picture_text import WIDTH, build_clip, short_tokenizer
-from .picture_training import fit, optimizers, options, tokens
-from .training import edit_config
+from .picture_training import PROMPT, fit, optimizers, options, tokens
+from .training import describe, edit_config
 
 FOLDER = FOLDERS[0]
 
@@ -80,6 +80,7 @@ def save(model: Denoiser, tokenizer: PreTrainedTokenizerFast, folder: Path) -> N
     )
     pipe.save_pretrained(folder)
     edit_config(folder / "vae")
+    describe(folder, frames=1, guidance=3.0, prompt=PROMPT, pattern="Neighborhood(9)")
 
 
 def load(folder: Path) -> tuple[Denoiser, PreTrainedTokenizerFast]:

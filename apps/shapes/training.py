@@ -117,6 +117,11 @@ def scenes_from(first_seed: int, count: int, objects: int | None = None) -> list
     return [sample_scene(first_seed + i, objects) for i in range(count)]
 
 
+def describe(folder: Path, **settings: object) -> None:
+    """Write ``shapes.json``: how the commands are to call this model; see ``Native`` in ``apps/loading.py``."""
+    (folder / "shapes.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
 def edit_config(folder: Path, **changes: object) -> None:
     """Change entries of the ``config.json`` in ``folder``, and drop where on this machine it was loaded from."""
     path = folder / "config.json"
