@@ -48,7 +48,8 @@ def run(args: argparse.Namespace) -> dict[int, Score]:
     torch.set_num_threads(args.threads)
     pipe = DiffusionPipeline.from_pretrained(args.model)
     pipe.set_progress_bar_config(disable=True)
-    scores, pictures = {}, []
+    scores: dict[int, Score] = {}
+    pictures: list[np.ndarray] = []
     for objects in (1, 2):
         captions = fresh_captions(args.captions, objects, args.first)
         verdicts: list[Verdict] = []
