@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from dattn.apps.arguments import Parser, at_least, writable_folder
 from dattn.apps.benchmark_chart import chart
 from dattn.apps.benchmark_gpu import SHAPES, gpu
-from dattn.apps.benchmark_model import CLIPS, LAYERS, PASSES, model
+from dattn.apps.benchmark_model import CLIPS, PASSES, model
 from dattn.apps.benchmark_selection import selection
 from dattn.apps.benchmark_sweep import sweep
 from dattn.apps.record import provenance, write_json
@@ -29,7 +29,7 @@ EXAMPLES = """\
   dattn bench memory                 the memory of a call (Linux)
   dattn bench gpu                    our kernels beside cuDNN, FlashAttention and FlexAttention
   dattn bench selection              choosing blocks from queries and keys
-  dattn bench model --layers 8       a denoising and a training step of Wan 2.1 14B
+  dattn bench model --repeats 2      a denoising and a training step of Wan 2.1 14B
   dattn bench sweep --head-dims 128  the kernels' configurations, measured anew
   dattn bench gpu --shapes wan-720p --output assets/benchmarks/gpu.json
   dattn bench memory --tokens 8192 16384 32768 65536
@@ -69,7 +69,8 @@ def main(argv: Sequence[str]) -> int:
     def save(record: dict[str, Any]) -> None:
         """Written after every row: a long run that is stopped keeps what it has."""
         if options.output:
-            settings = {"batch": 1, "heads": options.heads, "repeats": options.repeats}
+            heads = {"heads": options.heads} if options.what in ("cpu", "memory") else {}
+            settings = {"batch": 1, **heads, "repeats": options.repeats}
             Path(options.output).parent.mkdir(parents=True, exist_ok=True)
             write_json(Path(options.output), record | {"settings": settings} | provenance("bench", argv))
 
@@ -118,7 +119,9 @@ def _parser() -> Parser:
     parser.add_argument("--patterns", nargs="+", default=list(PATTERNS), metavar="P")
     parser.add_argument("--shapes", nargs="+", choices=[s.name for s in SHAPES], help="of gpu (default: all)")
     parser.add_argument("--blocks", type=int, nargs="+", choices=[64, 128], default=[128], help="of sweep")
-    parser.add_argument("--layers", type=at_least(1), default=LAYERS, help="of model (default: %(default)s)")
+    parser.add_argument(
+        "--layers", type=at_least(1), default=8, help="of model, all 40 or fewer (default: %(default)s)"
+    )
     parser.add_argument("--clips", nargs="+", choices=list(CLIPS), help="of model (default: all)")
     parser.add_argument("--passes", nargs="+", choices=PASSES, help="of model (default: both)")
     parser.add_argument("--heads", type=at_least(1), default=4)

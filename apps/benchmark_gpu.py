@@ -1,7 +1,8 @@
 """``dattn bench gpu``: our Triton kernels beside PyTorch's dense attention and FlexAttention, in one run.
 
 Every competitor is pinned: dense attention by cuDNN and by FlashAttention, and FlexAttention with the very same
-block mask. Times are medians of CUDA events; ratios are taken inside the run.
+block mask where its blocks can be ours (128 tokens, all but the last full, no tail). Times are medians of CUDA events;
+ratios are taken inside the run.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
 
     from dattn.block_mask import BlockMask
 
-Clock = Callable[[Any], float | None]
+Clock = Callable[..., float | None]
 FLEX_BLOCK = 128  # FlexAttention's own block size; masks of other sizes, or of ragged blocks, are not its own
+WHOLE, SKIPPED = -1, -2
 VIDEO_PATTERNS = (
     "Radial()",
     "Radial(decay=0.2)",
@@ -122,7 +124,7 @@ def _cases(shape: Shape, head_dim: int, repeats: int) -> Iterator[Case]:
     for backward in (False, True):
         inputs = [t.detach().requires_grad_(backward) for t in (query, key, value)]
         clock = _clock(inputs, grad if backward else None, repeats)
-        times = {name: clock(dense(name)) for name in ("cudnn", "flash")}
+        times = {name: clock(dense(name), True) for name in ("cudnn", "flash")}
         yield Case(shape, head_dim, backward, inputs, clock, times, repeats)
 
 
@@ -137,7 +139,7 @@ def _timing(case: Case, text: str) -> Timing:
     sparse = _sparse(mask, case.head_dim)
     with torch.no_grad():
         sparse(*case.inputs)  # a failure of our own is no gap in the table: it ends the run
-    ours, flex = case.clock(sparse), case.clock(_flex(mask))
+    ours, flex = case.clock(sparse), case.clock(flex_attention(mask), True)
     if ours is None:
         raise RuntimeError(f"{text} on {case.shape.name}: our own kernel failed, see the line above")
     flops = 4 * grid.tokens**2 * case.head_dim * case.shape.heads * mask.density * (3.5 if case.backward else 1)
@@ -165,13 +167,13 @@ def _clock(inputs: list[Tensor], grad: Tensor | None, repeats: int) -> Clock:
     """Milliseconds of a call on the inputs, with its backward pass where there is a gradient."""
     import torch
 
-    def clock(call: Any) -> float | None:
+    def clock(call: Any, may_fail: bool = False) -> float | None:
         def once() -> None:
             output = call(*inputs)
             if grad is not None:
                 torch.autograd.grad(output, inputs, grad)
 
-        return None if call is None else milliseconds(once, repeats)
+        return None if call is None else milliseconds(once, repeats, may_fail=may_fail)
 
     return clock
 
@@ -213,38 +215,41 @@ def _order_milliseconds(mask: BlockMask, heads: int, head_dim: int, repeats: int
     return milliseconds(lambda: [in_order(tensor, order, lists.visits.sets) for _ in range(2)], repeats)
 
 
-def _flex(mask: BlockMask) -> Any:
-    """FlexAttention with the same lists, in the same order; None where its blocks cannot be ours."""
+def flex_attention(mask: BlockMask, compiled: bool = True) -> Any:
+    """FlexAttention with the same lists; None where its blocks cannot be ours.
+
+    It takes tensors in kernel order and gives its output in it, so nothing of its time goes into orders.
+    """
     import torch
     from torch.nn.attention import flex_attention as flex
 
-    whole = bool((mask.key.lengths == FLEX_BLOCK).all()) and mask.block_size == FLEX_BLOCK
+    whole = bool((mask.key.lengths[..., :-1] == FLEX_BLOCK).all()) and mask.block_size == FLEX_BLOCK
     if mask.tail or not whole:
         return None
-    rows, columns = mask.num_blocks
-    table, rule = _flex_rule(mask, rows, columns)
-    counts_and_indices = (*_flex_lists(table >= 0), *_flex_lists(table == -1))
-    blocks = flex.BlockMask.from_kv_blocks(*counts_and_indices, BLOCK_SIZE=FLEX_BLOCK, mask_mod=rule)
-    order = mask.query.order[0, 0]
-    back = order.argsort()
-    compiled = torch.compile(flex.flex_attention, dynamic=False)
-
-    def call(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        q, k, v = (t.index_select(2, order) for t in (query, key, value))
-        return compiled(q, k, v, block_mask=blocks).index_select(2, back)
-
-    return call
+    table, rule = _flex_rule(mask)
+    counts_and_indices = (*_flex_lists(table >= 0), *_flex_lists(table == WHOLE))
+    tokens = mask.query.order.shape[-1]
+    blocks = flex.BlockMask.from_kv_blocks(
+        *counts_and_indices, BLOCK_SIZE=FLEX_BLOCK, mask_mod=rule, seq_lengths=(tokens, tokens)
+    )
+    call: Any = flex.flex_attention
+    if compiled:
+        torch._dynamo.reset()  # a mask is a program of its own, and only eight are kept
+        call = torch.compile(flex.flex_attention, dynamic=False)
+    return lambda query, key, value: call(query, key, value, block_mask=blocks)
 
 
-def _flex_rule(mask: BlockMask, rows: int, columns: int) -> tuple[Tensor, Any]:
-    """int32 [rows, columns] of tile numbers (-1 whole, -2 skipped), and the element rule that reads it."""
+def _flex_rule(mask: BlockMask) -> tuple[Tensor, Any]:
+    """int32 [rows, columns] of tile numbers (or WHOLE, SKIPPED), and the element rule that reads it."""
     import torch
 
-    kinds = torch.full((rows, columns), -2, dtype=torch.int32, device=DEVICE)
-    whole = mask.full.rows(0, 0, 0, rows, columns)
-    kinds[whole] = -1
+    rows, columns = mask.num_blocks
+    kinds = torch.full((rows, columns), SKIPPED, dtype=torch.int32, device=DEVICE)
+    kinds[mask.full.rows(0, 0, 0, rows, columns)] = WHOLE
     kinds[mask.partial.rows(0, 0, 0, rows, columns)] = mask.tile[0, 0]
-    tiles = mask.unpacked_tiles()
+    size = 1, FLEX_BLOCK, FLEX_BLOCK
+    none, every = (make(size, dtype=torch.bool, device=DEVICE) for make in (torch.zeros, torch.ones))
+    tiles = torch.cat([mask.unpacked_tiles(), none, every])  # SKIPPED and WHOLE count from the end
 
     def rule(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return tiles[kinds[query // FLEX_BLOCK, key // FLEX_BLOCK], query % FLEX_BLOCK, key % FLEX_BLOCK]

@@ -44,8 +44,8 @@ class Step:
     stock_ms: float | None
     sparse_ms: float | None
     speedup: float | None
-    stock_gib: float
-    sparse_gib: float
+    stock_gib: float | None
+    sparse_gib: float | None
 
 
 def model(options: Any, save: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
@@ -137,15 +137,19 @@ def _training(transformer: WanTransformer3DModel, inputs: dict[str, Tensor]) -> 
     transformer.enable_gradient_checkpointing()
 
     def call() -> None:
-        transformer(**inputs, return_dict=False)[0].float().square().mean().backward()
-        transformer.zero_grad(set_to_none=True)
+        try:
+            transformer(**inputs, return_dict=False)[0].float().square().mean().backward()
+        finally:
+            transformer.zero_grad(set_to_none=True)
 
     return call
 
 
-def _measured(call: Callable[[], object], repeats: int) -> tuple[float | None, float]:
-    """Milliseconds, and GiB at the highest."""
+def _measured(call: Callable[[], object], repeats: int) -> tuple[float | None, float | None]:
+    """Milliseconds, and GiB at the highest; None where it does not fit."""
     import torch
 
+    torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    return milliseconds(call, repeats, warm_up=1), torch.cuda.max_memory_allocated() / 2**30
+    ms = milliseconds(call, repeats, warm_up=1)
+    return ms, None if ms is None else torch.cuda.max_memory_allocated() / 2**30

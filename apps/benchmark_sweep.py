@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from difflib import unified_diff
+from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,9 @@ from dattn.apps.timing import DEVICE, gpu_needed, milliseconds
 if TYPE_CHECKING:
     from dattn.kernels.config import Config, Row
 
-GRID = (16, 32, 32)
+GRID = (15, 33, 31)  # nothing divides it: the last blocks are ragged
 HEADS = 16
-PATTERN = "Radial(decay=0.2, block_size={})"
+PATTERNS = ("Radial(decay=0.2, block_size={block})", "Neighborhood((7, 17, 17), tile=({frames}, 8, 8))")
 TILES = ((128, 128), (128, 64), (128, 32), (64, 128), (64, 64), (64, 32), (32, 128), (32, 64), (32, 32))
 STAGES = (2, 3, 4)
 ACCUMULATED = 4096  # float32 numbers that a warp can hold: 128 registers of each thread
@@ -37,36 +38,44 @@ def sweep(options: Any, save: Save) -> dict[str, Any]:
     major, minor = torch.cuda.get_device_capability()
     trials: list[dict[str, Any]] = []
     rows: list[str] = []
+    record: dict[str, Any] = {"sweep": trials, "table": rows}
     for head_dim, block in product(options.head_dims, options.blocks):
         key = config.key_of(10 * major + minor, head_dim, block)
         old = config.TABLE[key]
         timers = _timers(key, head_dim, block, options.repeats)
-        new, tried = best_row(old, timers, block, head_dim)
-        trials += [{"row": list(key), "head_dim": head_dim, **trial} for trial in tried]
+        place = {"row": list(key), "head_dim": head_dim}
+        new = best_row(old, timers, block, head_dim, partial(_note, trials, place, lambda: save(record)))
         rows.append(line(key, new))
         print(difference(key, old, new), flush=True)
-        save({"sweep": trials, "table": rows})
-    return {"sweep": trials, "table": rows}
+        save(record)
+    return record
 
 
-def best_row(row: Row, timers: dict[str, Timer], block: int, head_dim: int) -> tuple[Row, list[dict[str, Any]]]:
-    """The row with the fastest configuration of every kernel, and all that was tried.
+def _note(trials: list[dict[str, Any]], place: dict[str, Any], save: Callable[[], None], trial: dict[str, Any]) -> None:
+    """Keep a trial at once: a run that is stopped loses none."""
+    trials.append(place | trial)
+    save()
+
+
+def best_row(
+    row: Row, timers: dict[str, Timer], block: int, head_dim: int, note: Callable[[dict[str, Any]], None]
+) -> Row:
+    """The row with the fastest configuration of every kernel; ``note`` is told of all that was tried.
 
     A kernel keeps its configuration unless another one is faster; ``timers`` give milliseconds, or None where a
     configuration does not run.
     """
-    trials = []
     best = row
     for kernel, timer in timers.items():
         times: dict[Config, float] = {}
         for config in dict.fromkeys([getattr(row, kernel), *candidates(block, head_dim)]):
             ms = timer(row._replace(**{kernel: config}))
-            trials.append({"kernel": kernel, "config": list(config), "ms": ms})
+            note({"kernel": kernel, "config": list(config), "ms": ms})
             if ms is not None:
                 times[config] = ms
         if times:
             best = best._replace(**{kernel: min(times, key=lambda config: times[config])})
-    return best, trials
+    return best
 
 
 def candidates(block: int, head_dim: int) -> Iterator[Config]:
@@ -103,19 +112,25 @@ def _timers(key: tuple[int, int, int], head_dim: int, block: int, repeats: int) 
     from dattn.patterns import pattern_from_string
 
     grid, backend = TokenGrid(*GRID), load("triton")
-    mask = pattern_from_string(PATTERN.format(block)).mask(grid).to(DEVICE)
     shape = 1, grid.tokens, HEADS, head_dim
     query, key_, value, grad = (
         torch.randn(shape, device=DEVICE, dtype=torch.bfloat16).transpose(1, 2) for _ in range(4)
     )
-    problem = Problem(query, key_, value, mask, head_dim**-0.5)
-    output, lse = backend.forward(problem)
-    flat = torch.zeros_like(lse)
-    passes = {
-        "forward": lambda: backend.forward(problem),
-        "grad_query": lambda: backend.backward(problem, output, lse, grad, flat),
-        "grad_key": lambda: backend.backward(problem, output, lse, grad, flat),
-    }
+    problems = []
+    for text in PATTERNS:
+        mask = pattern_from_string(text.format(block=block, frames=block // 64)).mask(grid).to(DEVICE)
+        problems.append(Problem(query, key_, value, mask, head_dim**-0.5))
+    results = [backend.forward(problem) for problem in problems]
+
+    def forward() -> None:
+        for problem in problems:
+            backend.forward(problem)
+
+    def backward() -> None:
+        for problem, (output, lse) in zip(problems, results, strict=True):
+            backend.backward(problem, output, lse, grad, torch.zeros_like(lse))
+
+    passes = {"forward": forward, "grad_query": backward, "grad_key": backward}
 
     def timer(call: Callable[[], object]) -> Timer:
         def under(row: Row) -> float | None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from statistics import median
 
 DEVICE = "cuda"
+LAUNCH_CYCLES = 2_000_000  # about a millisecond
 
 
 def gpu_needed(what: str) -> None:
@@ -16,27 +17,33 @@ def gpu_needed(what: str) -> None:
         raise ValueError(f"bench {what}: needs a CUDA device, and there is none here; `dattn bench cpu` needs none")
 
 
-def milliseconds(call: Callable[[], object], repeats: int, warm_up: int = 2) -> float | None:
-    """The median over ``repeats`` calls, by CUDA events; None, and a line that says why, where it cannot run.
+def milliseconds(call: Callable[[], object], repeats: int, warm_up: int = 2, may_fail: bool = False) -> float | None:
+    """The median over ``repeats`` calls, by CUDA events.
 
-    The first ``warm_up`` calls, which compile, do not count.
+    None, and a line that says why, where memory or the GPU's resources do not suffice, or a kernel cannot be compiled;
+    with ``may_fail`` after any error at run time. The first ``warm_up`` calls, which compile, do not count.
     """
     import torch
+    from triton.errors import TritonError
     from triton.runtime.errors import OutOfResources
 
+    gaps = torch.OutOfMemoryError, OutOfResources, TritonError, *([RuntimeError] if may_fail else [])
     try:
         for _ in range(warm_up):
             call()
         return median(_event_time(call) for _ in range(repeats))
-    except (torch.OutOfMemoryError, OutOfResources, RuntimeError) as error:
+    except gaps as error:
         print(f"left out: {str(error).splitlines()[0]}", flush=True)
         return None
 
 
 def _event_time(call: Callable[[], object]) -> float:
+    """Milliseconds on the GPU alone: it is kept busy while the call is being launched."""
     import torch
 
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    torch.cuda._sleep(LAUNCH_CYCLES)
     start.record()
     call()
     end.record()

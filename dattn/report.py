@@ -131,7 +131,7 @@ def _row(layer: Layer) -> Row:
         index=layer.index,
         name=layer.name,
         pattern=describe(layer.concrete) if layer.pattern is not None else None,
-        grid=_grid(layer),
+        grid=None if layer.grid is None else layer.grid.sizes,
         density=density,
         tail_share=tail,
         backend="stock" if stock else run.backend,
@@ -139,11 +139,6 @@ def _row(layer: Layer) -> Row:
         flops_dense=flops,
         flops_computed=None if flops is None else round(flops * share),
     )
-
-
-def _grid(layer: Layer) -> tuple[int, ...] | None:
-    grid = layer.grid
-    return None if grid is None else (*grid.shape, grid.text_before, grid.text_after)
 
 
 def _flops(layer: Layer) -> int | None:

@@ -37,12 +37,13 @@ def top_p(scores: Tensor, share: float) -> Tensor:
         raise ValueError(f"top_p keeps a share of {share}: it is above 0 and at most 1")
     ranked, order = scores.sort(dim=-1, descending=True, stable=True)
     before = ranked.double().cumsum(-1) - ranked  # what the better blocks hold
-    kept = (before < share * ranked.double().sum(-1, keepdim=True)) & (ranked > 0)
+    wanted = share * ranked.double().sum(-1, keepdim=True) if share < 1 else torch.inf
+    kept = (before < wanted) & (ranked > 0)
     kept[..., 0] = True
     return torch.zeros_like(kept).scatter_(-1, order, kept)
 
 
-def lists_of(kept: Tensor) -> BlockList:
+def to_lists(kept: Tensor) -> BlockList:
     """The lists of bool [batch, groups, query blocks, key blocks]; rows of the longest set's length."""
     offsets = torch.nn.functional.pad(kept.sum(-1).cumsum(-1), (1, 0))
     index = kept.new_zeros(*kept.shape[:2], int(offsets[..., -1].max()), dtype=torch.int32)

@@ -18,7 +18,7 @@ from .config import Config
 from .options import options
 from .steps import LN2, LOG2E, NONE, batch_and_head, first_row, kept_keys, set_of
 
-CONFIG = Config(128, 128, 8, 3)
+HALF, FLOAT32 = Config(128, 128, 8, 3), Config(32, 32, 4, 1)
 DEPTH = 64  # of the head dim at a time
 CHUNK = 1 << 26  # (query group, key block) pairs held at a time
 
@@ -60,8 +60,8 @@ def antidiagonal(
     kept = kept_keys(kept, sets, batch, at, tokens)
     rows = first + tl.program_id(0) * TILE.M + tl.arange(0, TILE.M)
     columns = tl.program_id(2) * TILE.N + tl.arange(0, TILE.N)
-    logits = tl.zeros([TILE.M, TILE.N], tl.float32)
-    row_seen, column_seen = tl.zeros([TILE.M], tl.int32), tl.zeros([TILE.N], tl.int32)
+    logits = tl.full([TILE.M, TILE.N], 0, tl.float32)
+    row_seen, column_seen = tl.full([TILE.M], 0, tl.int32), tl.full([TILE.N], 0, tl.int32)
     for turn in range(STRIDE * (TILE.WIDTH // DEPTH)):
         offset = turn // (TILE.WIDTH // DEPTH)
         d = turn % (TILE.WIDTH // DEPTH) * DEPTH + tl.arange(0, DEPTH)
@@ -104,7 +104,8 @@ def antidiagonal_scores(
     """
     batch, heads, tokens, dim = query.shape
     per_block = size // stride
-    config = Config(CONFIG.M, max(CONFIG.N, per_block), CONFIG.warps, CONFIG.stages)
+    config = FLOAT32 if query.dtype == torch.float32 else HALF
+    config = config._replace(N=max(config.N, per_block))
     settings = options(config, query, size)
     depth = min(DEPTH, settings["TILE"].WIDTH)
     scores = query.new_empty(batch, heads, own.number, other.number, dtype=torch.float32)

@@ -109,7 +109,7 @@ def grad_query(
     keys, values = (first_row(key, batch, head), key.token), (first_row(value, batch, head), value.token)
     kept = kept_keys(key_mask, visits.sets, batch, at, tokens)
     step = scale * LOG2E
-    acc = tl.zeros([TILE.M, TILE.WIDTH], tl.float32)
+    acc = tl.full([TILE.M, TILE.WIDTH], 0, tl.float32)
     acc = walk_keys(acc, rows, keys, values, visits, visits.full, at, row, lines, kept, step, TILE)
     if visits.partial is not None:
         acc = walk_keys(acc, rows, keys, values, visits, visits.partial, at, row, lines, kept, step, TILE)
@@ -185,7 +185,7 @@ def grad_key(
     if key_mask is not None:
         kept = tl.load(kept + start + lines, mask=inside, other=0) != 0
     step = scale * LOG2E
-    state = (tl.zeros([TILE.N, TILE.WIDTH], tl.float32), tl.zeros([TILE.N, TILE.WIDTH], tl.float32))
+    state = (tl.full([TILE.N, TILE.WIDTH], 0, tl.float32), tl.full([TILE.N, TILE.WIDTH], 0, tl.float32))
     state = walk_queries(state, k, v, queries, grads, sums, d, visits, visits.full, at, row, lines, kept, step, TILE)
     if visits.partial is not None:
         lists = visits.partial
@@ -207,7 +207,7 @@ def grad_pool(query, grad, lse, delta, out_key, out_value, visits, pool, scale, 
     v = load_rows(first_row(pool.value, batch, head), pool.value.token, 0, places, there, TILE)
     queries, grads = (first_row(query, batch, head), query.token), (first_row(grad, batch, head), grad.token)
     base = (batch * heads + head) * tokens
-    state = (tl.zeros([TILE.N, TILE.WIDTH], tl.float32), tl.zeros([TILE.N, TILE.WIDTH], tl.float32))
+    state = (tl.full([TILE.N, TILE.WIDTH], 0, tl.float32), tl.full([TILE.N, TILE.WIDTH], 0, tl.float32))
     for turn in range(visits.own.number * (TILE.SIZE // TILE.M)):
         block = at * visits.own.number + turn // (TILE.SIZE // TILE.M)
         lines = turn % (TILE.SIZE // TILE.M) * TILE.M + tl.arange(0, TILE.M)

@@ -80,7 +80,8 @@ def weights_of_blocks(
     """
     batch, heads, tokens = query.shape[:3]
     largest, total = (query.new_zeros(batch, heads, lists.entries, dtype=torch.float32) for _ in range(2))
-    config = Config(size, min(size, 64), 8 if size > 64 else 4, 2)
+    half = query.dtype != torch.float32
+    config = Config(size, min(size, 64 if half else 16), 8 if size > 64 else 4, 2 if half else 1)
     block_weights[(visits.own.number, batch * heads)](
         Heads.of(query), Heads.of(key), lse, largest, total, visits, lists, key_mask, scale, heads, tokens,
         **options(config, query, size, ragged),

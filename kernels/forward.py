@@ -69,9 +69,9 @@ def forward(query, key, value, out, lse, order, visits, key_mask, pool, scale, h
     kept = kept_keys(key_mask, visits.sets, batch, at, tokens)
     step = scale * LOG2E
     state = (
-        tl.zeros([TILE.M, TILE.WIDTH], tl.float32),
+        tl.full([TILE.M, TILE.WIDTH], 0, tl.float32),
         tl.full([TILE.M], NONE, tl.float32),
-        tl.zeros([TILE.M], tl.float32),
+        tl.full([TILE.M], 0, tl.float32),
     )
     state = walk(state, q, keys, values, visits, visits.full, at, row, lines, kept, step, TILE)
     if visits.partial is not None:

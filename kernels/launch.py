@@ -62,7 +62,7 @@ def block_sparse_gradients(
     rest = walk.scale, heads, tokens
     grad_query[(walk.visits.own.number * (walk.size // query_config.M), batch * heads)](
         *tensors, lse, delta, dq, walk.orders[0], walk.visits, walk.key_mask, walk.pool, *rest,
-        **options(query_config, query, walk.size),  # keys past a ragged block's end are zeros and add nothing
+        **options(query_config, query, walk.size, walk.ragged),
     )  # fmt: skip
     settings = options(key_config, query, walk.size)
     grad_key[(walk.turned.own.number * (walk.size // key_config.N), batch * heads)](

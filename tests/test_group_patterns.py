@@ -124,7 +124,8 @@ def test_anchors_rotate_over_the_whole_clip():
         placed = pattern.at(0, 4, step, 20)
         assert placed == pattern.at(3, 4, step, 20) and not placed.rotate
         met |= placed.seen(20)[0]
-    assert met.sum() >= 18
+    assert met.sum() >= 16
+    assert len({pattern.at(0, 4, step, 50) for step in range(50)}) == 8
     assert SparseFrames(3, rotate=False).at(0, 4, 7, 20) == SparseFrames(3, rotate=False)
 
 
@@ -144,9 +145,7 @@ def test_the_published_groups():
     image = Grouped(16).mask(TokenGrid(1, 512, 512))  # Flux at 8192²: 99.0 % skipped
     assert image.density == pytest.approx((3 * 32 - 2) ** 2 / 1024**2)
     assert Grouped(16, "cross").mask(TokenGrid(1, 512, 512)).density == pytest.approx(63 / 1024)
-    video = TokenGrid(
-        32, 48, 80
-    )  # Hunyuan: 94.3 % skipped around; in line, all but three planes through 8 x 6 x 10 groups
+    video = TokenGrid(32, 48, 80)  # 8 x 6 x 10 groups of Hunyuan's size
     assert Grouped((4, 8, 8)).mask(video).density == pytest.approx(22 * 16 * 28 / 480**2)
     assert Grouped((4, 8, 8), "cross").mask(video).density == pytest.approx(1 - 7 / 8 * 5 / 6 * 9 / 10)
 

@@ -13,7 +13,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from dattn.patterns import Dense, Neighborhood
+from dattn.patterns import Dense, MultiAxis, Neighborhood, SparseFrames, Windows
 from dattn.plugin import apply
 from dattn.schedule import resolve_amount
 from tests.tiny_models import FAMILIES, Pipeline
@@ -243,3 +243,18 @@ def test_branches_one_after_the_other_equal_branches_apart():
         with apply(pipe, Neighborhood(3)):
             pipe.scheduler.set_timesteps(2)
             assert torch.equal(family.run(model, seed=seed), expected)
+
+
+@pytest.mark.parametrize(
+    "pattern", [SparseFrames(1, 1), Windows((1, 2, 2)), MultiAxis((5, 2, 2))], ids=lambda pattern: pattern.name
+)
+def test_patterns_that_change_with_step_and_layer_run_as_placed_and_the_same_twice(pattern):
+    pipe = pipeline()
+    stock = pipe(pipe.transformer, steps=6)
+    with apply(pipe, pattern) as handle:
+        layer, met = handle.layers[1], []
+        layer.module.register_forward_pre_hook(lambda *_: met.append(layer.concrete))
+        first, second = pipe(pipe.transformer, steps=6), pipe(pipe.transformer, steps=6)
+    assert torch.equal(first, second) and not torch.allclose(first, stock, atol=1e-4)
+    branches = len(met) // 12
+    assert met[::branches] == [pattern.at(1, 3, step, 6) for step in range(6)] * 2

@@ -9,6 +9,7 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, FluxPipeline, StableDiffusionPipeline
 
 from dattn.apps.shapes import parse_caption, picture_codec, score_pictures, train_flux, train_sd
+from dattn.apps.shapes.captions import COLORS
 from dattn.apps.shapes.picture_text import TEXT_LENGTH
 from dattn.apps.shapes.pictures import caption_of, draw_pictures, judge_picture, sample_picture
 
@@ -19,6 +20,7 @@ def test_the_judge_accepts_true_pictures_of_one_and_two_objects():
     scenes = [sample_picture(seed) for seed in range(150)]
     assert {len(scene.objects) for scene in scenes} == {1, 2}
     assert {scene.relation for scene in scenes} == {None, *OPPOSITE}
+    assert {scene.objects[0].color for scene in scenes if len(scene.objects) == 1} == set(COLORS)
     verdicts = [judge_picture(p, caption_of(s)) for p, s in zip(draw_pictures(scenes), scenes, strict=True)]
     assert sum(v.ok for v in verdicts) >= 149
 

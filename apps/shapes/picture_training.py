@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,21 +39,28 @@ class Pictures:
         return self.latents[rows].float(), [self.captions[i] if rng.random() > UNCONDITIONAL else "" for i in rows]
 
 
-@torch.no_grad()
 def load_pictures(folder: Path, cache: Path, count: int) -> Pictures:
-    """The first ``count`` pictures of the world, encoded once and kept in ``cache``."""
-    scenes = [sample_picture(seed) for seed in range(count)]
-    path = cache / f"shapes-pictures-{count}.pt"
+    """The first ``count`` pictures of the world, encoded once by the folder's autoencoder and kept in ``cache``."""
+    weights = (folder / "vae" / "diffusion_pytorch_model.safetensors").read_bytes()
+    path = cache / f"shapes-pictures-{count}-{hashlib.sha256(weights).hexdigest()[:12]}.pt"
     if not path.exists():
-        vae = AutoencoderKL.from_pretrained(folder / "vae").float()
         cache.mkdir(parents=True, exist_ok=True)
-        parts = []
-        for i in range(0, count, 32):
-            with torch.autocast("cpu", torch.bfloat16):
-                images = to_tensor(draw_pictures(scenes[i : i + 32]))
-                parts.append(vae.encode(images).latent_dist.mode().half())
-        torch.save(torch.cat(parts), path)
-    return Pictures(torch.load(path), [caption_of(scene) for scene in scenes])
+        part = path.with_suffix(f".{os.getpid()}")
+        torch.save(encode_pictures(AutoencoderKL.from_pretrained(folder / "vae").float(), count), part)
+        part.replace(path)
+    return Pictures(*torch.load(path))
+
+
+@torch.no_grad()
+def encode_pictures(vae: AutoencoderKL, count: int) -> tuple[torch.Tensor, list[str]]:
+    """Latents and captions of the first ``count`` pictures."""
+    scenes = [sample_picture(seed) for seed in range(count)]
+    parts = []
+    for i in range(0, count, 32):
+        with torch.autocast("cpu", torch.bfloat16):
+            images = to_tensor(draw_pictures(scenes[i : i + 32]))
+            parts.append(vae.encode(images).latent_dist.mode().half())
+    return torch.cat(parts), [caption_of(scene) for scene in scenes]
 
 
 def tokens(tokenizer: PreTrainedTokenizerFast, captions: list[str]) -> torch.Tensor:

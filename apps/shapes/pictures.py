@@ -22,7 +22,8 @@ def sample_picture(seed: int | Sequence[int], objects: int | None = None) -> Sce
         seed: anything :func:`numpy.random.default_rng` takes.
         objects: 1 or 2; None draws either, evenly. Half of those with two tell a relation.
     """
-    count = objects or int(np.random.default_rng(seed).integers(1, 3))
+    own = np.random.default_rng(seed).spawn(1)[0]  # not the scene's own stream, or the count would tell its colours
+    count = objects or int(own.integers(1, 3))
     scene = sample_scene(seed, count)
     return replace(scene, objects=tuple(replace(o, motion="standing still", speed=0.0) for o in scene.objects))
 

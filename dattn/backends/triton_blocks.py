@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dattn.backends.problem import Problem
 from dattn.backends.triton_lists import Tail, TritonLists, lists_of
+from dattn.heads import head_groups
 from dattn.kernels.arguments import Heads, Pool, Walk
 from dattn.kernels.launch import block_sparse, block_sparse_gradients, delta_of
 from dattn.kernels.pool import add_gradient, means
@@ -60,6 +61,7 @@ def backward(
 
 
 def _prepared(lists: TritonLists, problem: Problem) -> Prepared:
+    head_groups(problem.query.shape[1], lists.visits.sets.groups)  # refuses more groups than heads
     key, value = (_reorder(t, lists.orders[1], lists) for t in (problem.key, problem.value))
     kept, size = _key_mask(lists, problem), problem.mask.block_size
     walk = Walk(lists.visits, lists.turned, lists.orders, kept, None, size, lists.ragged, problem.scale)

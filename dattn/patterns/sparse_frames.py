@@ -6,8 +6,8 @@ published, this one is ours. With F frames, a window of w and a anchors:
     local     start = clamp(i - ⌊w / 2⌋, 0, F - w), frame i sees the frames start … start + w - 1
     anchors   ⌊(n + φ) · F / a⌋ for n = 0 … a - 1, with φ in [0, 1)
 
-φ is 0, or if the anchors rotate the fractional part of step · 0.618…, which visits a clip evenly: fixed anchors leave
-a pattern in time.
+φ is 0, or if the anchors rotate the fractional part of step · 0.618… in eighths, which visits a clip evenly and needs
+eight masks: fixed anchors leave a pattern in time.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from dattn.groups import Groups
 from dattn.patterns.base import Pattern, check_tail
 
 GOLDEN = (5**0.5 - 1) / 2
+PHASES = 8
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,10 @@ class SparseFrames(Pattern):
 
     def at(self, layer: int, layers: int, step: int, steps: int) -> SparseFrames:
         """The anchors of one step."""
-        return replace(self, rotate=False, phase=(self.phase + step * GOLDEN) % 1) if self.rotate else self
+        if not self.rotate:
+            return self
+        eighth = int((self.phase + step * GOLDEN) % 1 * PHASES)
+        return replace(self, rotate=False, phase=eighth / PHASES)
 
     def fit(self, grid: TokenGrid) -> tuple[SparseFrames, str | None]:
         """A window and anchors no more than the frames."""

@@ -73,7 +73,8 @@ def _resolve(query: Tensor, number: int, sizes: Sequence[int]) -> tuple[Backend,
     frames, height, width, before, after = sizes
     grid = TokenGrid(frames, height, width, text=(before, after))
     layer.enter(grid)
-    return load(layer.chosen(query)), layer.masks.get(layer.concrete, grid, query.device)
+    assert layer.grid is not None
+    return load(layer.chosen(query)), layer.masks.get(layer.concrete, layer.grid, query.device)
 
 
 @_attend.register_fake

@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from dattn.apps import benchmark, benchmark_model
+from dattn import Neighborhood, Radial, TokenGrid, attention
+from dattn.apps import benchmark, benchmark_gpu, benchmark_model
 from dattn.apps.benchmark_chart import chart
 from dattn.apps.benchmark_sweep import best_row, candidates, difference, line
 from dattn.apps.cli import main
@@ -48,7 +49,8 @@ def test_the_sweep_finds_the_fastest_configuration_of_each_kernel():
 
         return time
 
-    new, trials = best_row(old, {kernel: timer(kernel) for kernel in Row._fields}, 128, 128)
+    trials = []
+    new = best_row(old, {kernel: timer(kernel) for kernel in Row._fields}, 128, 128, trials.append)
     assert new == WANTED and len(trials) == len(asked)
     assert {trial["kernel"] for trial in trials} == set(Row._fields)
     assert all((trial["ms"] is None) == (trial["config"][3] == 4) for trial in trials)
@@ -56,7 +58,7 @@ def test_the_sweep_finds_the_fastest_configuration_of_each_kernel():
 
 def test_a_kernel_that_never_runs_keeps_its_configuration():
     old = TABLE[80, 64, 64]
-    assert best_row(old, {"forward": lambda row: None}, 64, 64)[0] == old
+    assert best_row(old, {"forward": lambda row: None}, 64, 64, lambda trial: None) == old
 
 
 @pytest.mark.parametrize("block", [64, 128])
@@ -112,3 +114,27 @@ def test_the_chart_shows_rows_with_a_speed_up(tmp_path):
     assert imread(tmp_path / "gpu.png")[..., :3].min() < 0.5
     chart([row | {"speedup": None}], tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "grid"),
+    [
+        (Radial(decay=0.2), TokenGrid(7, 9, 12)),
+        (Neighborhood((1, 11, 11), tile=(1, 8, 16)), TokenGrid(1, 32, 32)),
+    ],
+    ids=["radial", "neighborhood"],
+)
+def test_flex_attention_gets_the_very_same_mask(monkeypatch, pattern, grid):
+    monkeypatch.setattr(benchmark_gpu, "DEVICE", "cpu")
+    mask = pattern.mask(grid)
+    inputs = torch.randn(3, 1, 2, grid.tokens, 16, generator=torch.Generator().manual_seed(0))
+    flex = benchmark_gpu.flex_attention(mask, compiled=False)
+    order = mask.query.order[0, 0]
+    output = torch.empty_like(inputs[0])
+    output[:, :, order] = flex(*inputs[..., order, :])
+    torch.testing.assert_close(output, attention(*inputs, pattern, grid), atol=1e-5, rtol=1e-4)
+
+
+def test_flex_attention_is_left_out_where_its_blocks_are_not_ours():
+    for pattern in (Radial(block_size=64), Radial(tail=True), Neighborhood(3, tile=(2, 6, 7))):
+        assert benchmark_gpu.flex_attention(pattern.mask(TokenGrid(6, 12, 14))) is None

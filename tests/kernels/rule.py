@@ -10,36 +10,37 @@ ABSOLUTE = 1e-5
 
 def check_error(inputs, pattern, grid, key_mask=None):
     """Output and gradients of the Triton backend on ``inputs`` [batch, heads, tokens, dim], one precision."""
+    sent = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(1)).to(inputs[0])
     truth = results(
-        inputs, torch.float64, lambda *t: attention(*t, pattern, grid, key_mask=key_mask, backend="reference")
+        inputs, sent, torch.float64, lambda *t: attention(*t, pattern, grid, key_mask=key_mask, backend="reference")
     )
-    ours = results(inputs, None, lambda *t: attention(*t, pattern, grid, key_mask=key_mask, backend="triton"))
-    plains = results(inputs, None, lambda *t: plain(*t, pattern, grid, key_mask))
+    ours = results(inputs, sent, None, lambda *t: attention(*t, pattern, grid, key_mask=key_mask, backend="triton"))
+    plains = results(inputs, sent, None, lambda *t: plain(*t, pattern, grid, key_mask))
     for name, a, b, c in zip(("output", "dq", "dk", "dv"), ours, plains, truth, strict=True):
         error, allowed = ((t.double() - c).abs().max().item() for t in (a, b))
         assert allowed <= 0.05 * c.abs().max(), "the yardstick itself is wrong"
         assert error <= 2 * allowed + ABSOLUTE, (name, error, allowed)
 
 
-def results(inputs, dtype, call):
+def results(inputs, sent, dtype, call):
     """Output and gradients of ``call``, the same gradient sent through each time."""
     inputs = [t.detach().to(dtype or t.dtype).requires_grad_() for t in inputs]
     output = call(*inputs)
-    sent = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(output.device)
     return [output, *torch.autograd.grad(output, inputs, sent.to(inputs[0].dtype))]
 
 
 def plain(query, key, value, pattern, grid, key_mask):
-    """PyTorch's own attention under the element-wise mask, with one more key for every run of the tail."""
+    """PyTorch's own attention under the element-wise mask; with a tail, which it has not, its matrix products."""
     seen = pattern.allowed(grid).to(query.device)
     seen = seen if key_mask is None else seen & key_mask[:, None, None]
+    if not getattr(pattern, "tail", False):
+        return scaled_dot_product_attention(query, key, value, attn_mask=seen.expand(len(query), 1, -1, -1))
+    mean, log_count = tail(pattern, grid, key_mask, query.device)
     bias = torch.zeros(seen.shape, device=query.device).masked_fill(~seen, -torch.inf)
-    if getattr(pattern, "tail", False):
-        mean, log_count = tail(pattern, grid, key_mask, query.device)
-        bias = torch.cat([bias.expand(*log_count.shape[:-1], -1), log_count], -1)
-        key, value = (torch.cat([t, (mean.to(t.dtype) @ t)], 2) for t in (key, value))
-    bias = bias.to(query.dtype).expand(len(query), 1, -1, -1)
-    return scaled_dot_product_attention(query, key, value, attn_mask=bias)
+    bias = torch.cat([bias.expand(*log_count.shape[:-1], -1), log_count], -1)
+    key, value = (torch.cat([t, mean.to(t.dtype) @ t], 2) for t in (key, value))
+    weights = ((query @ key.mT).float() * query.shape[-1] ** -0.5 + bias).softmax(-1)
+    return weights.to(value.dtype) @ value
 
 
 def tail(pattern, grid, key_mask, device):
