@@ -97,8 +97,8 @@ def test_no_spills_and_tensor_cores(monkeypatch, calls, kind, architecture, bloc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dim", [16, 40, 64, 72, 128])
-@pytest.mark.parametrize("block", [16, 64, 128])
+@pytest.mark.parametrize("dim", [16, 72, 128])
+@pytest.mark.parametrize("block", [16, 128])
 @pytest.mark.parametrize("architecture", SHARED)
 @pytest.mark.parametrize("kind", MASKS)
 def test_no_spills_at_any_head_dim_in_float16(monkeypatch, calls, kind, architecture, block, dim):
