@@ -16,7 +16,7 @@ PYTEST := $(BIN)/pytest -q -n auto --maxprocesses 4
 WHEEL  := pip wheel --quiet --no-deps --no-build-isolation
 
 .DEFAULT_GOAL := help
-.PHONY: help install generate test lint format types evaluate natten clean
+.PHONY: help install generate test lint format types oldest evaluate natten clean
 
 help:  ## what can be made
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -58,6 +58,11 @@ types: $(STAMP)  ## mypy on an unpacked wheel, the only place where it sees datt
 
 evaluate: $(STAMP)  ## the quality table of the demo model (long; goes on where it stopped)
 	@$(BIN)/dattn evaluate $(ARGS)
+
+oldest: $(STAMP)  ## the kernels compiled with the oldest Triton that dattn supports
+	@$(BIN)/pip install --quiet --no-deps --upgrade --target build/triton \
+	  "triton==$(shell sed -n 's/.*"triton>=\([0-9.]*\).*/\1/p' pyproject.toml).0"
+	@PYTHONPATH=build/triton TRITON_CACHE_DIR=build/triton-cache OMP_NUM_THREADS=1 $(PYTEST) tests/kernels/test_compiled.py
 
 natten: $(STAMP)  ## NATTEN, which the tests then compare Neighborhood with (compiles for a while)
 	@$(BIN)/pip install --quiet cmake ninja

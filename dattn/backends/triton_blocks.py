@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dattn.backends.problem import Problem
-from dattn.backends.triton_lists import Tail, TritonLists, lists_of
+from dattn.backends.triton_lists import TritonLists, lists_of
 from dattn.heads import head_groups
 from dattn.kernels.arguments import Heads, Pool, Walk
 from dattn.kernels.launch import block_sparse, block_sparse_gradients, delta_of
@@ -67,19 +67,11 @@ def _prepared(lists: TritonLists, problem: Problem) -> Prepared:
     walk = Walk(lists.visits, lists.turned, lists.orders, kept, None, size, lists.ragged, problem.scale)
     if lists.tail is None:
         return Prepared(key, value, walk, None)
-    weight, log_count = _run_weights(lists, lists.tail, kept, len(key))
+    weight, log_count = lists.tail.weights(kept, len(key))
     blocks, sets, tail = lists.visits.other, lists.visits.sets, lists.tail
     pooled = [Heads.of(means(t, weight, blocks, sets, size, tail.run)) for t in (key, value)]
-    pool = Pool(pooled[0], pooled[1], log_count, len(key), tail.seen, tail.seen.shape[-1], tail.number)
+    pool = Pool(pooled[0], pooled[1], log_count, len(log_count), tail.seen, tail.seen.shape[-1], tail.number)
     return Prepared(key, value, walk._replace(pool=pool), weight)
-
-
-def _run_weights(lists: TritonLists, tail: Tail, kept: Tensor | None, batch: int) -> tuple[Tensor, Tensor]:
-    """1 / n for every key that counts, float32 [batch, groups, tokens], and ln n [batch, groups, runs]."""
-    run_of = tail.run_of.view(*lists.visits.sets, -1).expand(batch, -1, -1)
-    counts = torch.ones_like(run_of, dtype=torch.float32) if kept is None else kept.float()
-    total = counts.new_zeros(*run_of.shape[:2], tail.number).scatter_add_(2, run_of, counts)
-    return counts / total.gather(2, run_of).clamp_min(1), total.log()
 
 
 def _reorder(tensor: Tensor, order: Tensor | None, lists: TritonLists) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ class Tail:
 
     Attributes:
         run: tokens in a run; ``number`` runs in all.
-        run_of: int64 [sets, tokens], the run of every key, in kernel order.
+        run_of: int64 [batch or 1, groups, tokens], the run of every key, in kernel order.
         seen: int32 [sets, query blocks, words], the pooled keys that each query block sees.
     """
 
@@ -30,6 +31,29 @@ class Tail:
     number: int
     run_of: Tensor
     seen: Tensor
+
+    def weights(self, kept: Tensor | None, batch: int) -> tuple[Tensor, Tensor]:
+        """Every key's weight in the mean of its run, and ln n of the runs; n counts the keys that are ``kept``.
+
+        Args:
+            kept: uint8 [batch, groups, tokens] in kernel order, or None for all.
+            batch: rows of the batch.
+
+        Returns:
+            float32 [batch, groups, tokens], and float32 [batch or 1, groups, runs].
+        """
+        if kept is None:
+            weight, log_count = self._all_kept
+            return weight.expand(batch, -1, -1).contiguous(), log_count
+        return self._weights(kept.float(), self.run_of.expand(batch, -1, -1))
+
+    @cached_property
+    def _all_kept(self) -> tuple[Tensor, Tensor]:
+        return self._weights(torch.ones_like(self.run_of, dtype=torch.float32), self.run_of)
+
+    def _weights(self, counts: Tensor, run_of: Tensor) -> tuple[Tensor, Tensor]:
+        total = counts.new_zeros(*run_of.shape[:2], self.number).scatter_add_(2, run_of, counts)
+        return counts / total.gather(2, run_of).clamp_min(1), total.log()
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +108,8 @@ def _tail(mask: BlockMask, visits: Visits) -> Tail:
         block = blocks.repeat_interleave(lengths)
         slot = torch.arange(len(block), device=block.device) - starts[block]
         run_of.append(block * per_block + slot // mask.tail)
-    return Tail(mask.tail, keys.number * per_block, torch.stack(run_of), _seen(visits, mask.key.pooled, per_block))
+    of_sets = torch.stack(run_of).view(*visits.sets, -1)
+    return Tail(mask.tail, keys.number * per_block, of_sets, _seen(visits, mask.key.pooled, per_block))
 
 
 def _blocks(lengths: Tensor) -> Blocks:

@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+import triton
 
 from dattn import Neighborhood, Radial, TokenGrid
 from dattn.backends import run
@@ -16,6 +17,7 @@ pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") == "1", reason="interpreted kernels are Python: nothing to compile"
 )
 SHARED = {80: 163, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB of shared memory that a program may have
+SPILLED = 0 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9) else 32  # older ones: a few words
 MASKS = {
     "full": lambda block: Radial(block_size=block),
     "partial": lambda block: Neighborhood((3, 9, 9), tile=(1, block // 8, 8)),
@@ -73,7 +75,7 @@ def check_usage(calls, architecture, wanted, half=True):
         names.add(name)
         tile = constants["TILE"]
         print(f"sm{architecture} d{tile.DIM} block {tile.SIZE} {name:12} {usage}")
-        assert 0 < usage.registers <= 255 and (usage.spilled == 0 or not half), (name, usage)
+        assert 0 < usage.registers <= 255 and (usage.spilled <= SPILLED or not half), (name, usage)
         assert usage.shared <= SHARED[architecture] << 10, (name, usage)
         assert usage.wgmma > 0 or architecture != 90 or not half or name not in PRODUCTS, (name, usage)
     assert names >= wanted, names
