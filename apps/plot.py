@@ -21,6 +21,7 @@ EXAMPLES = """\
   dattn plot --pattern radial --grid 21x30x52 -o radial.png
   dattn plot --pattern "Neighborhood(window=(5, 9, 9))" --grid 13x30x45 --text 226 --text-first
   dattn plot --pattern "Neighborhood(window=7)" --grid 1x32x32 --token 0,3,3
+  dattn plot --gallery -o gallery.png
 
 The grid is counted in tokens: Wan 2.1 at 81 frames of 480 x 832 is 21x30x52. An image has 1 frame."""
 PANELS = 24
@@ -30,8 +31,9 @@ PANELS = 24
 def parser() -> Parser:
     """The command's options."""
     p = Parser("plot", "Draw the mask of a pattern: which blocks it computes, and what one token sees.", EXAMPLES)
-    p.add_argument("--pattern", required=True, help='a name or "Radial(decay=0.2)"; see dattn patterns')
-    p.add_argument("--grid", required=True, type=grid, metavar="FxHxW", help="tokens: frames x height x width")
+    p.add_argument("--gallery", action="store_true", help="every pattern in one picture, at a grid of its own")
+    p.add_argument("--pattern", help='a name or "Radial(decay=0.2)"; see dattn patterns')
+    p.add_argument("--grid", type=grid, metavar="FxHxW", help="tokens: frames x height x width")
     p.add_argument("--text", type=at_least(0), default=0, metavar="N", help="text tokens (default: %(default)s)")
     p.add_argument("--text-first", action="store_true", help="text before the frames instead of after")
     p.add_argument("--token", type=token, metavar="F,H,W", help="whose neighbourhood (default: the middle one)")
@@ -45,6 +47,11 @@ def main(argv: Sequence[str]) -> int:
     if options.output.suffix.lower() != ".png":
         raise ValueError(f"output {options.output}: the picture is a PNG; give a name that ends in .png")
     writable_folder(options.output.parent)
+    if options.gallery:
+        return _gallery(options.output)
+    for name in ("pattern", "grid"):
+        if getattr(options, name) is None:
+            raise ValueError(f"no --{name}: say what to draw, such as --pattern radial --grid 21x30x52, or --gallery")
     from dattn.grid import TokenGrid
 
     frames, height, width = options.grid
@@ -57,6 +64,16 @@ def main(argv: Sequence[str]) -> int:
     blocks = " x ".join(map(str, mask.num_blocks))
     print(f"{options.pattern}: density {mask.density:.3f}, {blocks} blocks of {mask.block_size}")
     print(f"written: {options.output}")
+    return 0
+
+
+def _gallery(output: Path) -> int:
+    from .gallery import gallery
+
+    figure = gallery()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output)
+    print(f"written: {output}")
     return 0
 
 

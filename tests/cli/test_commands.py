@@ -123,3 +123,14 @@ def test_long_clips_show_some_frames_and_the_tokens_own(frames, always):
 def test_the_console_script_is_installed():
     done = subprocess.run([Path(sys.executable).with_name("dattn"), "--version"], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.startswith("dattn ")
+
+
+def test_the_gallery_shows_every_pattern(dattn_command, tmp_path):
+    from dattn import PATTERNS
+    from dattn.apps.gallery import PATTERNS as SHOWN
+
+    outcome = dattn_command("plot", "--gallery", "-o", tmp_path / "all.png")
+    assert outcome.code == 0, outcome.err
+    picture = np.asarray(Image.open(tmp_path / "all.png").convert("L"))
+    assert min(picture.shape) > 500 and picture.std() > 20
+    assert {text.split("(")[0] for text in SHOWN} == set(PATTERNS)
