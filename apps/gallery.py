@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .arguments import token_index
 
@@ -41,7 +41,8 @@ def gallery() -> Figure:
     grid = TokenGrid(*GRID)
     rows = -(-len(PATTERNS) // COLUMNS)
     figure = Figure(figsize=(4.3 * COLUMNS, 3.6 * rows + 0.4), dpi=80, layout="constrained")
-    for text, cell in zip(PATTERNS, figure.subfigures(rows, COLUMNS).flat, strict=False):
+    cells: Any = figure.subfigures(rows, COLUMNS, squeeze=False)
+    for text, cell in zip(PATTERNS, cells.flat, strict=False):
         _cell(cell, text, grid)
     figure.suptitle(f"{GRID[0]} frames of {GRID[1]} x {GRID[2]} tokens: dark blocks are computed, orange ones in part")
     return figure
