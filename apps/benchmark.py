@@ -20,7 +20,6 @@ from dattn.apps.record import provenance, write_json
 from dattn.apps.table import table
 
 if TYPE_CHECKING:
-    from dattn.block_mask import BlockMask
     from dattn.grid import TokenGrid
     from dattn.patterns import Pattern
 
@@ -169,7 +168,7 @@ def _speed(options: Any, pattern: Pattern, grid: TokenGrid, head_dim: int, dtype
     pairs = [(_seconds(dense), _seconds(sparse)) for _ in range(options.repeats)]
     mask = masks.get(pattern, grid, q.device)
     speedup = median(d / s for d, s in pairs)
-    elements = element_density(mask)
+    elements = mask.element_density
     return Speed(
         str(pattern),
         grid.tokens,
@@ -212,15 +211,6 @@ def _seconds(call: Callable[[], object]) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
-
-
-def element_density(mask: BlockMask) -> float:
-    """Pairs of tokens that see each other ÷ all pairs, counted from the lists and the tiles of partial blocks."""
-    lengths = mask.key.lengths[0, 0].double(), mask.query.lengths[0, 0].double()
-    counts = mask.full.counts()[0, 0].long()
-    whole = (lengths[0][mask.full.index[0, 0].long()] * lengths[1].repeat_interleave(counts)).sum()
-    part = mask.unpacked_tiles().flatten(1).sum(1)[mask.tile[0, 0].long()].sum()
-    return float(whole + part) / (mask.query.order.shape[-1] * mask.key.order.shape[-1])
 
 
 def peak_mib(text: str, tokens: int, heads: int, head_dim: int) -> float:

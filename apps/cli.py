@@ -11,6 +11,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("compare", "several patterns and stock attention, same seed, side by side"),
     "evaluate": ("evaluate", "the quality table: patterns x lengths, judged; goes on where it stopped"),
     "plot": ("plot", "a picture of the mask of a pattern"),
+    "simulate": ("simulate", "what a pattern computes at a grid, and windows for a wanted density"),
     "patterns": ("patterns", "the patterns, their fields and defaults"),
     "models": ("models", "the models that can be made sparse"),
     "doctor": ("doctor", "what is installed here, and what would run"),

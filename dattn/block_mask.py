@@ -100,6 +100,30 @@ class BlockMask:
         return visited.sum().item() / pairs
 
     @cached_property
+    def element_density(self) -> float:
+        """Pairs of tokens that see each other ÷ all pairs, the mean over groups; counted, nothing is written out."""
+        batch, groups = self.full.offsets.shape[:2]
+        shares = [self._seen_pairs(b, g) for b in range(batch) for g in range(groups)]
+        return sum(shares) / len(shares) / (self.query.order.shape[-1] * self.key.order.shape[-1])
+
+    def _seen_pairs(self, batch: int, group: int) -> float:
+        queries, keys = (
+            side.lengths[batch * (len(side.lengths) > 1), group * (side.lengths.shape[1] > 1)].double()
+            for side in (self.query, self.key)
+        )
+        counts, used = self.full.counts()[batch, group].long(), int(self.full.offsets[batch, group, -1])
+        index = self.full.index[batch, group, :used].long()
+        whole = (keys[index] * queries.repeat_interleave(counts)).sum()
+        tiles = self.tile[batch, group, : int(self.partial.offsets[batch, group, -1])].long()
+        return float(whole + self.unpacked_tiles().flatten(1).sum(1)[tiles].sum())
+
+    @cached_property
+    def slot_density(self) -> float:
+        """What is computed ÷ dense, empty slots of ragged blocks included."""
+        pairs = self.query.blocks * self.key.blocks * self.block_size**2
+        return self.density * pairs / (self.query.order.shape[-1] * self.key.order.shape[-1])
+
+    @cached_property
     def tail_share(self) -> float:
         """Pooled keys that stand for skipped blocks ÷ (queries x keys): the tail's share of dense work."""
         if not self.tail:
