@@ -46,7 +46,8 @@ def main(argv: Sequence[str]) -> int:
     patterns = list(options.patterns)
     if options.density is not None:
         patterns += windows_for(options.grid, options.density)[:SHOWN]
-    tokens = TokenGrid(*options.grid, text=options.text)
+    frames, height, width = options.grid
+    tokens = TokenGrid(frames, height, width, options.text)
     print(table(COLUMNS, [row(text, static_mask(text, tokens)) for text in patterns]))
     print("\ncomputed: with the empty slots of blocks; at most: how many times as fast as dense attention it can be")
     return 0
