@@ -69,17 +69,6 @@ def tokens(tokenizer: PreTrainedTokenizerFast, captions: list[str]) -> torch.Ten
     return tokenizer(captions, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
 
 
-def optimizers(model: nn.Module, blocks: str, lr: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of modules whose name holds ``blocks``, AdamW for everything else."""
-    matrices = [p for name, p in model.named_parameters() if blocks in name and p.ndim == 2]
-    chosen = set(map(id, matrices))
-    others = [p for p in model.parameters() if id(p) not in chosen]
-    return [
-        torch.optim.Muon(matrices, lr=lr, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=lr / 2, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
-    ]
-
-
 def fit(
     model: Model,
     steppers: list[torch.optim.Optimizer],

@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerFast
 
 from .picture_codec import FOLDERS
 from .picture_text import TEXT_LENGTH, WIDTH, build_clip, build_t5, short_tokenizer
-from .picture_training import PROMPT, fit, optimizers, options, tokens
-from .training import describe, edit_config
+from .picture_training import PROMPT, fit, options, tokens
+from .training import describe, edit_config, optimizers
 
 FOLDER = FOLDERS[1]
 SHIFT = 2.0

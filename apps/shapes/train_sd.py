@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerFast
 
 from .picture_codec import FOLDERS
 from .picture_text import WIDTH, build_clip, short_tokenizer
-from .picture_training import PROMPT, fit, optimizers, options, tokens
-from .training import describe, edit_config
+from .picture_training import PROMPT, fit, options, tokens
+from .training import describe, edit_config, optimizers
 
 FOLDER = FOLDERS[0]
 

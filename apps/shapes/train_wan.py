@@ -23,7 +23,18 @@ from transformers import PreTrainedTokenizerFast
 from .codec import encode, to_video
 from .fast_attention import FastAttention
 from .text import build_encoder, build_tokenizer, encode_captions
-from .training import MODEL_FOLDER, Clock, Ema, average_gradients, draw, edit_config, join, scale_rates, scenes_from
+from .training import (
+    MODEL_FOLDER,
+    Clock,
+    Ema,
+    average_gradients,
+    draw,
+    edit_config,
+    join,
+    optimizers,
+    scale_rates,
+    scenes_from,
+)
 from .world import Scene
 
 SHIFT = 3.0
@@ -120,17 +131,6 @@ def lengths(done: float) -> tuple[int, ...]:
     return (3, 5, 5) if done < 0.45 else (5, 9, 17, 17)
 
 
-def optimizers(model: Denoiser, lr: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the blocks, AdamW for everything else."""
-    matrices = [p for n, p in model.named_parameters() if ".blocks." in n and p.ndim == 2]
-    chosen = set(map(id, matrices))
-    others = [p for p in model.parameters() if id(p) not in chosen]
-    return [
-        torch.optim.Muon(matrices, lr=lr, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=lr / 2, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
-    ]
-
-
 def save(model: Denoiser, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write everything but the autoencoder: the pipeline folder is complete and stock afterwards."""
     vae = AutoencoderKLWan.from_pretrained(folder / "vae", torch_dtype=torch.float16)
@@ -162,7 +162,7 @@ def train(args: argparse.Namespace) -> None:
     model.train()
     torch.manual_seed(args.seed + rank)
     ema = Ema(model, 0.999)
-    steppers = optimizers(model, args.lr)
+    steppers = optimizers(model, ".blocks.", args.lr)
     clock = Clock(args.minutes, args.steps)
     reported = 0.0
     recent: dict[int, list[float]] = {}

@@ -1,4 +1,4 @@
-"""What the two training scripts share: the clock, the learning rate, averaged weights, fresh clips."""
+"""What the training scripts share: the clock, the learning rate, averaged weights, fresh clips."""
 
 from __future__ import annotations
 
@@ -89,6 +89,17 @@ def scale_rates(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
     """Set every learning rate to ``factor`` times what it was at first."""
     for group in (g for optimizer in optimizers for g in optimizer.param_groups):
         group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+
+
+def optimizers(model: nn.Module, blocks: str, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of modules whose name holds ``blocks``, AdamW for everything else."""
+    matrices = [p for name, p in model.named_parameters() if blocks in name and p.ndim == 2]
+    chosen = set(map(id, matrices))
+    others = [p for p in model.parameters() if id(p) not in chosen]
+    return [
+        torch.optim.Muon(matrices, lr=lr, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=lr / 2, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+    ]
 
 
 class Ema(Generic[Model]):
