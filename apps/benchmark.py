@@ -140,9 +140,9 @@ BENCHMARKS: dict[str, Callable[[Any, Save], dict[str, Any]]] = {
 
 
 def _cases(options: Any) -> Iterator[tuple[Pattern, TokenGrid, int, str]]:
-    from dattn.patterns import pattern_from_string
+    from dattn.registry import static_from_string
 
-    patterns = [pattern_from_string(text) for text in options.patterns]
+    patterns = [static_from_string(text) for text in options.patterns]
     for dtype in options.dtypes:
         for head_dim in options.head_dims:
             for tokens in options.tokens:
@@ -162,7 +162,7 @@ def _speed(options: Any, pattern: Pattern, grid: TokenGrid, head_dim: int, dtype
     shape = (1, grid.tokens, options.heads, head_dim)
     q, k, v = (torch.randn(shape, dtype=getattr(torch, dtype)).transpose(1, 2) for _ in range(3))  # as models hand over
     masks = MaskCache()
-    sparse = lambda: attend(q, k, v, pattern, grid, backend="torch", masks=masks)
+    sparse = lambda: attend(q, k, v, pattern, grid, backend="torch", state={"masks": masks})
     dense = lambda: scaled_dot_product_attention(q, k, v)
     dense(), sparse()
     pairs = [(_seconds(dense), _seconds(sparse)) for _ in range(options.repeats)]
@@ -218,14 +218,14 @@ def peak_mib(text: str, tokens: int, heads: int, head_dim: int) -> float:
     import torch
 
     from dattn.attention import attention
-    from dattn.patterns import pattern_from_string
+    from dattn.registry import static_from_string
 
     grid = _clip(tokens)
     q, k, v = (torch.randn(1, heads, grid.tokens, head_dim) for _ in range(3))
-    attention(q[:, :, :256], k[:, :, :256], v[:, :, :256], pattern_from_string("Radial(block_size=16)"), _clip(256))
+    attention(q[:, :, :256], k[:, :, :256], v[:, :, :256], static_from_string("Radial(block_size=16)"), _clip(256))
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     before = _status("VmRSS")
-    attention(q, k, v, pattern_from_string(text), grid)
+    attention(q, k, v, static_from_string(text), grid)
     return (_status("VmHWM") - before) / 1024
 
 
@@ -246,12 +246,12 @@ def _mask_time(text: str, grid_name: str) -> dict[str, Any]:
     import torch
 
     from dattn.grid import TokenGrid
-    from dattn.patterns import pattern_from_string
+    from dattn.registry import static_from_string
 
     grid, threads = TokenGrid(*GRIDS[grid_name]), torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        pattern = pattern_from_string(text)
+        pattern = static_from_string(text)
         seconds = min(_seconds(lambda: pattern.mask(grid)) for _ in range(2))
     finally:
         torch.set_num_threads(threads)

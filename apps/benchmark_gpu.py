@@ -132,10 +132,10 @@ def _timing(case: Case, text: str) -> Timing:
     import torch
 
     from dattn.grid import TokenGrid
-    from dattn.patterns import pattern_from_string
+    from dattn.registry import static_from_string
 
     grid = TokenGrid(*case.shape.grid)
-    mask = pattern_from_string(text).mask(grid).to(DEVICE)
+    mask = static_from_string(text).mask(grid).to(DEVICE)
     sparse = _sparse(mask, case.head_dim)
     with torch.no_grad():
         sparse(*case.inputs)  # a failure of our own is no gap in the table: it ends the run

@@ -109,7 +109,7 @@ def _timers(key: tuple[int, int, int], head_dim: int, block: int, repeats: int) 
     from dattn.backends.problem import Problem
     from dattn.grid import TokenGrid
     from dattn.kernels import config
-    from dattn.patterns import pattern_from_string
+    from dattn.registry import static_from_string
 
     grid, backend = TokenGrid(*GRID), load("triton")
     shape = 1, grid.tokens, HEADS, head_dim
@@ -118,7 +118,7 @@ def _timers(key: tuple[int, int, int], head_dim: int, block: int, repeats: int) 
     )
     problems = []
     for text in PATTERNS:
-        mask = pattern_from_string(text.format(block=block, frames=block // 64)).mask(grid).to(DEVICE)
+        mask = static_from_string(text.format(block=block, frames=block // 64)).mask(grid).to(DEVICE)
         problems.append(Problem(query, key_, value, mask, head_dim**-0.5))
     results = [backend.forward(problem) for problem in problems]
 

@@ -51,10 +51,10 @@ def gallery() -> Figure:
 def _cell(cell: Figure, text: str, grid: TokenGrid) -> None:
     from matplotlib.colors import ListedColormap
 
-    from dattn.patterns import pattern_from_string
     from dattn.plot import COLOURS, block_picture
+    from dattn.registry import static_from_string
 
-    mask = pattern_from_string(text).mask(grid)
+    mask = static_from_string(text).mask(grid)
     place = (grid.frames // 2, grid.height // 2, grid.width // 2)
     left, right = cell.subplots(1, 2, width_ratios=(3, 1.55))
     left.imshow(block_picture(mask), cmap=ListedColormap(COLOURS), vmin=0, vmax=2, interpolation="nearest")

@@ -83,12 +83,9 @@ def static_mask(text: str, grid: TokenGrid) -> BlockMask:
     Raises:
         ValueError: an unknown pattern, one that does not fit the grid, or one without a mask of its own.
     """
-    from dattn.patterns import pattern_from_string
+    from dattn.registry import static_from_string
 
-    pattern = pattern_from_string(text)
-    if not hasattr(pattern, "mask"):
-        raise ValueError(f"pattern {text}: what it computes depends on its input; only static patterns plot")
-    return pattern.mask(grid)
+    return static_from_string(text).mask(grid)
 
 
 def neighbourhood(mask: BlockMask, grid: TokenGrid, place: tuple[int, int, int]) -> Figure:

@@ -18,8 +18,8 @@ import torch
 
 import dattn
 from dattn.backends import choose
-from dattn.patterns import pattern_from_string
 from dattn.presets import PRESETS
+from dattn.registry import pattern_from_string
 
 from .arguments import STOCK
 from .loading import STRETCH, Loaded

@@ -7,39 +7,66 @@
 from dattn.attention import attention
 from dattn.block_mask import BlockMask
 from dattn.grid import TokenGrid
+from dattn.operators import (
+    OPERATORS,
+    Agent,
+    Bias,
+    InLine,
+    PerHead,
+    PerLayer,
+    RadialBias,
+    Reshaped,
+    TokenMerge,
+)
 from dattn.patterns import (
     PATTERNS,
     BlockCausal,
+    CrossShaped,
     Dense,
     Grouped,
     MultiAxis,
     Neighborhood,
     Pattern,
+    Planes,
     Radial,
     SlidingTile,
     SparseFrames,
+    StridedHeads,
     Windows,
-    pattern_from_dict,
-    pattern_from_string,
 )
 from dattn.plugin import Handle, apply, remove, supported_models
+from dattn.registry import pattern_from_dict, pattern_from_string
+from dattn.spec import Operator
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "OPERATORS",
     "PATTERNS",
+    "Agent",
+    "Bias",
     "BlockCausal",
     "BlockMask",
+    "CrossShaped",
     "Dense",
     "Grouped",
     "Handle",
+    "InLine",
     "MultiAxis",
     "Neighborhood",
+    "Operator",
     "Pattern",
+    "PerHead",
+    "PerLayer",
+    "Planes",
     "Radial",
+    "RadialBias",
+    "Reshaped",
     "SlidingTile",
     "SparseFrames",
+    "StridedHeads",
     "TokenGrid",
+    "TokenMerge",
     "Windows",
     "apply",
     "attention",

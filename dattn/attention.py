@@ -12,7 +12,7 @@ from dattn.backends.problem import Problem
 from dattn.backends.torch_blocks import dense
 from dattn.block_mask import MaskCache
 from dattn.grid import TokenGrid
-from dattn.patterns.base import Pattern
+from dattn.spec import Operator, Spec, State
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -21,7 +21,7 @@ def attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    pattern: Pattern,
+    pattern: Spec,
     grid: TokenGrid,
     *,
     scale: float | None = None,
@@ -33,7 +33,8 @@ def attention(
 
     Args:
         query, key, value: [batch, heads, tokens, head_dim] in raster order, float64, 32, 16 or bfloat16.
-        pattern: who sees whom, e.g. ``dattn.Radial()``.
+        pattern: who sees whom, e.g. ``dattn.Radial()``; or an operator, e.g. ``dattn.Agent(0.8)``, which acts as on
+            the first step of a denoising call.
         grid: where the tokens sit; ``grid.tokens`` is their number.
         scale: factor of the logits; head_dim ** -0.5 by default.
         key_mask: bool [batch, tokens], False for keys that nobody sees (padded text).
@@ -45,7 +46,8 @@ def attention(
         float32 (float64 for float64 input). A row that sees nothing gives 0 and -inf.
 
     Raises:
-        ValueError: inputs that disagree with each other or with the grid, or a pattern that does not fit it.
+        ValueError: inputs that disagree with each other or with the grid, a pattern that does not fit it, or
+            ``return_lse`` of an operator that has none.
     """
     return attend(
         query,
@@ -64,30 +66,58 @@ def attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    pattern: Pattern,
+    pattern: Spec,
     grid: TokenGrid,
     *,
     scale: float | None = None,
     key_mask: Tensor | None = None,
     backend: str = "auto",
     return_lse: bool = False,
-    state: dict[str, Any] | None = None,
-    masks: MaskCache | None = None,
+    state: State | None = None,
 ) -> Any:
-    """``attention`` for callers that come again: ``masks`` keeps block masks, ``state`` belongs to one layer.
+    """``attention`` for callers that come again: ``state`` belongs to one layer, see ``Operator.attend``.
 
     Under autocast the inputs are cast first, as PyTorch's own attention does.
     """
     query, key, value = autocast(query, key, value)
     check_inputs(query, key, value, pattern, grid, key_mask)
-    chosen = choose(backend, query.device, query.dtype, query.shape[-1])
-    mask = (masks or MaskCache(1)).get(pattern, grid, query.device)
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
+    state = {} if state is None else state
     with torch.autocast(query.device.type, enabled=False):
-        if chosen.name == "torch" and mask.is_all and not return_lse:
-            return dense(query, key, value, scale, key_mask)
-        output, lse = run(chosen.name, Problem(query, key, value, mask, scale, key_mask))
+        if pattern.static:
+            return _masked(query, key, value, pattern, grid, scale, key_mask, backend, return_lse, masks_in(state))
+        assert isinstance(pattern, Operator)
+        pattern.choose(backend, query)
+        results = pattern.attend(query, key, value, grid, state, scale=scale, key_mask=key_mask, backend=backend)
+    if return_lse and results[1] is None:
+        raise ValueError(f"return_lse: {pattern.name} has no sum of exponentials; leave it out")
+    return results if return_lse else results[0]
+
+
+def _masked(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pattern: Any,
+    grid: TokenGrid,
+    scale: float,
+    key_mask: Tensor | None,
+    backend: str,
+    return_lse: bool,
+    masks: MaskCache,
+) -> Any:
+    """A static pattern through its block mask."""
+    chosen = choose(backend, query.device, query.dtype, query.shape[-1])
+    mask = masks.get(pattern, grid, query.device)
+    if chosen.name == "torch" and mask.is_all and not return_lse:
+        return dense(query, key, value, scale, key_mask)
+    output, lse = run(chosen.name, Problem(query, key, value, mask, scale, key_mask))
     return (output, lse) if return_lse else output
+
+
+def masks_in(state: State) -> MaskCache:
+    """The cache of block masks that a handle put in a state; a small one of its own where there is none."""
+    return state.setdefault("masks", MaskCache(2))
 
 
 def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -99,10 +129,10 @@ def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def check_inputs(
-    query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, grid: TokenGrid, key_mask: Tensor | None
+    query: Tensor, key: Tensor, value: Tensor, pattern: Spec, grid: TokenGrid, key_mask: Tensor | None
 ) -> None:
     """Raise ``ValueError`` on inputs that disagree with each other or with the grid."""
-    if not isinstance(pattern, Pattern):
+    if not isinstance(pattern, Spec):
         raise ValueError(f"pattern={pattern!r}: give a pattern such as dattn.Radial()")
     if query.ndim != 4 or key.shape != query.shape or value.shape[:-1] != query.shape[:-1]:
         shapes = ", ".join(str(tuple(t.shape)) for t in (query, key, value))

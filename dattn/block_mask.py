@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -94,10 +94,14 @@ class BlockMask:
 
     @cached_property
     def density(self) -> float:
-        """Visited block pairs ÷ all block pairs, the mean over groups."""
-        visited = self.full.counts().long() + self.partial.counts()
-        pairs = visited.shape[0] * visited.shape[1] * self.query.blocks * self.key.blocks
-        return visited.sum().item() / pairs
+        """Visited block pairs ÷ all block pairs, the mean over groups; empty blocks do not count."""
+        queries, keys = ((side.lengths > 0).sum(-1).double() for side in (self.query, self.key))
+        return (self._visited / (queries * keys)).mean().item()
+
+    @property
+    def _visited(self) -> Tensor:
+        """float64 [batch or 1, groups or 1]: visited block pairs."""
+        return (self.full.counts().double() + self.partial.counts()).sum(-1)
 
     @cached_property
     def element_density(self) -> float:
@@ -120,8 +124,8 @@ class BlockMask:
     @cached_property
     def slot_density(self) -> float:
         """What is computed ÷ dense, empty slots of ragged blocks included."""
-        pairs = self.query.blocks * self.key.blocks * self.block_size**2
-        return self.density * pairs / (self.query.order.shape[-1] * self.key.order.shape[-1])
+        slots = self._visited.mean().item() * self.block_size**2
+        return slots / (self.query.order.shape[-1] * self.key.order.shape[-1])
 
     @cached_property
     def tail_share(self) -> float:
@@ -246,15 +250,6 @@ def build(
     packed = pack_bits(torch.zeros(0, block_size, block_size) if tiles is None else tiles)
     run = tail_run(tail, block_size)
     return BlockMask(layout, layout, full, partial, tile[None, None], packed, block_size, run)
-
-
-def for_head_groups(masks: Sequence[BlockMask]) -> BlockMask:
-    """One mask for several head groups, each with its own lists; all of one layout and without partial blocks."""
-    longest = max(mask.full.index.shape[-1] for mask in masks)
-    pad = lambda index: torch.nn.functional.pad(index, (0, longest - index.shape[-1]))
-    full = BlockList(torch.cat([m.full.offsets for m in masks], 1), torch.cat([pad(m.full.index) for m in masks], 1))
-    partial = BlockList(*(t.expand(-1, len(masks), -1) for t in (masks[0].partial.offsets, masks[0].partial.index)))
-    return replace(masks[0], full=full, partial=partial, tile=masks[0].tile.expand(-1, len(masks), -1))
 
 
 def _rows(rule: RowRule, before: int, visual: int, after: int) -> Iterator[tuple[int, Tensor]]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dattn.patterns import Dense, Neighborhood, Radial, pattern_from_dict, pattern_from_string
+from dattn.patterns import Dense, Neighborhood, Radial
 from dattn.patterns.base import Pattern
 from dattn.recipe import Settings, attention_of, load
+from dattn.registry import pattern_from_dict, pattern_from_string
 from dattn.schedule import Amount
+from dattn.spec import Spec
 
 AUTO_MIN_SAVING = 0.1
 
@@ -77,7 +79,7 @@ def _settings(attention: Any, family: str, model: str) -> Settings:
         return _from_string(attention, family, model)
     if isinstance(attention, dict):
         attention = pattern_from_dict(attention)
-    if attention is not None and not all(hasattr(attention, name) for name in ("at", "fit", "to_dict")):
+    if attention is not None and not isinstance(attention, Spec):
         raise ValueError(
             f"attention={attention!r}: give a pattern such as dattn.Radial(), its dict, a preset "
             f"({', '.join(preset_names(family))}), the path of a recipe (.json), or None"

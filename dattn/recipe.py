@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dattn.grid import TokenGrid
-from dattn.patterns import pattern_from_dict
+from dattn.registry import pattern_from_dict
 from dattn.schedule import Amount, check_amount
 
 FORMAT = 1

@@ -123,17 +123,17 @@ def build(layers: Sequence[Layer], settings: Settings, clock: Clock) -> Report:
 def _row(layer: Layer) -> Row:
     stock = layer.why or layer.blocked or layer.refusal
     known = layer.pattern is not None and layer.grid is not None
-    density, tail = layer.cost() if known else (None, None)
+    mask = layer.mask() if known else None
     flops = _flops(layer)
-    share = 1.0 if stock or density is None or tail is None else min(density + tail, 1.0)
+    share = layer.share() if known and not stock else 1.0
     run = layer.run or Run(None, "")
     return Row(
         index=layer.index,
         name=layer.name,
         pattern=describe(layer.concrete) if layer.pattern is not None else None,
         grid=None if layer.grid is None else layer.grid.sizes,
-        density=density,
-        tail_share=tail,
+        density=mask.density if mask else None,
+        tail_share=mask.tail_share if mask else None,
         backend="stock" if stock else run.backend,
         why="; ".join(part for part in (stock or run.reason, layer.note) if part),
         flops_dense=flops,

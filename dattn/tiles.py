@@ -18,19 +18,23 @@ RAGGED_COST = 1.25
 
 @dataclass(frozen=True)
 class AxisCost:
-    """Tile pairs on one axis under tiles of one length: those that see something, those that see all."""
+    """Tile pairs on one axis under tiles of one length: those that see something, that see all, that are equal."""
 
     some: int
     whole: int
+    same: int
     divides: bool
 
 
-def choose_tile(axes: Sequence[AxisWindow]) -> tuple[int, int, int]:
-    """The cheapest tile (frames, height, width) of at most 128 tokens for these windows; divides the grid if it can."""
+def choose_tile(axes: Sequence[AxisWindow], planes: bool = False) -> tuple[int, int, int]:
+    """The cheapest tile (frames, height, width) of at most 128 tokens for these windows; divides the grid if it can.
+
+    With ``planes`` only the planes of the windows that go through the query are seen.
+    """
     costs = [_axis_costs(axis) for axis in axes]
     limit = BLOCK_SIZES[-1]
     tiles = [(t, h, w) for t in costs[0] for h in costs[1] if t * h <= limit for w in costs[2] if t * h * w <= limit]
-    return min(tiles, key=lambda tile: (_cost(tile, costs), -tile[2], -tile[1]))
+    return min(tiles, key=lambda tile: (_cost(tile, costs, planes), -tile[2], -tile[1]))
 
 
 def _axis_costs(axis: AxisWindow) -> dict[int, AxisCost]:
@@ -45,12 +49,15 @@ def _axis_cost(axis: AxisWindow, tile: int) -> AxisCost:
     size = -(-(axis.length - tiles.residue) // axis.dilation)
     last_whole = (first_end // tile).where(first_end < size, -(-size // tile))
     whole = (last_whole + -last_start // tile).clamp_min(0)
-    return AxisCost(int(some.sum()), int(whole.sum()), bool((tiles.sizes == tile).all()))
+    same = tiles.tiles if axis.length > 1 else 0
+    return AxisCost(int(some.sum()), int(whole.sum()), same, bool((tiles.sizes == tile).all()))
 
 
-def _cost(tile: tuple[int, int, int], costs: Sequence[dict[int, AxisCost]]) -> float:
+def _cost(tile: tuple[int, int, int], costs: Sequence[dict[int, AxisCost]], planes: bool) -> float:
     on_axis = [cost[length] for cost, length in zip(costs, tile, strict=True)]
     some, whole = (math.prod(getattr(c, kind) for c in on_axis) for kind in ("some", "whole"))
+    if planes:
+        some, whole = some - math.prod(c.some - c.same for c in on_axis), 0
     size = block_size_for(math.prod(tile))
     ragged = 1.0 if all(c.divides for c in on_axis) else RAGGED_COST
     return (some + PART_COST * (some - whole)) * size**2 / BLOCK_EFFICIENCY[size] * ragged

@@ -115,6 +115,7 @@ def options(doc: str | None, out: Path) -> argparse.Namespace:
     parser.add_argument("--report", type=float, default=10, help="minutes between saved checkpoints")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--compile", action="store_true", help="compile the denoiser: minutes first, faster after")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)

@@ -81,6 +81,8 @@ def main() -> None:
     args = options(__doc__, FOLDER)
     tokenizer = short_tokenizer()
     model, tokenizer = load(args.out) if args.resume else (build(tokenizer), tokenizer)
+    if args.compile:
+        model.transformer.compile()
     text_ids = torch.zeros(TEXT_LENGTH, 3)
     picture_ids = FluxPipeline._prepare_latent_image_ids(1, SIDE // 2, SIDE // 2, "cpu", torch.float32)
 

@@ -41,7 +41,7 @@ def build(tokenizer: PreTrainedTokenizerFast) -> Denoiser:
         layers_per_block=1,
         norm_num_groups=16,
         cross_attention_dim=WIDTH,
-        attention_head_dim=(2, 4, 8),
+        attention_head_dim=(1, 2, 4),
         down_block_types=("CrossAttnDownBlock2D",) * 3,
         up_block_types=("CrossAttnUpBlock2D",) * 3,
     )
@@ -96,6 +96,8 @@ def main() -> None:
     model, tokenizer = load(args.out) if args.resume else (build(tokenizer), tokenizer)
     model.unet.set_attn_processor(AttnProcessor())  # plain matrix products: faster than flash at this size
     model.unet.to(memory_format=torch.channels_last)
+    if args.compile:
+        model.unet.compile()
     noise_schedule = scheduler()
 
     def loss_of(latents: torch.Tensor, captions: list[str]) -> torch.Tensor:

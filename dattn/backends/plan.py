@@ -85,19 +85,25 @@ def plan_for(mask: BlockMask, batch: int, group: int) -> Plan:
     return mask.derived[at]
 
 
+def _lengths(mask: BlockMask, batch: int, group: int) -> list[Tensor]:
+    """int32 [blocks] of both sides, on the CPU."""
+    sides = (mask.query.lengths, mask.key.lengths)
+    return [t[min(batch, t.shape[0] - 1), min(group, t.shape[1] - 1)].cpu() for t in sides]
+
+
 def _plan(mask: BlockMask, batch: int, group: int) -> Plan:
     queries, keys = (
         side.slots(min(batch, side.order.shape[0] - 1), min(group, side.order.shape[1] - 1), mask.block_size)
         for side in (mask.query, mask.key)
     )
-    lengths = [(slots >= 0).sum(-1).cpu() for slots in (queries, keys)]
+    lengths = _lengths(mask, batch, group)
     alike: dict[tuple[object, ...], list[Call]] = defaultdict(list)
     for call in _calls(mask, batch, group):
         tokens = (int(n[i].sum()) for n, i in zip(lengths, (call.queries, call.keys), strict=True))
         tiles = () if call.tiles is None else tuple(call.tiles.flatten().tolist())
         alike[call.turn, call.kind, len(call.queries), len(call.keys), *tokens, tiles].append(call)
     pieces = sorted((Piece.of(calls, queries.device) for calls in alike.values()), key=lambda piece: piece.turn)
-    complete = sum(piece.queries.numel() for piece in pieces if piece.turn == 0) == len(queries)
+    complete = sum(piece.queries.numel() for piece in pieces if piece.turn == 0) == int((lengths[0] > 0).sum())
     return Plan(pieces, queries, keys, run_slots(mask, batch, group) if mask.tail else None, complete)
 
 
@@ -106,10 +112,13 @@ def _calls(mask: BlockMask, batch: int, group: int) -> Iterator[Call]:
     step = max(1, ROWS // mask.block_size)
     blocks, keys = mask.num_blocks
     offsets, index, tile = (t[batch, group].long().cpu() for t in (mask.partial.offsets, mask.partial.index, mask.tile))
+    empty, empty_keys = (lengths == 0 for lengths in _lengths(mask, batch, group))
+    poolable = mask.key.pooled.cpu() & ~empty_keys & bool(mask.tail)
     for first in range(0, blocks, step):
         last = min(first + step, blocks)
         whole, part = (b.rows(batch, group, first, last, keys).cpu() for b in (mask.full, mask.partial))
-        skipped = ~(whole | part) & mask.key.pooled.cpu() if mask.tail else torch.zeros_like(whole)
+        skipped = ~(whole | part) & poolable
+        skipped[empty[first:last]] = False
         turns = [0] * (last - first)
         for rows, found in _shared(whole, 0, last - first):
             yield Call(turns[rows.start], "whole", torch.arange(first + rows.start, first + rows.stop), found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -10,34 +10,23 @@ from torch import Tensor
 
 from dattn.block_mask import BlockMask
 from dattn.grid import TokenGrid
+from dattn.spec import Spec
 
 PerAxis = int | None | tuple[int | None, int | None, int | None]
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class Pattern:
+class Pattern(Spec):
     """Base of static patterns: a function of the grid alone.
 
     A subclass is one small file: its fields, ``mask`` and ``visual_allowed``.
     """
 
     @property
-    def name(self) -> str:
-        """The class name, as written in recipes and on the command line."""
-        return type(self).__name__
-
-    def to_dict(self) -> dict[str, Any]:
-        """``{"name": …, **fields}``, the inverse of ``dattn.pattern_from_dict``; JSON-ready."""
-        return {"name": self.name, **{f.name: getattr(self, f.name) for f in fields(self)}}
-
-    def at(self, layer: int, layers: int, step: int, steps: int) -> Pattern:
-        """The concrete pattern for one place: layer ``layer`` of ``layers``, step ``step`` of ``steps``."""
-        return self
-
-    def fit(self, grid: TokenGrid) -> tuple[Pattern, str | None]:
-        """The pattern clamped to a grid that it would be too large for, and a note that says what changed."""
-        return self, None
+    def static(self) -> bool:
+        """True: the grid says it all."""
+        return True
 
     def mask(self, grid: TokenGrid) -> BlockMask:
         """The pattern on a grid, as block lists.
@@ -64,6 +53,12 @@ class Pattern:
         visual = slice(grid.text_before, grid.text_before + grid.visual)
         out[..., visual, visual] = allowed
         return out
+
+
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """Raise ``ValueError`` unless ``value`` is a whole number of ``least`` or more."""
+    if type(value) is not int or value < least:
+        raise ValueError(f"{name}={value!r}: give a whole number of {least} or more")
 
 
 def check_tail(tail: bool | int) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from dattn.block_mask import BlockMask
 from dattn.grid import TokenGrid
 from dattn.groups import Groups
-from dattn.patterns.base import Pattern, check_tail
+from dattn.patterns.base import Pattern, check_count, check_tail
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,7 @@ class BlockCausal(Pattern):
     tail: bool | int = False
 
     def __post_init__(self) -> None:
-        if type(self.frames) is not int or self.frames < 1:
-            raise ValueError(f"frames={self.frames!r}: give a whole number of 1 or more")
+        check_count("frames", self.frames)
         check_tail(self.tail)
 
     def fit(self, grid: TokenGrid) -> tuple[BlockCausal, str | None]:

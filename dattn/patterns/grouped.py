@@ -20,7 +20,7 @@ from torch import Tensor
 from dattn.block_mask import BlockMask
 from dattn.grid import TokenGrid
 from dattn.groups import Groups, fits, sizes_on
-from dattn.patterns.base import Pattern, PerAxis, as_tuple, check_per_axis, check_tail
+from dattn.patterns.base import Pattern, PerAxis, as_tuple, check_count, check_per_axis, check_tail
 
 SHAPES = ("block", "cross")
 
@@ -50,8 +50,7 @@ class Grouped(Pattern):
         check_per_axis("group", self.group, optional=True)
         if self.shape not in SHAPES:
             raise ValueError(f"shape={self.shape!r}: choose one of {', '.join(SHAPES)}")
-        if type(self.reach) is not int or self.reach < 0:
-            raise ValueError(f"reach={self.reach!r}: give a whole number of 0 or more")
+        check_count("reach", self.reach, least=0)
         if self.shape == "cross" and self.reach != 1:
             raise ValueError(f"reach={self.reach} with shape='cross': only shape='block' has a reach; leave it out")
         check_tail(self.tail)

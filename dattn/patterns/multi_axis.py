@@ -49,6 +49,11 @@ class MultiAxis(Pattern):
             raise ValueError(f"kind={self.kind!r}: choose one of {', '.join(KINDS)}")
         check_tail(self.tail)
 
+    @property
+    def untuned(self) -> str:
+        """It is meant for models that were trained with it."""
+        return "made for trained backbones: fine-tune the model for it"
+
     def at(self, layer: int, layers: int, step: int, steps: int) -> MultiAxis:
         """The kind of this layer."""
         return replace(self, kind=KINDS[layer % 2]) if self.kind == "alternate" else self

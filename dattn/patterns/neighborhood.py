@@ -10,6 +10,8 @@ window W and stride S, query i looks where its group's *leader* looks:
 
 Dilation d splits the axis into d residue classes; the window is evaluated inside the query's class, with the
 class's own length. Axes combine by conjunction. S = 1 is plain neighborhood attention, S = W blocked attention.
+With dilation "alternate" the layers 0, 2, … have d = 1 and the others d = ⌊L / W⌋, the widest that fits: DiNA (Hassani
+and Shi, 2022, arXiv 2209.15001).
 
 The order puts boxes of tokens (tiles) together, so that a window covers few blocks. Where the stride is a tile
 and the window an odd number of tiles that divide the grid, every block is visited whole or not at all.
@@ -30,6 +32,8 @@ from dattn.grid import AXES, AxisTiles, TokenGrid, block_size_for, tiled_layout
 from dattn.patterns.base import Pattern, PerAxis, as_tuple, check_per_axis, check_tail
 from dattn.tiles import choose_tile
 
+ALTERNATE = "alternate"
+
 
 @dataclass(frozen=True)
 class Neighborhood(Pattern):
@@ -40,7 +44,8 @@ class Neighborhood(Pattern):
     Args:
         window: tokens seen per axis, 1 … axis length; None for the whole axis.
         stride: queries that share a window, 1 … window.
-        dilation: distance between the tokens of a window, dilation · window ≤ axis length.
+        dilation: distance between the tokens of a window, dilation · window ≤ axis length; None for the widest that
+            fits; "alternate" for 1 and the widest in turn, layer by layer (1 where there are no layers).
         causal: on a causal axis no query sees a later token.
         tile: tokens made contiguous, ``(frames, height, width)`` of 128 at most, or "auto".
         tail: pool what is skipped: False, True (one key per block) or a run of 16 … block size tokens.
@@ -51,7 +56,7 @@ class Neighborhood(Pattern):
 
     window: PerAxis
     stride: PerAxis = 1
-    dilation: PerAxis = 1
+    dilation: PerAxis | str = 1
     causal: bool | tuple[bool, bool, bool] = False
     tile: str | tuple[int, int, int] = "auto"
     tail: bool | int = False
@@ -61,7 +66,8 @@ class Neighborhood(Pattern):
             object.__setattr__(self, name, as_tuple(getattr(self, name)))
         check_per_axis("window", self.window, optional=True)
         check_per_axis("stride", self.stride)
-        check_per_axis("dilation", self.dilation)
+        if self.dilation != ALTERNATE:
+            check_per_axis("dilation", self.dilation, optional=True)
         check_per_axis("causal", self.causal, bool)
         if self.tile != "auto":
             if not isinstance(self.tile, tuple):
@@ -69,6 +75,10 @@ class Neighborhood(Pattern):
             check_per_axis("tile", self.tile)
             block_size_for(self.tile[0] * self.tile[1] * self.tile[2])
         check_tail(self.tail)
+
+    def at(self, layer: int, layers: int, step: int, steps: int) -> Neighborhood:
+        """The dilation of this layer."""
+        return replace(self, dilation=None if layer % 2 else 1) if self.dilation == ALTERNATE else self
 
     def axes(self, grid: TokenGrid) -> tuple[AxisWindow, ...]:
         """The rule of every axis.
@@ -98,11 +108,13 @@ class Neighborhood(Pattern):
     def _axis(self, dim: int, length: int) -> AxisWindow:
         """A single value means every axis longer than 1; a single stride or dilation, those not seen whole."""
         window = _on(self.window, dim, 1 if length == 1 else self.window)
-        stride, dilation = (
-            _on(value, dim, 1 if length == 1 or window is None else value) for value in (self.stride, self.dilation)
-        )
-        causal = _on(self.causal, dim, self.causal)
-        return AxisWindow(length, length if window is None else window, stride, dilation, causal)
+        whole = length == 1 or window is None
+        stride = _on(self.stride, dim, 1 if whole else self.stride)
+        dilation = _on(self.dilation, dim, 1 if whole else self.dilation)
+        window = length if window is None else window
+        widest = max(length // window, 1)
+        dilation = {None: widest, ALTERNATE: 1}.get(dilation, dilation)
+        return AxisWindow(length, window, stride, dilation, _on(self.causal, dim, self.causal))
 
     def fit(self, grid: TokenGrid) -> tuple[Neighborhood, str | None]:
         """Clamp window to the axis, then stride to the window, then dilation to axis ÷ window."""

@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dattn.block_mask import BlockMask, for_head_groups
+from dattn.block_mask import BlockMask
 from dattn.grid import AXES, TokenGrid
 from dattn.groups import Groups, fits, sizes_on
+from dattn.head_masks import for_head_groups
 from dattn.patterns.base import Pattern, PerAxis, as_tuple, check_per_axis, check_tail
 
 

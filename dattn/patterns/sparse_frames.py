@@ -20,7 +20,7 @@ from torch import Tensor
 from dattn.block_mask import BlockMask
 from dattn.grid import TokenGrid
 from dattn.groups import Groups
-from dattn.patterns.base import Pattern, check_tail
+from dattn.patterns.base import Pattern, check_count, check_tail
 
 GOLDEN = (5**0.5 - 1) / 2
 PHASES = 8
@@ -48,10 +48,8 @@ class SparseFrames(Pattern):
     tail: bool | int = False
 
     def __post_init__(self) -> None:
-        for name, least in (("window", 1), ("anchors", 0)):
-            value = getattr(self, name)
-            if type(value) is not int or value < least:
-                raise ValueError(f"{name}={value!r}: give a whole number of {least} or more")
+        check_count("window", self.window)
+        check_count("anchors", self.anchors, least=0)
         if not isinstance(self.rotate, bool):
             raise ValueError(f"rotate={self.rotate!r}: give True or False")
         if isinstance(self.phase, bool) or not isinstance(self.phase, int | float) or not 0 <= self.phase < 1:

@@ -20,7 +20,7 @@ from torch import Tensor
 from dattn.block_mask import BlockMask
 from dattn.grid import TokenGrid
 from dattn.groups import Groups, RolledTiles, same_group
-from dattn.patterns.base import Pattern, as_tuple, check_per_axis, check_tail
+from dattn.patterns.base import Pattern, as_tuple, check_count, check_per_axis, check_tail
 
 QUARTERS = 4
 
@@ -50,8 +50,7 @@ class Windows(Pattern):
         number = type(self.shift) is int and 0 <= self.shift < QUARTERS
         if not number and self.shift not in ("random", "half"):
             raise ValueError(f"shift={self.shift!r}: give 'random', 'half', or 0 to 3 quarters of a window")
-        if type(self.seed) is not int or self.seed < 0:
-            raise ValueError(f"seed={self.seed!r}: give a whole number of 0 or more")
+        check_count("seed", self.seed, least=0)
         check_tail(self.tail)
 
     def at(self, layer: int, layers: int, step: int, steps: int) -> Windows:

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from dattn.backends import Backend, load
 from dattn.backends.problem import Problem, empty_like_model
-from dattn.block_mask import BlockMask
 from dattn.grid import TokenGrid
 
 if TYPE_CHECKING:
@@ -42,9 +41,12 @@ def attend(number: int, grid: TokenGrid, query: Tensor, key: Tensor, value: Tens
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, number: int, sizes: Sequence[int], scale: float
 ) -> tuple[Tensor, Tensor]:
-    backend, mask = _resolve(query, number, sizes)
+    layer, grid = _entered(number, sizes)
     with torch.autocast(query.device.type, enabled=False):
-        output, lse = backend.forward(Problem(query, key, value, mask, scale))
+        if not layer.concrete.static:
+            output = layer.eager(query, key, value, scale, layer.state)
+            return _placed(output), query.new_zeros(query.shape[:3], dtype=_wide(query))
+        output, lse = _backend(layer, query).forward(_problem(layer, grid, query, key, value, scale))
     return _placed(output), lse.contiguous()
 
 
@@ -59,28 +61,49 @@ def _gradients(
     results: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``results``: output, LSE, and the gradients of both."""
-    backend, mask = _resolve(query, number, sizes)
+    layer, grid = _entered(number, sizes)
     with torch.autocast(query.device.type, enabled=False):
-        grads = backend.backward(Problem(query, key, value, mask, scale), *results)
+        if layer.concrete.static:
+            grads = _backend(layer, query).backward(_problem(layer, grid, query, key, value, scale), *results)
+        else:
+            grads = _again(layer, query, key, value, scale, results[2])
     return _placed(grads[0]), _placed(grads[1]), _placed(grads[2])
 
 
-def _resolve(query: Tensor, number: int, sizes: Sequence[int]) -> tuple[Backend, BlockMask]:
-    """The backend and block mask of a layer, on a grid that it may not have noted yet: graphs note things last."""
+def _again(layer: Layer, query: Tensor, key: Tensor, value: Tensor, scale: float, grad: Tensor) -> Any:
+    """The gradients of an operator, which is computed once more; one that keeps a state refuses."""
+    with torch.enable_grad():
+        inputs = [t.detach().requires_grad_() for t in (query, key, value)]
+        output = layer.eager(inputs[0], inputs[1], inputs[2], scale, {})
+        return torch.autograd.grad(output, inputs, grad, materialize_grads=True)
+
+
+def _entered(number: int, sizes: Sequence[int]) -> tuple[Layer, TokenGrid]:
+    """A layer on a grid that it may not have noted yet: graphs note things last."""
     layer = _layers.get(number)
     if layer is None:
         raise RuntimeError("this graph was compiled with a dattn handle that is gone: compile the model again")
     frames, height, width, before, after = sizes
     grid = TokenGrid(frames, height, width, text=(before, after))
     layer.enter(grid)
-    assert layer.grid is not None
-    return load(layer.chosen(query)), layer.masks.get(layer.concrete, layer.grid, query.device)
+    return layer, grid
+
+
+def _backend(layer: Layer, query: Tensor) -> Backend:
+    return load(layer.chosen(query))
+
+
+def _problem(layer: Layer, grid: TokenGrid, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Problem:
+    return Problem(query, key, value, layer.masks.get(layer.concrete, layer.grid or grid, query.device), scale)
+
+
+def _wide(query: Tensor) -> torch.dtype:
+    return torch.promote_types(query.dtype, torch.float32)
 
 
 @_attend.register_fake
 def _(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    wide = torch.promote_types(query.dtype, torch.float32)
-    return empty_like_model(query), query.new_empty(query.shape[:3], dtype=wide)
+    return empty_like_model(query), query.new_empty(query.shape[:3], dtype=_wide(query))
 
 
 @_gradients.register_fake

@@ -13,8 +13,7 @@ from dattn.attention import attend, autocast
 from dattn.backends import choose
 from dattn.block_mask import BlockMask, MaskCache
 from dattn.grid import TokenGrid
-
-State = dict[str, Any]
+from dattn.spec import State
 
 
 @dataclass(frozen=True)
@@ -99,12 +98,13 @@ class Layer:
         if self.pattern is None or self.grid is None:
             return
         self.concrete, self.note = self._placed.fit(self.grid)
+        self.note = "; ".join(filter(None, (self.concrete.untuned, self.note))) or None
         if self.min_saving is not None:
             self.why = self._too_little_saved(self.min_saving)
         self.active = not self._dense_step and not self.why
 
     def _too_little_saved(self, least: float) -> str:
-        saved = 1 - sum(self.cost())
+        saved = 1 - self.share()
         return "" if saved >= least else f"auto: saves {max(saved, 0):.0%}, less than {least:.0%}"
 
     def close(self) -> None:
@@ -150,32 +150,37 @@ class Layer:
             scale = query.shape[-1] ** -0.5 if scale is None else scale
             query, key, value = autocast(query, key, value)
             return self._as_one_node(self.number, self.grid, query, key, value, scale)
-        return attend(
-            query,
-            key,
-            value,
-            self.concrete,
-            self.grid,
-            scale=scale,
-            backend=self.chosen(query),
-            state=self.state,
-            masks=self.masks,
-        )
+        return self.eager(query, key, value, scale, self.state)
+
+    def eager(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, state: State) -> Tensor:
+        """``attend`` outside of any graph, with a state of the caller's."""
+        assert self.grid is not None
+        self.chosen(query)
+        state = {} if self.concrete.static else state
+        state.update(masks=self.masks, layer=self.index, layers=self.count)
+        return attend(query, key, value, self.concrete, self.grid, scale=scale, backend=self.backend, state=state)
 
     def chosen(self, query: Tensor) -> str:
         """The backend for such a query, noted for the report."""
-        choice = choose(self.backend, query.device, query.dtype, query.shape[-1])
+        if self.concrete.static:
+            choice = choose(self.backend, query.device, query.dtype, query.shape[-1])
+        else:
+            choice = self.concrete.choose(self.backend, query)
         self.run = Run(choice.name, choice.reason)
         return choice.name
 
     def mask(self) -> BlockMask | None:
         """The block mask of a static pattern on the layer's grid; None before a call, or for other kinds."""
-        if self.grid is None or not hasattr(self.concrete, "mask"):
+        if self.grid is None or not self.concrete.static:
             return None
         device = next((p.device for p in self.module.parameters()), torch.device("cpu"))
         return self.masks.get(self.concrete, self.grid, "cpu" if device.type == "meta" else device)
 
-    def cost(self) -> tuple[float, float]:
-        """(density, share of pooled keys), both of dense work; (1, 0) where no block mask says so."""
+    def share(self) -> float:
+        """What the pattern or operator computes on the layer's grid ÷ dense work, pooled keys included."""
         mask = self.mask()
-        return (mask.density, mask.tail_share) if mask is not None else (1.0, 0.0)
+        if mask is not None:
+            return min(mask.density + mask.tail_share, 1.0)
+        if self.grid is None or self.concrete is None:
+            return 1.0
+        return min(self.concrete.cost(self.grid, self.module.inner_dim // self.module.heads, self.masks), 1.0)

@@ -1,0 +1,17 @@
+"""Operators: attention that is not a mask. One file each; add yours to the table."""
+
+from __future__ import annotations
+
+from dattn.operators.agent import Agent
+from dattn.operators.bias import Bias, RadialBias
+from dattn.operators.in_line import InLine
+from dattn.operators.per_head import PerHead
+from dattn.operators.per_layer import PerLayer
+from dattn.operators.reshaped import Reshaped
+from dattn.operators.token_merge import TokenMerge
+from dattn.spec import Spec
+
+__all__ = ["OPERATORS", "Agent", "Bias", "InLine", "PerHead", "PerLayer", "RadialBias", "Reshaped", "TokenMerge"]
+
+_ALL: tuple[type[Spec], ...] = (Reshaped, Agent, TokenMerge, Bias, RadialBias, InLine, PerHead, PerLayer)
+OPERATORS: dict[str, type[Spec]] = {operator.__name__: operator for operator in _ALL}

@@ -1,0 +1,74 @@
+"""Agent attention: a few agents look at all keys, and all queries look at the agents.
+
+Agent Attention (Han et al., ECCV 2024, arXiv 2312.08874), in its form for pretrained diffusion models. With s the scale
+of the logits (head_dim^-1/2), agents A and exponent p,
+
+    O = softmax(s^p · Q Aᵀ) · [softmax(s · A Kᵀ) · V] + c · V
+
+The agents are the queries themselves, most of them merged into others that are like them: two ordinary calls of
+attention on q, k and v alone. Text tokens are agents of their own and see all keys exactly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dattn.backends.torch_blocks import dense
+from dattn.block_mask import MaskCache
+from dattn.grid import TokenGrid
+from dattn.operators.merging import Merging, check_ratio
+from dattn.spec import State, TorchOperator
+
+
+@dataclass(frozen=True)
+class Agent(TorchOperator):
+    """Agent attention over merged queries; cheaper than dense attention where ``ratio`` is above one half.
+
+    Args:
+        ratio: the share of the visual queries that is merged away; the others are the agents.
+        scale_power: p, flattens how queries look at agents; 1 is the scale of the first stage.
+        shortcut: c, how much of its own value a token adds.
+
+    Raises:
+        ValueError: a ratio outside of (0, 1), or a negative number elsewhere.
+    """
+
+    ratio: float
+    scale_power: float = 0.3
+    shortcut: float = 0.075
+
+    def __post_init__(self) -> None:
+        check_ratio(self.ratio)
+        for name in ("scale_power", "shortcut"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+                raise ValueError(f"{name}={value!r}: give a number of 0 or more")
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        grid: TokenGrid,
+        state: State,
+        *,
+        scale: float,
+        key_mask: Tensor | None,
+        backend: str,
+    ) -> tuple[Tensor, None]:
+        """See ``Operator.attend``; there is no LSE."""
+        merging = Merging.of(query, grid, self.ratio)
+        agents = merging.merge(query)
+        seen = dense(agents, key, value, scale, key_mask)
+        visual = slice(grid.text_before, grid.text_before + grid.visual)
+        out = merging.unmerge(seen)  # right for text, whose agents stand alone
+        broadcast = dense(query[:, :, visual], agents, seen, scale**self.scale_power, merging.kept(key_mask))
+        broadcast = broadcast + self.shortcut * value[:, :, visual]
+        return torch.cat([out[:, :, : visual.start], broadcast, out[:, :, visual.stop :]], 2), None
+
+    def cost(self, grid: TokenGrid, head_dim: int, masks: MaskCache) -> float:
+        """Both stages: twice the share of agents."""
+        return 2 * (1 - int(grid.visual * self.ratio) / grid.tokens)

@@ -1,0 +1,166 @@
+"""Additive biases of low rank on the logits, as extra channels of queries and keys.
+
+FlashBias (Wu et al., 2025, arXiv 2505.12044): a bias B = Φq Φkᵀ of rank R needs no matrix of its own, because
+
+    s · q·k + φq·φk  =  s · [q, φq / s] · [k, φk]
+
+In bfloat16 and float16 the channels are split in two, φ = hi + lo, and the three larger products hi·hi + hi·lo + lo·hi
+are kept: 3 R channels, as exact as float32 needs.
+
+``RadialBias`` is -α |p - q|², p and q the places of query and key on the grid: -α|p|² + 2α p·q - α|q|², one channel
+per axis that is longer than one token and two for the squares.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from dattn.attention import attend
+from dattn.block_mask import MaskCache
+from dattn.grid import TokenGrid
+from dattn.patterns.base import Pattern
+from dattn.patterns.dense import Dense
+from dattn.spec import Operator, Spec, State, check_static
+
+
+@dataclass(frozen=True)
+class ChannelBias(Operator):
+    """Base of biases that are a product of channels, over the mask of a static pattern."""
+
+    pattern: Pattern = field(default=Dense(), kw_only=True)
+
+    def __post_init__(self) -> None:
+        check_static(self)
+
+    @property
+    def untuned(self) -> str:
+        """A bias changes every weight."""
+        return "a bias changes what the pretrained model computes: fine-tune the model for it"
+
+    def at(self, layer: int, layers: int, step: int, steps: int) -> Spec:
+        """The mask of that place under the same bias."""
+        return replace(self, pattern=self.pattern.at(layer, layers, step, steps))
+
+    def fit(self, grid: TokenGrid) -> tuple[Spec, str | None]:
+        """The mask clamped to the grid."""
+        fitted, note = self.pattern.fit(grid)
+        return replace(self, pattern=fitted), note
+
+    def channels(self, grid: TokenGrid, device: torch.device) -> tuple[Tensor, Tensor]:
+        """φq and φk: [tokens, rank], or [heads, tokens, rank]."""
+        raise NotImplementedError
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        grid: TokenGrid,
+        state: State,
+        *,
+        scale: float,
+        key_mask: Tensor | None,
+        backend: str,
+    ) -> tuple[Tensor, Tensor | None]:
+        """See ``Operator.attend``."""
+        phi_query, phi_key = self.channels(grid, query.device)
+        query, key = _joined(query, phi_query / scale, False), _joined(key, phi_key, True)
+        wide = pad(value, (0, query.shape[-1] - value.shape[-1]))
+        options: dict[str, Any] = {"scale": scale, "key_mask": key_mask, "backend": backend, "state": state}
+        output, lse = attend(query, key, wide, self.pattern, grid, return_lse=True, **options)
+        return output[..., : value.shape[-1]], lse
+
+    def cost(self, grid: TokenGrid, head_dim: int, masks: MaskCache) -> float:
+        """The mask's, and the channels'."""
+        mask = masks.get(self.pattern, grid, "cpu")
+        rank = self.channels(grid, torch.device("cpu"))[0].shape[-1]
+        return (mask.density + mask.tail_share) * (1 + rank / head_dim)
+
+
+def _joined(tokens: Tensor, phi: Tensor, is_key: bool) -> Tensor:
+    """[batch, heads, tokens, head_dim + channels]: tokens with their channels, split where they are short."""
+    if tokens.dtype in (torch.float32, torch.float64):
+        parts = [phi.to(tokens.dtype)]
+    else:
+        high = phi.to(tokens.dtype)
+        low = (phi - high.to(phi.dtype)).to(tokens.dtype)
+        parts = [high, low, high] if is_key else [high, high, low]
+    shape = *tokens.shape[:3], phi.shape[-1]
+    return torch.cat([tokens, *(part.expand(shape) for part in parts)], -1)
+
+
+@dataclass(frozen=True, eq=False)
+class Bias(ChannelBias):
+    """FlashBias: a bias given by its factors, which may be parameters that learn.
+
+    Args:
+        phi_q, phi_k: [tokens or visual, rank], or with leading heads; numbers or tensors. Where they are given for
+            visual tokens only, text has no bias.
+        pattern: the static pattern under it.
+
+    Raises:
+        ValueError: factors that do not fit each other; or the grid, when it is met.
+    """
+
+    phi_q: Any
+    phi_k: Any
+
+    __eq__ = object.__eq__  # tensors compare element by element
+    __hash__ = object.__hash__
+
+    def __post_init__(self) -> None:
+        for name in ("phi_q", "phi_k"):
+            given = getattr(self, name)
+            object.__setattr__(self, name, given if isinstance(given, Tensor) else torch.tensor(given))
+        if self.phi_q.shape != self.phi_k.shape or self.phi_q.ndim not in (2, 3):
+            shapes = tuple(self.phi_q.shape), tuple(self.phi_k.shape)
+            raise ValueError(f"phi_q and phi_k of {shapes}: both are [tokens, rank], or both [heads, tokens, rank]")
+        super().__post_init__()
+
+    def channels(self, grid: TokenGrid, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The factors, zeros added for text where they lack it."""
+        count = self.phi_q.shape[-2]
+        if count not in (grid.tokens, grid.visual):
+            raise ValueError(
+                f"phi_q and phi_k for {count} tokens on a grid of {grid.tokens}, {grid.visual} of them visual: give "
+                "one row for each"
+            )
+        text = (0, 0) if count == grid.tokens else (grid.text_before, grid.text_after)
+        phi_q, phi_k = (pad(phi.to(device), (0, 0, *text)) for phi in (self.phi_q, self.phi_k))
+        return phi_q, phi_k
+
+
+@dataclass(frozen=True)
+class RadialBias(ChannelBias):
+    """A bias that falls with the square of the distance on the grid; text is near to everything.
+
+    Args:
+        alpha: how fast, per token squared; above 0.
+        pattern: the static pattern under it.
+
+    Raises:
+        ValueError: an alpha of 0 or less.
+    """
+
+    alpha: float
+
+    def __post_init__(self) -> None:
+        if isinstance(self.alpha, bool) or not isinstance(self.alpha, int | float) or not 0 < self.alpha < float("inf"):
+            raise ValueError(f"alpha={self.alpha!r}: give a number above 0")
+        super().__post_init__()
+
+    def channels(self, grid: TokenGrid, device: torch.device) -> tuple[Tensor, Tensor]:
+        """(2 α p, -α |p|², 1) for queries, (p, 1, -α |p|²) for keys; zeros for text."""
+        long = [n > 1 for n in grid.shape]
+        middle = torch.tensor([(n - 1) / 2 for n in grid.shape])
+        at = (grid.coordinates() - middle)[:, long]
+        square, one = -self.alpha * (at**2).sum(-1, keepdim=True), torch.ones(grid.visual, 1)
+        text = (0, 0, grid.text_before, grid.text_after)
+        phi_q = torch.cat([2 * self.alpha * at, square, one], -1)
+        phi_k = torch.cat([at, one, square], -1)
+        return pad(phi_q, text).to(device), pad(phi_k, text).to(device)

@@ -1,0 +1,136 @@
+"""Patterns per head: each group of heads has its own.
+
+Pattern g of G serves the heads h with ⌊h·G/H⌋ = g. Static patterns become one block mask with a list per head group,
+computed in one launch; where there is an operator among them, group after group is computed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dattn.attention import attend
+from dattn.backends import Choice
+from dattn.block_mask import BlockMask, MaskCache
+from dattn.grid import TokenGrid
+from dattn.head_masks import for_head_groups
+from dattn.heads import head_groups
+from dattn.patterns.base import Pattern
+from dattn.spec import Operator, Spec, State
+
+
+@dataclass(frozen=True)
+class PerHead(Operator):
+    """A tuple of patterns or operators, shared out evenly among the heads in their order.
+
+    Args:
+        patterns: one or more, at most as many as there are heads when attention is computed.
+
+    Raises:
+        ValueError: nothing, or something that is neither pattern nor operator; static patterns whose tails have
+            different runs, when the grid is met.
+    """
+
+    patterns: tuple[Spec, ...]
+
+    def __post_init__(self) -> None:
+        given = self.patterns if isinstance(self.patterns, tuple | list) else ()
+        if not given or not all(isinstance(p, Spec) for p in given):
+            raise ValueError(f"patterns={self.patterns!r}: give a tuple of patterns, such as (Radial(), Dense())")
+        object.__setattr__(self, "patterns", tuple(given))
+
+    @property
+    def static(self) -> bool:
+        """Whether all of them are masks."""
+        return all(p.static for p in self.patterns)
+
+    @property
+    def untuned(self) -> str:
+        """What the first of them that wants training says."""
+        return next((p.untuned for p in self.patterns if p.untuned), "")
+
+    def at(self, layer: int, layers: int, step: int, steps: int) -> Spec:
+        """Each at that place."""
+        return replace(self, patterns=tuple(p.at(layer, layers, step, steps) for p in self.patterns))
+
+    def fit(self, grid: TokenGrid) -> tuple[Spec, str | None]:
+        """Each clamped to the grid."""
+        fitted = [p.fit(grid) for p in self.patterns]
+        notes = [f"{p.name}: {note}" for p, note in fitted if note]
+        return replace(self, patterns=tuple(p for p, _ in fitted)), ", ".join(notes) or None
+
+    def mask(self, grid: TokenGrid) -> BlockMask:
+        """One mask with head groups, where all are static.
+
+        Raises:
+            ValueError: an operator among them, or tails with different runs.
+        """
+        return for_head_groups([p.mask(grid) for p in self._masks()])
+
+    def allowed(self, grid: TokenGrid) -> Tensor:
+        """bool [groups, tokens, tokens]: see ``Pattern.allowed``."""
+        return self._stacked(lambda p: p.allowed(grid))
+
+    def visual_allowed(self, grid: TokenGrid) -> Tensor:
+        """bool [groups, visual, visual]: see ``Pattern.visual_allowed``."""
+        return self._stacked(lambda p: p.visual_allowed(grid))
+
+    def _stacked(self, of: Callable[[Pattern], Tensor]) -> Tensor:
+        parts = [t if t.ndim == 3 else t[None] for t in map(of, self._masks())]
+        share = math.lcm(*(len(part) for part in parts))
+        return torch.cat([part.repeat_interleave(share // len(part), 0) for part in parts])
+
+    def _masks(self) -> list[Any]:
+        """The patterns, all of them static."""
+        dynamic = [p.name for p in self.patterns if not p.static]
+        if dynamic:
+            raise ValueError(f"{', '.join(dynamic)} in PerHead: an operator has no mask; only attention computes it")
+        return list(self.patterns)
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        grid: TokenGrid,
+        state: State,
+        *,
+        scale: float,
+        key_mask: Tensor | None,
+        backend: str,
+    ) -> tuple[Tensor, None]:
+        """Group after group; see ``Operator.attend``."""
+        outputs = []
+        for number, heads in enumerate(head_groups(query.shape[1], len(self.patterns))):
+            own = state.setdefault(f"heads {number}", {})
+            own.update({name: state[name] for name in ("masks", "layer", "layers") if name in state})
+            q, k, v = (t[:, heads] for t in (query, key, value))
+            options: dict[str, Any] = {"scale": scale, "key_mask": key_mask, "backend": backend, "state": own}
+            outputs.append(attend(q, k, v, self.patterns[number], grid, **options))
+        return torch.cat(outputs, 1), None
+
+    def choose(self, backend: str, query: Tensor) -> Choice:
+        """What each of them runs on."""
+        general = super().choose
+        choices = [
+            p.choose(backend, query) if isinstance(p, Operator) else general(backend, query) for p in self.patterns
+        ]
+        names = list(dict.fromkeys(choice.name for choice in choices))
+        return Choice("+".join(names), "; ".join(dict.fromkeys(choice.reason for choice in choices)))
+
+    def cost(self, grid: TokenGrid, head_dim: int, masks: MaskCache) -> float:
+        """The mean over the groups."""
+        return sum(cost_of(p, grid, head_dim, masks) for p in self.patterns) / len(self.patterns)
+
+
+def cost_of(spec: Any, grid: TokenGrid, head_dim: int, masks: MaskCache) -> float:
+    """What a pattern or an operator computes ÷ dense work."""
+    if not spec.static:
+        return spec.cost(grid, head_dim, masks)
+    mask = masks.get(spec, grid, "cpu")
+    return mask.density + mask.tail_share

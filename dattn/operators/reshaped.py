@@ -1,0 +1,225 @@
+"""Reshaped attention: what a mask skips is remembered from the last dense step, and its weight with it.
+
+Re-ttention (Chen et al., NeurIPS 2025, arXiv 2505.22918), over any static pattern. At a refresh, with S what the
+pattern keeps and LSE the log-sums of exponentials,
+
+    ρ = exp(LSE_S - LSE_full)        R = O_full - ρ · O_S        (what the skipped tokens contributed)
+
+and at the k-th step after it, for a growth of λ,
+
+    O = (ρ + k λ) · O_S + R
+
+``residual`` says what is kept for R: "full", the tensor itself; "pooled", its mean over every query block; "none", no R
+at all; "cached", O_full - O_S instead, to which O_S is added with ρ = 1 (the window residual of DiTFastAttn, Yuan et
+al., NeurIPS 2024, arXiv 2406.08552).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dattn.attention import attend, masks_in
+from dattn.block_mask import BlockMask, MaskCache
+from dattn.grid import TokenGrid
+from dattn.heads import head_groups
+from dattn.operators.per_head import cost_of
+from dattn.patterns.dense import Dense
+from dattn.spec import Operator, Spec, State, check_static
+
+RESIDUALS = ("full", "pooled", "cached", "none")
+MEMORY = "reshaped"
+
+
+@dataclass(frozen=True)
+class Reshaped(Operator):
+    """Re-ttention: a static pattern that is reshaped by what the last dense step said. For inference.
+
+    Args:
+        pattern: the static pattern.
+        refresh: a dense step comes every so many steps; 1 makes all dense. The pattern stays as it was at the refresh.
+        growth: λ, by which ρ grows with every step after a refresh.
+        residual: "full" takes as much memory as the output of each layer, "pooled" a block-th of it, "none" none.
+
+    Raises:
+        ValueError: a field outside these bounds; more memory than the device has, when attention is computed.
+    """
+
+    pattern: Spec
+    refresh: int = 5
+    growth: float = 0.04
+    residual: str = "full"
+
+    def __post_init__(self) -> None:
+        check_static(self)
+        if type(self.refresh) is not int or self.refresh < 1:
+            raise ValueError(f"refresh={self.refresh!r}: a dense step comes every 1 or more steps")
+        if isinstance(self.growth, bool) or not isinstance(self.growth, int | float) or self.growth < 0:
+            raise ValueError(f"growth={self.growth!r}: give a number of 0 or more")
+        if self.residual not in RESIDUALS:
+            raise ValueError(f"residual={self.residual!r}: choose one of {', '.join(RESIDUALS)}")
+
+    @property
+    def untuned(self) -> str:
+        """What the pattern says."""
+        return self.pattern.untuned
+
+    def at(self, layer: int, layers: int, step: int, steps: int) -> Spec:
+        """The pattern at that place."""
+        return replace(self, pattern=self.pattern.at(layer, layers, step, steps))
+
+    def fit(self, grid: TokenGrid) -> tuple[Spec, str | None]:
+        """The pattern clamped to the grid."""
+        fitted, note = self.pattern.fit(grid)
+        return replace(self, pattern=fitted), note
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        grid: TokenGrid,
+        state: State,
+        *,
+        scale: float,
+        key_mask: Tensor | None,
+        backend: str,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Dense where a refresh is due, the reshaped pattern elsewhere; see ``Operator.attend``.
+
+        Raises:
+            ValueError: too little memory for the residual.
+            RuntimeError: a gradient is asked for.
+        """
+        if torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value)):
+            raise RuntimeError(
+                "Reshaped keeps tensors of earlier steps and has no gradient: run under torch.no_grad(), or train with "
+                f"{self.pattern.name} itself"
+            )
+        options: dict[str, Any] = {"scale": scale, "key_mask": key_mask, "backend": backend, "return_lse": True}
+        options["state"] = {"masks": masks_in(state)}
+        kept = state.get(MEMORY)
+        if kept is None or kept.age + 1 >= self.refresh or not kept.serves(query, grid):
+            return self._refresh(query, key, value, grid, state, options)
+        kept.age += 1
+        output, lse = attend(query, key, value, kept.pattern, grid, **options)
+        if kept.share is None:
+            return output + kept.rest(query.dtype), None
+        share = kept.share + self.growth * kept.age
+        return _scaled(output, share) + kept.rest(query.dtype), lse - share.log()
+
+    def _refresh(
+        self, query: Tensor, key: Tensor, value: Tensor, grid: TokenGrid, state: State, options: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        """A dense step, and what it leaves behind."""
+        state.pop(MEMORY, None)  # before the new one is taken, or both would be held
+        self._check_memory(query, grid, state)
+        full, lse_full = attend(query, key, value, Dense(), grid, **options)
+        if self.refresh == 1:
+            return full, lse_full
+        output, lse = attend(query, key, value, self.pattern, grid, **options)
+        share = None if self.residual == "cached" else (lse - lse_full).exp().nan_to_num(0)
+        rest: Tensor | None = full - (output if share is None else _scaled(output, share))
+        blocks = None
+        if self.residual == "pooled" and rest is not None:
+            blocks = _block_of(masks_in(state).get(self.pattern, grid, query.device), query.shape[1])
+            rest = _means(rest, blocks)
+        kept = None if self.residual == "none" else rest
+        state[MEMORY] = _Kept(self.pattern, grid, query.shape, share, kept, blocks)
+        return full, lse_full
+
+    def memory(self, grid: TokenGrid, batch: int, heads: int, head_dim: int, dtype: torch.dtype) -> int:
+        """Bytes that one layer keeps for one guidance branch."""
+        rows = batch * heads * grid.tokens
+        shares = 0 if self.residual == "cached" else rows * torch.promote_types(dtype, torch.float32).itemsize
+        whole = rows * head_dim * dtype.itemsize
+        if self.residual == "pooled":
+            whole //= self.pattern.mask(grid).block_size  # type: ignore[attr-defined]
+        return shares + (0 if self.residual == "none" else whole)
+
+    def _check_memory(self, query: Tensor, grid: TokenGrid, state: State) -> None:
+        """Raise before the first layer takes what the last would not get."""
+        batch, heads, _, head_dim = query.shape
+        each = self.memory(grid, batch, heads, head_dim, query.dtype)
+        layers, free = state.get("layers", 1) - state.get("layer", 0), free_memory(query.device)
+        if each * layers > free:
+            raise ValueError(
+                f"Reshaped(residual={self.residual!r}) keeps {each / 1e9:.2f} GB in each of {layers} layers for one "
+                f"guidance branch, and {query.device} has {free / 1e9:.2f} GB left: use residual='pooled' or 'none', "
+                "or fewer layers with layers="
+            )
+
+    def cost(self, grid: TokenGrid, head_dim: int, masks: MaskCache) -> float:
+        """The pattern at every step, and a dense one every ``refresh`` steps."""
+        return 1.0 if self.refresh == 1 else cost_of(self.pattern, grid, head_dim, masks) + 1 / self.refresh
+
+
+@dataclass(eq=False)
+class _Kept:
+    """What a refresh leaves behind, for a pattern, a grid and a shape of queries.
+
+    Attributes:
+        share: ρ, [batch, heads, tokens]; None where it is 1.
+        residual: [batch, heads, tokens or blocks, head_dim]; None where there is none.
+        blocks: int64 [heads, tokens], each token's block, where the residual is pooled.
+        age: steps since the refresh.
+    """
+
+    pattern: Spec
+    grid: TokenGrid
+    shape: torch.Size
+    share: Tensor | None
+    residual: Tensor | None
+    blocks: Tensor | None
+    age: int = 0
+
+    def serves(self, query: Tensor, grid: TokenGrid) -> bool:
+        return query.shape == self.shape and grid == self.grid
+
+    def rest(self, dtype: torch.dtype) -> Tensor | float:
+        """R, [batch, heads, tokens, head_dim], or 0."""
+        if self.residual is None or self.blocks is None:
+            return 0.0 if self.residual is None else self.residual
+        index = self.blocks[None, :, :, None].expand(self.shape)
+        return self.residual.gather(2, index).to(dtype)
+
+
+def _scaled(output: Tensor, share: Tensor) -> Tensor:
+    return (output.to(share.dtype) * share[..., None]).to(output.dtype)
+
+
+def _block_of(mask: BlockMask, heads: int) -> Tensor:
+    """int64 [heads, tokens]: the query block of every token."""
+    layout, rows = mask.query, []
+    for group, of_group in enumerate(head_groups(heads, mask.groups)):
+        order, lengths = (t[0, min(group, t.shape[1] - 1)] for t in (layout.order, layout.lengths))
+        row = torch.empty_like(order)
+        row[order] = torch.arange(layout.blocks, device=order.device).repeat_interleave(lengths.long())
+        rows += [row] * (of_group.stop - of_group.start)
+    return torch.stack(rows)
+
+
+def _means(tokens: Tensor, blocks: Tensor) -> Tensor:
+    """[batch, heads, blocks, head_dim]: the mean of the tokens of every block."""
+    count = int(blocks.max()) + 1
+    wide = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
+    sums = wide.new_zeros(*wide.shape[:2], count, wide.shape[-1])
+    sums = sums.scatter_add(2, blocks[None, :, :, None].expand_as(wide), wide)
+    sizes = wide.new_zeros(len(blocks), count).scatter_add(1, blocks, torch.ones_like(blocks, dtype=wide.dtype))
+    return (sums / sizes.clamp_min(1)[None, :, :, None]).to(tokens.dtype)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a device can still give."""
+    if device.type == "cuda":
+        return (
+            torch.cuda.mem_get_info(device)[0]
+            + torch.cuda.memory_reserved(device)
+            - torch.cuda.memory_allocated(device)
+        )
+    import psutil  # comes with accelerate
+
+    return psutil.virtual_memory().available

@@ -1,0 +1,55 @@
+"""Token merging: attention among fewer tokens, whose outputs are handed back to all that were merged.
+
+ToMe for diffusion (Bolya and Hoffman, 2023, arXiv 2303.17604), on queries, keys and values: tokens with like keys are
+averaged, attention runs on what is left, and every token gets the output of the token that it went into.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from dattn.backends.torch_blocks import dense
+from dattn.block_mask import MaskCache
+from dattn.grid import TokenGrid
+from dattn.operators.merging import Merging, check_ratio
+from dattn.spec import State, TorchOperator
+
+
+@dataclass(frozen=True)
+class TokenMerge(TorchOperator):
+    """ToMe: a share of the visual tokens is merged away for the time of the attention.
+
+    Args:
+        ratio: that share; half of the tokens cost a quarter of the attention.
+
+    Raises:
+        ValueError: a ratio outside of (0, 1).
+    """
+
+    ratio: float
+
+    def __post_init__(self) -> None:
+        check_ratio(self.ratio)
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        grid: TokenGrid,
+        state: State,
+        *,
+        scale: float,
+        key_mask: Tensor | None,
+        backend: str,
+    ) -> tuple[Tensor, None]:
+        """See ``Operator.attend``; there is no LSE."""
+        merging = Merging.of(key, grid, self.ratio)
+        few = [merging.merge(t) for t in (query, key, value)]
+        return merging.unmerge(dense(few[0], few[1], few[2], scale, merging.kept(key_mask))), None
+
+    def cost(self, grid: TokenGrid, head_dim: int, masks: MaskCache) -> float:
+        """The square of the share of tokens that is left."""
+        return (1 - int(grid.visual * self.ratio) / grid.tokens) ** 2

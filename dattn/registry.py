@@ -1,0 +1,93 @@
+"""Patterns and operators by name: from the dicts of recipes, and as written on the command line."""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+from dattn.operators import OPERATORS
+from dattn.patterns import PATTERNS
+from dattn.spec import Spec
+
+SPECS: dict[str, type[Spec]] = {**PATTERNS, **OPERATORS}
+
+
+def pattern_from_dict(data: dict[str, Any]) -> Spec:
+    """The pattern or operator that its ``to_dict`` wrote.
+
+    Raises:
+        ValueError: no dict with a known name, or fields that it does not take.
+    """
+    if not isinstance(data, dict) or "name" not in data:
+        raise ValueError(f"{data!r} describes no pattern: give a dict with a name, such as {{'name': 'Radial'}}")
+    arguments = {key: _from_plain(value) for key, value in data.items() if key != "name"}
+    return _make(data["name"], (), arguments)
+
+
+def _from_plain(value: Any) -> Any:
+    """A field from JSON, nested dicts with a name as the specs that they are."""
+    if isinstance(value, list | tuple):
+        return tuple(map(_from_plain, value))
+    return pattern_from_dict(value) if isinstance(value, dict) and "name" in value else value
+
+
+def pattern_from_string(text: str) -> Spec:
+    """A pattern or operator as written on the command line: ``radial`` or ``"Reshaped(Radial(decay=0.2))"``.
+
+    Arguments are literals, and patterns written the same way.
+
+    Raises:
+        ValueError: an unknown name, an argument of another kind, or a value that is refused.
+    """
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+        parsed = _parse(node if isinstance(node, ast.Call) else ast.Call(node, [], []))
+    except (SyntaxError, TypeError, _NoLiteralError) as error:
+        raise ValueError(
+            f"{text!r} is no pattern: write a name and literal arguments, such as radial or 'Radial(decay=0.2)'"
+        ) from error
+    return parsed
+
+
+def static_from_string(text: str) -> Any:
+    """A static pattern as written on the command line.
+
+    Raises:
+        ValueError: as ``pattern_from_string``, or an operator.
+    """
+    pattern = pattern_from_string(text)
+    if not pattern.static:
+        raise ValueError(f"pattern {text}: an operator has no mask; give a static pattern, see dattn patterns")
+    return pattern
+
+
+class _NoLiteralError(Exception):
+    """An expression that is neither a literal nor a pattern."""
+
+
+def _parse(node: ast.expr) -> Any:
+    """A literal, or a call of a known name, inside of tuples, lists and dicts too."""
+    if isinstance(node, ast.Call):
+        if not isinstance(node.func, ast.Name) or any(k.arg is None for k in node.keywords):
+            raise _NoLiteralError
+        arguments = {k.arg: _parse(k.value) for k in node.keywords if k.arg}
+        return _make(node.func.id, tuple(map(_parse, node.args)), arguments)
+    if isinstance(node, ast.Tuple | ast.List):
+        return tuple(map(_parse, node.elts))
+    if isinstance(node, ast.Dict):
+        return {_parse(k): _parse(v) for k, v in zip(node.keys, node.values, strict=True) if k is not None}
+    try:
+        return ast.literal_eval(node)
+    except ValueError as error:
+        raise _NoLiteralError from error
+
+
+def _make(name: Any, positional: tuple[Any, ...], arguments: dict[str, Any]) -> Spec:
+    found = {known.lower(): cls for known, cls in SPECS.items()}.get(str(name).lower())
+    if found is None:
+        raise ValueError(f"unknown pattern {name!r}: choose one of {', '.join(SPECS)}")
+    try:
+        return found(*positional, **arguments)
+    except TypeError as error:
+        known = ", ".join(found.__dataclass_fields__) or "none"
+        raise ValueError(f"{found.__name__} with {arguments or positional}: its arguments are {known}") from error

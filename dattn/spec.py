@@ -1,0 +1,125 @@
+"""What can stand in for a layer's attention: a pattern, which is a mask, or an operator, which is anything else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from torch import Tensor
+
+from dattn.backends import Choice, choose
+from dattn.grid import TokenGrid
+
+if TYPE_CHECKING:
+    from dattn.block_mask import MaskCache
+
+Self = TypeVar("Self", bound="Spec")
+State = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Base of patterns and operators: a frozen dataclass that has a name, a place and a grid."""
+
+    @property
+    def name(self) -> str:
+        """The class name, as written in recipes and on the command line."""
+        return type(self).__name__
+
+    @property
+    def static(self) -> bool:
+        """Whether it is a mask that follows from the grid alone."""
+        return False
+
+    @property
+    def untuned(self) -> str:
+        """Why a pretrained model has to be fine-tuned for it; ``""`` where it need not be."""
+        return ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """``{"name": …, **fields}``, the inverse of ``dattn.pattern_from_dict``; JSON-ready."""
+        return {"name": self.name, **{f.name: _plain(getattr(self, f.name)) for f in fields(self)}}
+
+    def at(self: Self, layer: int, layers: int, step: int, steps: int) -> Spec:
+        """The concrete one for one place: layer ``layer`` of ``layers``, step ``step`` of ``steps``."""
+        return self
+
+    def fit(self, grid: TokenGrid) -> tuple[Spec, str | None]:
+        """The same, clamped to a grid that it would be too large for, and a note that says what changed."""
+        return self, None
+
+
+def _plain(value: Any) -> Any:
+    """A field as JSON has it, nested specs as their dicts."""
+    if isinstance(value, Spec):
+        return value.to_dict()
+    if isinstance(value, Tensor):
+        return value.tolist()
+    return tuple(map(_plain, value)) if isinstance(value, tuple) else value
+
+
+@dataclass(frozen=True)
+class Operator(Spec):
+    """Base of operators: attention that is not a mask.
+
+    A subclass is one small file: its fields, ``attend``, and ``cost`` where it is cheaper than dense attention.
+    """
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        grid: TokenGrid,
+        state: State,
+        *,
+        scale: float,
+        key_mask: Tensor | None,
+        backend: str,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attention on checked inputs.
+
+        Args:
+            query, key, value: [batch, heads, tokens, head_dim] in raster order.
+            grid: where the tokens sit.
+            state: what this operator keeps from step to step; it belongs to one denoising call, layer and guidance
+                branch. A handle puts in "masks", its cache of block masks, "layer" and "layers", which of how many.
+            scale: factor of the logits.
+            key_mask: bool [batch, tokens], False for keys that nobody sees; or None.
+            backend: "auto" or an explicit one, for the masks inside.
+
+        Returns:
+            The output [batch, heads, tokens, head_dim], and the LSE [batch, heads, tokens] or None.
+        """
+        raise NotImplementedError
+
+    def choose(self, backend: str, query: Tensor) -> Choice:
+        """Which backend runs for such a query, and why.
+
+        Raises:
+            ValueError: an explicit backend that cannot.
+        """
+        return choose(backend, query.device, query.dtype, query.shape[-1])
+
+    def cost(self, grid: TokenGrid, head_dim: int, masks: MaskCache) -> float:
+        """Its work ÷ that of dense attention, on average over the steps."""
+        return 1.0
+
+
+@dataclass(frozen=True)
+class TorchOperator(Operator):
+    """Base of operators that are made of PyTorch's own operations, whatever the device."""
+
+    def choose(self, backend: str, query: Tensor) -> Choice:
+        """The torch backend, or an error where another one is asked for."""
+        if backend not in ("auto", "torch"):
+            raise ValueError(
+                f"backend {backend!r}: {self.name} is made of PyTorch's own operations; choose auto or torch"
+            )
+        return Choice("torch", "auto: the only one for it" if backend == "auto" else "asked for")
+
+
+def check_static(operator: Any) -> None:
+    """Raise ``ValueError`` unless the ``pattern`` of an operator is a static one."""
+    if not (isinstance(operator.pattern, Spec) and operator.pattern.static):
+        raise ValueError(f"pattern={operator.pattern!r}: {operator.name} works on a static pattern, such as Radial()")
