@@ -25,6 +25,7 @@ EXAMPLES = """\
   dattn evaluate --preset screening --patterns "Radial(block_size=64)" "Radial(block_size=64, decay=0.5)"
   dattn evaluate --preset final --output outputs/final
   dattn evaluate --model ./my-wan --captions captions.txt --lengths 1 2 --steps 30
+  dattn evaluate --model assets/models/shapes-flux --patterns "Grouped(4, 'cross')" "Agent(0.75)"
 
 Interrupted, it goes on where it stopped: run the same command again. More patterns, lengths, captions or
 seeds add to what is there."""
@@ -71,7 +72,6 @@ def main(argv: Sequence[str]) -> int:
     """Run the command."""
     options = parser().parse_args(argv)
     preset = PRESETS[options.preset]
-    lengths = sorted(set(options.lengths or preset.lengths))
     writable_folder(options.output)
     from .cells import Cell, Clip, Store
     from .loading import load, resolve
@@ -79,18 +79,19 @@ def main(argv: Sequence[str]) -> int:
     from .study import fill, gather_settings, report
 
     sparse = list(dict.fromkeys(name for name in options.patterns if not is_stock(name)))
-    cells = [Cell(name, length) for length in lengths for name in ["stock", *sparse]]
     if len(sparse) >= preset.rows:
         raise ValueError(
             f"{len(sparse) + 1} rows, stock included: the budget of {options.preset!r} is {preset.rows}; "
             f"find out with --preset screening which patterns are worth it"
         )
-    if len(cells) > MAX_CELLS:
-        raise ValueError(f"{len(cells)} cells (rows x lengths): at most {MAX_CELLS}; ask for fewer")
     for name in sparse:
         read_attention(name)
     resolve(options.model)
     loaded = load(options.model, options.device, options.dtype)
+    lengths = chosen_lengths(options.lengths, preset, loaded)
+    cells = [Cell(name, length) for length in lengths for name in ["stock", *sparse]]
+    if len(cells) > MAX_CELLS:
+        raise ValueError(f"{len(cells)} cells (rows x lengths): at most {MAX_CELLS}; ask for fewer")
     captions = chosen_captions(options.captions, preset, loaded)
     request = base_request(options, preset, loaded)
     for name in sparse:
@@ -102,6 +103,19 @@ def main(argv: Sequence[str]) -> int:
     fill(store, loaded, request, cells, clips, apply_options(options))
     report(store, cells, clips, settings, argv)
     return 0
+
+
+def chosen_lengths(wish: list[int] | None, preset: Preset, loaded: Loaded) -> list[int]:
+    """The lengths to make; a picture has none.
+
+    Raises:
+        ValueError: lengths for a model that makes pictures.
+    """
+    if loaded.makes_video:
+        return sorted(set(wish or preset.lengths))
+    if wish not in (None, [1]):
+        raise ValueError(f"lengths {wish}: {loaded.name} makes pictures, which have no length; leave --lengths out")
+    return [1]
 
 
 def chosen_captions(wish: str | None, preset: Preset, loaded: Loaded) -> list[str]:
@@ -121,7 +135,7 @@ def chosen_captions(wish: str | None, preset: Preset, loaded: Loaded) -> list[st
     if loaded.native is None:
         raise ValueError(f"captions: ours are of Moving Shapes, {loaded.name} is not; give a file with --captions")
     count = preset.captions if wish is None else int(wish)
-    every = all_captions()
+    every = all_captions() if loaded.makes_video else picture_captions()
     if not 1 <= count <= len(every):
         raise ValueError(f"captions {count}: there are 1 to {len(every)}; give a number in that range or a file")
     return every[:count]
@@ -137,16 +151,25 @@ def all_captions() -> list[str]:
     return [f"a {color} {shape} {motion}" for color, shape, motion in words]
 
 
+def picture_captions() -> list[str]:
+    """Captions of pictures, a single object and a pair in turn; their beginnings hold all kinds evenly."""
+    from .shapes.captions import COLORS, RELATIONS, SHAPES
+
+    objects = [f"a {COLORS[i % 6]} {SHAPES[(i + i // 6) % 3]}" for i in range(len(COLORS) * len(SHAPES))]
+    relations = list(RELATIONS)
+    others = [f"a {COLORS[(i + 1 + i // 6) % 6]} {SHAPES[(i + 1) % 3]}" for i in range(len(objects))]
+    pairs = [f"{a} {relations[i % 4]} {b}" for i, (a, b) in enumerate(zip(objects, others, strict=True))]
+    return [caption for both in zip(objects, pairs, strict=True) for caption in both]
+
+
 def base_request(options: argparse.Namespace, preset: Preset, loaded: Loaded) -> Request:
     """The request of every clip, but for caption, seed and frames.
 
     Raises:
-        ValueError: the pipeline makes no videos, or takes no such argument.
+        ValueError: the pipeline takes no such argument.
     """
     from .running import Request
 
-    if not loaded.makes_video:
-        raise ValueError(f"model {loaded.name}: makes pictures; dattn evaluate measures videos")
     request = Request("", steps=options.steps or preset.steps, guidance=options.guidance).filled(loaded)
     request.call(loaded)
     return request

@@ -24,8 +24,12 @@ PATTERNS = (
     "SparseFrames(3, anchors=2)",
     "BlockCausal(3)",
     "Windows((1, 2, 2), shift=1)",
+    "Planes()",
     "MultiAxis((1, 4, 6), 'block')",
     "MultiAxis((1, 4, 6), 'grid')",
+    "Neighborhood((1, 5, 7), dilation=None)",
+    "CrossShaped(4)",
+    "StridedHeads(4)",
 )
 """One or two of each, sized for this grid."""
 COLUMNS = 4
@@ -33,7 +37,10 @@ FRAMES = 5
 
 
 def gallery() -> Figure:
-    """A cell for each pattern: its block grid at the left, at the right what the middle token sees in five frames."""
+    """A cell for each pattern: its block grid at the left, at the right what the middle token sees in five frames.
+
+    Where heads differ the first group is drawn.
+    """
     from matplotlib.figure import Figure
 
     from dattn.grid import TokenGrid
@@ -64,7 +71,8 @@ def _cell(cell: Figure, text: str, grid: TokenGrid) -> None:
     for axes in (left, right):
         axes.set(xticks=[], yticks=[])
     right.spines[:].set_visible(False)
-    cell.suptitle(f"{text}\ndensity {mask.density:.2f}", fontsize=10)
+    which = f", first of {mask.groups} head groups" if mask.groups > 1 else ""
+    cell.suptitle(f"{text}\ndensity {mask.density:.2f}{which}", fontsize=10)
 
 
 def strip(seen: np.ndarray, grid: TokenGrid) -> np.ndarray:

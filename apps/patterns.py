@@ -1,4 +1,4 @@
-"""``dattn patterns``: every pattern with its fields and defaults."""
+"""``dattn patterns``: every pattern and operator with its fields and defaults."""
 
 from __future__ import annotations
 
@@ -11,21 +11,27 @@ from .table import table
 
 EXAMPLES = """\
   dattn patterns
-  dattn plot --pattern "Radial(decay=0.2)" --grid 21x30x52"""
+  dattn plot --pattern "Radial(decay=0.2)" --grid 21x30x52
+  dattn generate --prompt "a red circle moving up" --pattern "Reshaped(Radial(block_size=64), refresh=5)" """
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command."""
-    Parser("patterns", "List the patterns. On the command line values are literals.", EXAMPLES).parse_args(argv)
+    Parser(
+        "patterns", "List patterns and operators. On the command line values are literals, or patterns.", EXAMPLES
+    ).parse_args(argv)
+    from dattn.operators import OPERATORS
     from dattn.patterns import PATTERNS
 
-    print(table(("pattern", "what it keeps"), [(signature(kind), one_line(kind)) for kind in PATTERNS.values()]))
+    for title, kinds in (("pattern", PATTERNS), ("operator", OPERATORS)):
+        print(table((title, "what it does"), [(signature(kind), one_line(kind)) for kind in kinds.values()]), "\n")
     return 0
 
 
 def signature(pattern: type) -> str:
     """``Radial(decay=1.0, sink=True, …)``; a field without a default stands by its name alone."""
-    shown = [f.name if f.default is MISSING else f"{f.name}={f.default!r}" for f in fields(pattern)]
+    ordered = sorted(fields(pattern), key=lambda f: f.kw_only)
+    shown = [f.name if f.default is MISSING else f"{f.name}={f.default!r}" for f in ordered]
     return f"{pattern.__name__}({', '.join(shown)})"
 
 

@@ -65,8 +65,10 @@ def fingerprint(folder: Path | None) -> str | None:
     return digest.hexdigest()[:16]
 
 
-def frames_at(loaded: Loaded, length: int) -> int:
-    """Frames of a clip ``length`` times the native length, or the pipeline's own default length."""
+def frames_at(loaded: Loaded, length: int) -> int | None:
+    """Frames of a clip ``length`` times the native length, or the pipeline's own default length; None of a picture."""
+    if not loaded.makes_video:
+        return None
     if loaded.native is not None:
         return loaded.native.frames_at(length)
     default = inspect.signature(loaded.pipe.__call__).parameters["num_frames"].default

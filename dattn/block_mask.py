@@ -6,15 +6,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dattn.grid import Layout, TokenGrid, text_blocks
-
-if TYPE_CHECKING:
-    from dattn.patterns.base import Pattern
 
 WORD = 32  # bits in a word of a packed tile
 CHUNK_PAIRS = 1 << 21  # block pairs looked at in one go while a mask is built: bounds the memory of building
@@ -300,12 +297,10 @@ class MaskCache:
     """Masks of the grids met lately, at most ``size`` of them, per (pattern, grid, device)."""
 
     size: int = 16
-    _masks: OrderedDict[tuple[Pattern, TokenGrid, torch.device], BlockMask] = field(
-        default_factory=OrderedDict, repr=False
-    )
+    _masks: OrderedDict[tuple[Any, TokenGrid, torch.device], BlockMask] = field(default_factory=OrderedDict, repr=False)
 
-    def get(self, pattern: Pattern, grid: TokenGrid, device: torch.device | str) -> BlockMask:
-        """The pattern's mask of this grid on this device, built on first use."""
+    def get(self, pattern: Any, grid: TokenGrid, device: torch.device | str) -> BlockMask:
+        """A static pattern's mask of this grid on this device, built on first use."""
         key = (pattern, grid, torch.device(device))
         if key not in self._masks:
             self._masks[key] = pattern.mask(grid).to(device)

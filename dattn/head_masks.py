@@ -17,8 +17,8 @@ from dattn.grid import Layout
 def for_head_groups(masks: Sequence[BlockMask]) -> BlockMask:
     """One mask whose head group g is the g-th mask; masks that have groups themselves share theirs out evenly.
 
-    Blocks are split where the masks' block sizes differ, and a side with fewer blocks gets empty ones, which nobody
-    visits, after its visual blocks.
+    Blocks are split where the masks' block sizes differ, a tail of one key per block with them, and a side with fewer
+    blocks gets empty ones, which nobody visits, after its visual blocks.
 
     Args:
         masks: of one grid and of a batch of 1.
@@ -26,10 +26,10 @@ def for_head_groups(masks: Sequence[BlockMask]) -> BlockMask:
     Raises:
         ValueError: tails that differ in their run.
     """
-    runs = {mask.tail for mask in masks}
+    size = min(mask.block_size for mask in masks)
+    runs = {min(mask.tail, size) for mask in masks}
     if len(runs) > 1:
         raise ValueError(f"tails over runs of {sorted(runs)} tokens: the heads of one launch pool alike; give one run")
-    size = min(mask.block_size for mask in masks)
     share = math.lcm(*(mask.groups for mask in masks))
     singles = [_group(mask, i * mask.groups // share) for mask in masks for i in range(share)]
     singles = [_split(mask, mask.block_size // size) for mask in singles]
@@ -113,7 +113,7 @@ def _split(mask: BlockMask, parts: int) -> BlockMask:
     full, _ = _split_lists(mask.full, torch.zeros_like(mask.full.index), query_number, key_number)
     partial, tile = _split_lists(mask.partial, mask.tile, query_number, key_number)
     tiles = pack_bits(cut.flatten(0, 2))
-    return BlockMask(query, key, full, partial, tile, tiles, size, mask.tail)
+    return BlockMask(query, key, full, partial, tile, tiles, size, min(mask.tail, size))
 
 
 def _split_layout(layout: Layout, parts: int, size: int) -> tuple[Layout, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -66,6 +67,8 @@ def apply(
     settings = replace(settings, layers=_once(settings.layers if layers is None else layers))
     for part in parts:
         part.stock_reasons(settings)
+    if settings.attention is not None and settings.attention.untuned:
+        warnings.warn(f"dattn: {settings.attention.name} is {settings.attention.untuned}", stacklevel=2)
     for part in parts:
         remove(part.model)
     handle = Handle(target, parts, settings, backend)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dattn.patterns import Dense, Neighborhood, Radial
+from dattn.patterns import Dense, Grouped, Neighborhood, Radial
 from dattn.patterns.base import Pattern
 from dattn.recipe import Settings, attention_of, load
 from dattn.registry import pattern_from_dict, pattern_from_string
@@ -25,12 +25,13 @@ class Preset:
     source: str
 
 
+FAMILIES = ("wan", "wan2.2", "cogvideox", "flux", "unet")
 PUBLISHED = "published: Radial Attention"
 OURS = "dattn's own choice, none published for this model"
 
 # Radial Attention's dense warm-up as a fraction of its steps: 12 of 50 on Wan 2.1, 11 of 40 on Wan 2.2.
 PRESETS: dict[str, dict[str, Preset]] = {
-    "dense": {family: Preset(Dense(), 0, 0, "full attention") for family in ("wan", "wan2.2", "cogvideox", "unet")},
+    "dense": {family: Preset(Dense(), 0, 0, "full attention") for family in FAMILIES},
     "radial": {
         "wan": Preset(Radial(decay=0.2), 0.24, 1, f"{PUBLISHED}, Wan 2.1 14B, 69 frames"),
         "wan2.2": Preset(Radial(decay=0.8, block_size=64), 0.275, 1, f"{PUBLISHED}, Wan 2.2 A14B, 77 frames"),
@@ -40,10 +41,14 @@ PRESETS: dict[str, dict[str, Preset]] = {
         "wan": Preset(Neighborhood((None, 24, 24), stride=(1, 8, 8)), 0.25, 1, OURS),
         "wan2.2": Preset(Neighborhood((None, 24, 24), stride=(1, 8, 8)), 0.25, 1, OURS),
         "cogvideox": Preset(Neighborhood((None, 18, 24), stride=(1, 6, 8)), 0.25, 1, OURS),
+        "flux": Preset(Neighborhood(80, stride=16), 0.25, 0, "published: GNA, Flux at 4096²; the schedule is ours"),
         "unet": Preset(Neighborhood(32, stride=8), 0.25, 0, OURS),
     },
+    "grouped": {
+        "flux": Preset(Grouped(16, "cross"), 0, 0, "published: GRAT-X, Flux at 8192²"),
+    },
 }
-AUTO = {"wan": "radial", "wan2.2": "radial", "cogvideox": "radial", "unet": "neighborhood"}
+AUTO = {"wan": "radial", "wan2.2": "radial", "cogvideox": "radial", "flux": "neighborhood", "unet": "neighborhood"}
 
 
 def preset_names(family: str) -> list[str]:

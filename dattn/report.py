@@ -135,7 +135,7 @@ def _row(layer: Layer) -> Row:
         density=mask.density if mask else None,
         tail_share=mask.tail_share if mask else None,
         backend="stock" if stock else run.backend,
-        why="; ".join(part for part in (stock or run.reason, layer.note) if part),
+        why="; ".join(part for part in (stock or run.reason, layer.note, known and layer.concrete.untuned) if part),
         flops_dense=flops,
         flops_computed=None if flops is None else round(flops * share),
     )

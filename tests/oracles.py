@@ -188,3 +188,88 @@ def windows(shape, splits, quarters):
 
     rings = [ring(n, s) for n, s in zip(shape, splits, strict=True)]
     return pairwise(shape, lambda q, k: all(r[a] == r[b] for r, a, b in zip(rings, q, k, strict=True)))
+
+
+def cross_shaped(shape, stripe):
+    """CSWin: rows for the first half of the heads, columns for the second."""
+    return torch.stack([pairwise(shape, lambda q, k, d=dim: q[d] // stripe == k[d] // stripe) for dim in (1, 2)])
+
+
+def strided_heads(shape, stride, local, size):
+    """S2-Attention on blocks of consecutive tokens: a shard per head group, and the neighbours."""
+    place = lambda t: ((t[0] * shape[1] + t[1]) * shape[2] + t[2]) // size
+    rule = lambda q, k, g: place(k) % stride == g or abs(place(q) - place(k)) <= local
+    return torch.stack([pairwise(shape, lambda q, k, g=group: rule(q, k, g)) for group in range(stride)])
+
+
+def planes(shape, window):
+    """ConDaFormer: inside the window, and equal on at least one axis."""
+
+    def rule(q, k):
+        for a, b, length, width in zip(q, k, shape, window, strict=True):
+            width = length if width is None else width
+            start = min(max(a - width // 2, 0), length - width)
+            if not start <= b < start + width:
+                return False
+        long = [d for d in range(3) if shape[d] > 1]
+        return not long or any(q[d] == k[d] for d in long)
+
+    return pairwise(shape, rule)
+
+
+def merge_oracle(features, shape, text, ratio):
+    """Groups of token numbers that ToMe merges, in the order of the merged tokens; [heads, tokens, dim], one sample."""
+    frames, height, width = shape
+    visual = frames * height * width
+    merged = min(int(visual * ratio), visual - frames)
+    at = lambda i: (i // width % height, i % width)
+    side = 2
+    while True:
+        middle = [min(side, n) // 2 for n in (height, width)]
+        targets = [i for i in range(visual) if all(c % side == m for c, m in zip(at(i), middle, strict=True))]
+        if visual - len(targets) >= merged:
+            break
+        side *= 2
+    sources = [i for i in range(visual) if i not in targets]
+    mean = features.float().mean(0)[text[0] :]
+    unit = mean / mean.norm(dim=-1, keepdim=True)
+    scores = {s: [float(unit[s] @ unit[t]) for t in targets] for s in sources}
+    ranked = sorted(sources, key=lambda s: -max(scores[s]))
+    groups = [[s] for s in ranked[merged:]] + [[t] for t in targets]
+    for s in ranked[:merged]:
+        best = scores[s].index(max(scores[s]))
+        groups[len(ranked) - merged + best].append(s)
+    shifted = [[text[0] + i for i in group] for group in groups]
+    return [[i] for i in range(text[0])] + shifted + [[i] for i in range(text[0] + visual, text[0] + visual + text[1])]
+
+
+def group_means(tokens, groups):
+    """[heads, groups, dim] of [heads, tokens, dim]."""
+    return torch.stack([tokens[:, group].mean(1) for group in groups], 1)
+
+
+def agent_oracle(query, key, value, groups, text, scale, power, shortcut):
+    """Agent attention of one sample [heads, tokens, dim] in two softmaxes; text rows attend to everything."""
+    agents = group_means(query, groups)
+    seen = (agents @ key.mT * scale).softmax(-1) @ value
+    out = (query @ agents.mT * scale**power).softmax(-1) @ seen + shortcut * value
+    exact = (query @ key.mT * scale).softmax(-1) @ value
+    end = query.shape[1] - text[1]
+    return torch.cat([exact[:, : text[0]], out[:, text[0] : end], exact[:, end:]], 1)
+
+
+def merged_oracle(query, key, value, groups, scale):
+    """Attention among means of groups, handed back to their members; one sample."""
+    q, k, v = (group_means(t, groups) for t in (query, key, value))
+    few = (q @ k.mT * scale).softmax(-1) @ v
+    out = torch.zeros_like(value)
+    for number, group in enumerate(groups):
+        out[:, group] = few[:, number, None]
+    return out
+
+
+def in_line_oracle(query, key, value, scale):
+    """Injective linear attention by its matrix of weights."""
+    products = query @ key.mT * scale
+    weights = (products - products.mean(-1, keepdim=True) + 1) / key.shape[-2]
+    return weights @ value

@@ -10,17 +10,35 @@ from hypothesis import strategies as st
 
 from dattn import (
     BlockCausal,
+    CrossShaped,
+    Dense,
     Grouped,
     MultiAxis,
+    Neighborhood,
+    PerHead,
+    Planes,
+    Radial,
     SlidingTile,
     SparseFrames,
+    StridedHeads,
     TokenGrid,
     Windows,
     attention,
     pattern_from_dict,
     pattern_from_string,
 )
-from tests.oracles import attention_oracle, grouped, multi_axis, pairwise, sliding_tile, windows
+from tests.oracles import (
+    attention_oracle,
+    cross_shaped,
+    grouped,
+    multi_axis,
+    natten_axis,
+    pairwise,
+    planes,
+    sliding_tile,
+    strided_heads,
+    windows,
+)
 
 GRIDS = st.builds(
     TokenGrid, st.integers(1, 4), st.integers(1, 6), st.integers(1, 7), st.tuples(st.integers(0, 5), st.integers(0, 5))
@@ -129,6 +147,79 @@ def test_anchors_rotate_over_the_whole_clip():
     assert SparseFrames(3, rotate=False).at(0, 4, 7, 20) == SparseFrames(3, rotate=False)
 
 
+@given(GRIDS, st.data())
+@settings(max_examples=40)
+def test_cross_shaped(grid, data):
+    stripe = data.draw(st.integers(1, min(grid.height, grid.width)))
+    check(CrossShaped(stripe), grid, cross_shaped(grid.shape, stripe))
+
+
+@given(GRIDS, st.integers(2, 4), st.integers(0, 2))
+@settings(max_examples=40)
+def test_strided_heads(grid, stride, local):
+    expected = strided_heads(grid.shape, stride, local, 16)
+    check(StridedHeads(stride, local, 16), grid, expected)
+    assert expected.any(0).all()  # complete in union
+
+
+@given(GRIDS, st.data())
+@settings(max_examples=60)
+def test_planes(grid, data):
+    window = tuple(data.draw(st.one_of(st.none(), st.integers(1, n))) for n in grid.shape)
+    check(Planes(window), grid, planes(grid.shape, window))
+
+
+def test_planes_of_a_whole_video():
+    mask = Planes().mask(TokenGrid(8, 16, 24))
+    assert mask.element_density == pytest.approx(1 - 7 / 8 * 15 / 16 * 23 / 24)
+    assert mask.density == pytest.approx(1 - 3 / 4 * 3 / 4 * 2 / 3)  # tiles of 2 x 4 x 8
+
+
+def test_dilation_alternates_by_layer():
+    pattern, grid = Neighborhood(3, dilation="alternate"), TokenGrid(1, 10, 13)
+    assert [pattern.at(layer, 4, 0, 1).dilation for layer in range(4)] == [1, None, 1, None]
+    rows, columns = natten_axis(10, 3, 1, 3, False), natten_axis(13, 3, 1, 4, False)
+    wide = pattern.at(1, 4, 0, 1)
+    check(wide, grid, pairwise(grid.shape, lambda q, k: rows[q[1], k[1]] and columns[q[2], k[2]]))
+    assert torch.equal(pattern.mask(grid).to_dense(), Neighborhood(3).mask(grid).to_dense())
+    assert wide.fit(grid) == (wide, None)
+    assert pattern_from_dict(json.loads(json.dumps(pattern.to_dict()))) == pattern
+
+
+HEADED = [
+    Radial(block_size=16),
+    Radial(block_size=64),
+    Neighborhood(3),
+    CrossShaped(3),
+    SlidingTile((2, 2, 3), ((1, 1, 3), (1, 3, 1), (1, 1, 1))),
+    Dense(),
+    Planes(),
+]
+
+
+@given(GRIDS, st.lists(st.sampled_from(HEADED), min_size=1, max_size=3))
+@settings(max_examples=60, deadline=None)
+def test_any_patterns_share_one_mask(grid, patterns):
+    pattern, _ = PerHead(tuple(patterns)).fit(grid)
+    assert pattern.static
+    mask, allowed = pattern.mask(grid), pattern.allowed(grid)
+    assert torch.equal(mask.to_dense(), allowed)
+    alone = [p.mask(grid) for p in pattern.patterns]
+    if len({m.block_size for m in alone}) == 1:
+        assert mask.density == pytest.approx(sum(m.density for m in alone) / len(alone))
+    assert mask.element_density == pytest.approx(allowed.double().mean().item())
+
+
+def test_heads_pool_alike():
+    grid = TokenGrid(4, 5, 9, 3)
+    different = PerHead((Radial(block_size=64, tail=16), Radial(block_size=32, tail=True)))
+    with pytest.raises(ValueError, match=r"runs of \[16, 32\] tokens"):
+        different.mask(grid)
+    for run in (32, True):
+        same = PerHead((Radial(block_size=64, tail=run), Radial(block_size=32, tail=True)))
+        assert same.mask(grid).tail == 32
+
+
 @pytest.mark.parametrize(
     ("window", "density"),
     [((5, 3, 3), 0.15), ((1, 6, 10), 0.20), ((3, 3, 5), 0.15), ((5, 1, 10), 50 / 300), ((5, 6, 1), 0.10)],
@@ -161,11 +252,19 @@ def test_the_published_groups():
         Windows((2, 2, 3), 1),
         BlockCausal(2),
         SparseFrames(2, 1),
+        CrossShaped(2),
+        StridedHeads(4, 0, 16),
+        Planes((3, None, 5)),
+        PerHead((Grouped((2, 3, 4)), Neighborhood(3, tile=(1, 4, 8)))),
     ],
     ids=lambda p: p.name,
 )
 def test_attention_and_gradients(pattern, tail):
-    pattern, grid = replace(pattern, tail=tail), TokenGrid(5, 5, 9, text=(2, 7))
+    if isinstance(pattern, PerHead):
+        pattern = PerHead(tuple(replace(p, tail=16 if tail is True else tail) for p in pattern.patterns))
+    else:
+        pattern = replace(pattern, tail=tail)
+    grid = TokenGrid(5, 5, 9, text=(2, 7))
     generator = torch.Generator().manual_seed(0)
     inputs = [
         torch.randn(1, 4, grid.tokens, 8, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(3)
@@ -175,7 +274,7 @@ def test_attention_and_gradients(pattern, tail):
         expected = attention(*inputs, pattern, grid, backend="reference")
     else:
         allowed = pattern.allowed(grid)
-        allowed = allowed.repeat_interleave(2, 0) if allowed.ndim == 3 else allowed
+        allowed = allowed.repeat_interleave(4 // len(allowed), 0) if allowed.ndim == 3 else allowed
         expected = attention_oracle(*inputs, allowed, 8**-0.5)[0]
     torch.testing.assert_close(output, expected)
     weights = torch.randn(output.shape, generator=generator, dtype=torch.float64)
@@ -185,7 +284,16 @@ def test_attention_and_gradients(pattern, tail):
 
 
 @pytest.mark.parametrize(
-    "pattern", [Grouped(16, "cross"), Grouped((4, None, 8)), SlidingTile(8, ((1, 3, 3), (3, 1, 1)))]
+    "pattern",
+    [
+        Grouped(16, "cross"),
+        Grouped((4, None, 8)),
+        SlidingTile(8, ((1, 3, 3), (3, 1, 1))),
+        CrossShaped(2),
+        StridedHeads(4),
+        Planes((None, 5, 5)),
+        PerHead((Radial(), PerHead((Dense(), Planes())))),
+    ],
 )
 def test_round_trips(pattern):
     assert pattern_from_dict(json.loads(json.dumps(pattern.to_dict()))) == pattern
@@ -213,6 +321,16 @@ def test_round_trips(pattern):
         (lambda: SparseFrames(0), "window=0"),
         (lambda: SparseFrames(3, -1), "anchors=-1"),
         (lambda: SparseFrames(3, phase=1), "phase=1"),
+        (lambda: CrossShaped(0), "stripe=0"),
+        (lambda: StridedHeads(1), "stride=1"),
+        (lambda: StridedHeads(2, -1), "local=-1"),
+        (lambda: StridedHeads(2, 1, 48), "block_size=48"),
+        (lambda: Planes(0), "window=0"),
+        (lambda: Neighborhood(3, dilation="sometimes"), "dilation='sometimes'"),
+        (lambda: PerHead(()), r"patterns=\(\)"),
+        (lambda: PerHead((Radial(), "dense")), "give a tuple of patterns"),
+        (lambda: CrossShaped(5).mask(TokenGrid(1, 4, 20)), "stripe 5 on a grid of 4 x 20"),
+        (lambda: Planes(5).mask(TokenGrid(1, 4, 20)), "window 5 on an axis of 4"),
         (lambda: MultiAxis(8).mask(TokenGrid(1, 4, 20)), "size 8 on an axis of 4"),
         (lambda: Windows((1, 5, 1)).mask(TokenGrid(1, 4, 20)), "splits 5 on an axis of 4"),
         (lambda: BlockCausal(5).mask(TokenGrid(4, 4, 4)), "frames 5 of a clip of 4"),
@@ -240,4 +358,8 @@ def test_fit_clamps_to_the_grid_and_says_so():
     assert MultiAxis(8).fit(grid)[0] == MultiAxis((1, 8, 6)) and MultiAxis(6).fit(grid)[1] is None
     assert Windows((2, 2, 2)).fit(grid)[0] == Windows((1, 2, 2)) and Windows(2).fit(grid)[1] is None
     assert BlockCausal(3).fit(grid)[0] == BlockCausal(1) and BlockCausal(1).fit(grid)[1] is None
+    assert CrossShaped(9).fit(grid)[0] == CrossShaped(6) and CrossShaped(6).fit(grid)[1] is None
+    assert Planes(9).fit(grid)[0] == Planes((1, 9, 6)) and Planes().fit(grid)[1] is None
+    per_head, note = PerHead((Planes(9), Dense())).fit(grid)
+    assert per_head == PerHead((Planes((1, 9, 6)), Dense())) and note == "Planes: clamped to window (1, 9, 6)"
     assert SparseFrames(3).fit(grid)[0] == SparseFrames(1, 1) and SparseFrames(1, 0).fit(grid)[1] is None

@@ -6,19 +6,24 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
+from dattn.grid import TokenGrid
+from dattn.operators import Agent, InLine, PerHead, RadialBias, Reshaped, TokenMerge
 from dattn.patterns import (
     BlockCausal,
+    CrossShaped,
     Dense,
     Grouped,
     MultiAxis,
     Neighborhood,
+    Planes,
     Radial,
     SlidingTile,
     SparseFrames,
+    StridedHeads,
     Windows,
 )
 from dattn.plugin import apply, remove
-from tests.tiny_models import FAMILIES, Pipeline, masked_sdpa
+from tests.tiny_models import FAMILIES, Pipeline, masked_sdpa, sample
 
 PATTERNS = {
     "dense": Dense(),
@@ -31,6 +36,17 @@ PATTERNS = {
     "block-causal": BlockCausal(2),
     "windows": Windows((1, 2, 2), 1),
     "multi-axis": MultiAxis(2, "grid"),
+    "cross-shaped": CrossShaped(2),
+    "strided-heads": StridedHeads(2, 0, 16),
+    "planes": Planes(3),
+    "dilated": Neighborhood(2, dilation=None),
+    "per-head": PerHead((Grouped(2), Neighborhood(3))),
+    "reshaped": Reshaped(Neighborhood(3)),
+    "agent": Agent(0.7),
+    "token-merge": TokenMerge(0.5),
+    "radial-bias": RadialBias(0.1, pattern=Neighborhood(3)),
+    "in-line": InLine(),
+    "mixed-heads": PerHead((Neighborhood(3), TokenMerge(0.5))),
 }
 
 
@@ -110,8 +126,7 @@ def test_batch_two_is_two_of_batch_one(family, pattern):
     with apply(model, pattern), torch.no_grad():
         both = model(**pair, return_dict=False)[0]
         for row in (0, 1):
-            single = {k: v[row : row + 1] if isinstance(v, torch.Tensor) else v for k, v in pair.items()}
-            alone = model(**single, return_dict=False)[0]
+            alone = model(**sample(pair, row), return_dict=False)[0]
             assert (alone - both[row : row + 1]).abs().max() < tolerance(both)
 
 
@@ -173,6 +188,20 @@ def test_cogvideox_joins_frames_of_version_one_five():
             assert handle.report().layers[0].grid == (3, 3, 5, 6, 0)
             assert handle.report().layers[0].backend == "torch"
     assert (out - stock).abs().max() < tolerance(stock)
+
+
+def test_reference_pictures_of_flux_are_kept():
+    family = FAMILIES["flux"]
+    model = family.model()
+    stock = family.run(model, reference=2)
+    with apply(model, Dense()) as handle:
+        out = family.run(model, reference=2)
+        assert {row.grid for row in handle.report().layers} == {(1, 7, 9, 6, 18)}
+    assert (out - stock).abs().max() < tolerance(stock)
+    with masked_sdpa(Neighborhood(3), (TokenGrid(1, 7, 9, text=(6, 18)),)):
+        expected = family.run(model, reference=2)
+    with apply(model, Neighborhood(3)):
+        assert (family.run(model, reference=2) - expected).abs().max() < tolerance(expected)
 
 
 def test_applying_again_replaces_and_an_old_handle_is_dead(family):

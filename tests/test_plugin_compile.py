@@ -5,7 +5,7 @@ import torch
 from torch.utils._pytree import tree_map
 
 import dattn
-from dattn import Dense, Neighborhood, Radial
+from dattn import Agent, Dense, Neighborhood, PerHead, Radial, Reshaped, TokenMerge
 from tests.tiny_models import FAMILIES
 
 PATTERNS = {
@@ -13,6 +13,9 @@ PATTERNS = {
     "radial": Radial(block_size=16),
     "radial-tail": Radial(block_size=16, tail=True),
     "neighborhood": Neighborhood(3),
+    "reshaped": Reshaped(Neighborhood(3)),
+    "agent": Agent(0.7),
+    "mixed-heads": PerHead((Neighborhood(3), TokenMerge(0.5))),
 }
 
 
@@ -79,6 +82,15 @@ def test_gradients(family):
         assert grads[0].keys() == grads[1].keys()
         for name, grad in grads[0].items():
             torch.testing.assert_close(grads[1][name], grad, rtol=1e-4, atol=1e-5)
+
+
+def test_operators_say_that_they_have_no_gradient_in_a_graph():
+    family = FAMILIES["wan"]
+    model = family.model()
+    with dattn.apply(model, PATTERNS["agent"]):
+        output = compiled(model)(**family.inputs(), return_dict=False)[0]
+        with pytest.raises(NotImplementedError, match="Agent has no gradient in a compiled model"):
+            output.sum().backward()
 
 
 @pytest.mark.gpu

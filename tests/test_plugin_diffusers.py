@@ -291,7 +291,7 @@ def test_cross_attention_is_never_touched(family):
     before = {name: processor for name, processor in model.attn_processors.items() if "attn2" in name}
     apply(model, WINDOW)
     assert all(model.attn_processors[name] is processor for name, processor in before.items())
-    assert len(before) == {"wan": 3, "cogvideox": 0, "unet": 7}[family.name]
+    assert len(before) == {"wan": 3, "unet": 7}.get(family.name, 0)
     remove(model)
 
 

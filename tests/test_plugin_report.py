@@ -107,15 +107,14 @@ def test_auto_may_leave_layers_stock_and_says_so():
 @pytest.mark.parametrize("preset", ["radial", "neighborhood", "dense", "auto"])
 def test_presets(family, preset):
     pipe = Pipeline(FlowMatchEulerDiscreteScheduler(), family, transformer=family.model())
-    if (family.name, preset) == ("unet", "radial"):
+    image = family.name in ("unet", "flux")
+    if image and preset == "radial":
         with pytest.raises(ValueError, match=r"radial.*neighborhood.*dattn\.Radial"):
             apply(pipe, preset)
         return
     handle = apply(pipe, preset)
     assert pipe(pipe.transformer, steps=2).isfinite().all()
-    assert repr({"auto": "neighborhood" if family.name == "unet" else "radial"}.get(preset, preset)) in str(
-        handle.report()
-    )
+    assert repr({"auto": "neighborhood" if image else "radial"}.get(preset, preset)) in str(handle.report())
     handle.remove()
     assert apply(pipe, preset, dense_steps=0, dense_layers=2).settings.dense_layers == 2
 
@@ -253,6 +252,7 @@ def test_supported_models_is_a_table():
     assert {name for row in rows for name in row.models} == {
         "WanTransformer3DModel",
         "CogVideoXTransformer3DModel",
+        "FluxTransformer2DModel",
         "UNet2DConditionModel",
     }
     assert all(row.presets[-1] == "auto" and row.title and row.text for row in rows)

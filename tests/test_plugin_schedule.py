@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -13,9 +14,11 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
+from dattn.operators import PerLayer, Reshaped
 from dattn.patterns import Dense, MultiAxis, Neighborhood, SparseFrames, Windows
 from dattn.plugin import apply
 from dattn.schedule import resolve_amount
+from dattn.spec import Operator
 from tests.tiny_models import FAMILIES, Pipeline
 
 
@@ -201,33 +204,103 @@ def test_patterns_are_told_their_place():
     handle.remove()
 
 
-def test_state_belongs_to_a_call_a_layer_and_a_branch(monkeypatch):
-    from dattn.processors import layer as module
+@dataclass(frozen=True)
+class Counting(Operator):
+    """Dense attention that notes which state it was given, and how often before."""
 
-    calls = []
-
-    def attend(*args, state, **rest):
-        calls.append((id(state), dict(state)))
+    def attend(self, query, key, value, grid, state, *, scale, key_mask, backend):
+        CALLS.append((id(state), state.get("calls", 0)))
         state["calls"] = state.get("calls", 0) + 1
-        return real(*args, state=state, **rest)
+        return torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=scale), None
 
-    real = module.attend
-    monkeypatch.setattr(module, "attend", attend)
+
+CALLS = []
+
+
+def test_state_belongs_to_a_call_a_layer_and_a_branch():
     pipe = pipeline()
-    handle = apply(pipe, Dense())
+    handle = apply(pipe, Counting())
+    CALLS.clear()
     pipe(pipe.transformer, steps=3)
     per_call = 3 * 2 * 3
-    assert len(calls) == per_call and len({key for key, _ in calls}) == 6
-    assert [held.get("calls", 0) for _, held in calls] == [step for step in range(3) for _ in range(6)]
-    calls.clear()
+    assert len(CALLS) == per_call and len({key for key, _ in CALLS}) == 6
+    assert [before for _, before in CALLS] == [step for step in range(3) for _ in range(6)]
+    CALLS.clear()
     pipe(pipe.transformer, steps=1)
-    assert all(held == {} for _, held in calls)
+    assert all(before == 0 for _, before in CALLS)
     handle.remove()
-    handle = apply(pipe.transformer, Dense())
-    calls.clear()
+    handle = apply(pipe.transformer, Counting())
+    CALLS.clear()
     for _ in range(2):
         FAMILIES["wan"].run(pipe.transformer)
-    assert all(held == {} for _, held in calls)
+    assert all(before == 0 for _, before in CALLS)
+
+
+RESHAPED = Reshaped(Neighborhood(1), refresh=3, growth=0.02)
+
+
+def test_reshaped_is_dense_at_its_refreshes_and_the_pattern_between():
+    pipe = pipeline()
+    stock = pipe(pipe.transformer)
+    with apply(pipe, replace(RESHAPED, refresh=1)):
+        torch.testing.assert_close(pipe(pipe.transformer), stock, rtol=1e-3, atol=1e-4)
+    with apply(pipe, RESHAPED) as handle:
+        one = pipe(pipe.transformer, steps=1)
+        two = pipe(pipe.transformer, steps=4)
+        row = handle.report().layers[0]
+        assert row.backend == "torch" and row.density is None
+        density = RESHAPED.pattern.mask(pipe.family.grids[0]).density
+        assert row.saved == pytest.approx(1 - density - 1 / 3, abs=1e-4)
+    torch.testing.assert_close(one, pipe(pipe.transformer, steps=1), rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(two, stock, atol=1e-3)
+    with apply(pipe, Neighborhood(1)):
+        plain = pipe(pipe.transformer)
+    assert (two - stock).norm() < (plain - stock).norm()
+
+
+@pytest.mark.parametrize("residual", ["full", "pooled", "cached", "none"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_is_kept_belongs_to_one_call(name, residual):
+    """The same again after another resolution, another batch, and a call that was broken off."""
+    pipe = pipeline(name)
+    model, family = pipe.transformer, pipe.family
+    with apply(pipe, replace(RESHAPED, residual=residual)) as handle:
+        expected = pipe(model, steps=5)
+        assert torch.equal(pipe(model, steps=5), expected)
+        pipe.scheduler.set_timesteps(5)
+        for _ in range(2):
+            pipe.scheduler.step(
+                family.run(model, latent=family.other),
+                pipe.scheduler.timesteps[0],
+                family.run(model, latent=family.other),
+            )
+        assert torch.equal(pipe(model, steps=5), expected)
+        both = pipe(model, steps=5, batch=2)
+        assert any(layer.state for layer in handle.layers) or hasattr(model, "cache_context")
+    for row in (0, 1):
+        with apply(pipe, replace(RESHAPED, residual=residual)):
+            alone = pipe(model, steps=5, batch=2, only=row)
+        torch.testing.assert_close(alone, both[row : row + 1], rtol=1e-3, atol=1e-4)
+
+
+def test_branches_of_guidance_keep_their_own():
+    """A branch gives the same whatever the other one is fed with."""
+    pipe = pipeline()
+    model, family = pipe.transformer, pipe.family
+
+    def branch(other):
+        outputs = []
+        with apply(pipe, RESHAPED):
+            pipe.scheduler.set_timesteps(3)
+            for step in range(3):
+                with model.cache_context("cond"):
+                    outputs.append(family.run(model, seed=step))
+                with model.cache_context("uncond"):
+                    family.run(model, seed=step + other)
+                pipe.scheduler.step(outputs[0], pipe.scheduler.timesteps[step], outputs[0])
+        return torch.stack(outputs)
+
+    assert torch.equal(branch(10), branch(20))
 
 
 def test_branches_one_after_the_other_equal_branches_apart():
@@ -246,7 +319,15 @@ def test_branches_one_after_the_other_equal_branches_apart():
 
 
 @pytest.mark.parametrize(
-    "pattern", [SparseFrames(1, 1), Windows((1, 2, 2)), MultiAxis((5, 2, 2))], ids=lambda pattern: pattern.name
+    "pattern",
+    [
+        SparseFrames(1, 1),
+        Windows((1, 2, 2)),
+        MultiAxis((5, 2, 2)),
+        Neighborhood((None, 2, 2), dilation="alternate"),
+        PerLayer({1: SparseFrames(1, 1)}, Neighborhood(3)),
+    ],
+    ids=lambda pattern: pattern.name,
 )
 def test_patterns_that_change_with_step_and_layer_run_as_placed_and_the_same_twice(pattern):
     pipe = pipeline()

@@ -5,16 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from diffusers import CogVideoXTransformer3DModel, UNet2DConditionModel, WanTransformer3DModel
+from diffusers import (
+    CogVideoXTransformer3DModel,
+    FluxTransformer2DModel,
+    UNet2DConditionModel,
+    WanTransformer3DModel,
+)
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from torch import Tensor, nn
 
+from dattn.attention import attention
 from dattn.grid import TokenGrid
-from dattn.patterns.base import Pattern
 
 Inputs = dict[str, object]
 
@@ -113,6 +119,37 @@ def unet_inputs(batch: int = 1, seed: int = 0, latent: tuple[int, int] = (13, 10
     return {"sample": sample, "encoder_hidden_states": text, "timestep": torch.full((batch,), 500)}
 
 
+def flux(**changes: object) -> nn.Module:
+    """Two joint layers and a single one of 2 heads x 16."""
+    config = dict(
+        in_channels=8,
+        num_layers=2,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=10,
+        pooled_projection_dim=12,
+        axes_dims_rope=(4, 6, 6),
+    )
+    return _ready(FluxTransformer2DModel(**(config | changes)))
+
+
+def flux_inputs(batch: int = 1, seed: int = 0, latent: tuple[int, int] = (7, 9), reference: int = 0) -> Inputs:
+    """``reference`` rows of a second picture follow the first, as in Kontext."""
+    height, width = latent
+    hidden, text, pooled = _inputs(seed, (batch, (height + reference) * width, 8), (batch, 6, 10), (batch, 12))
+    places = [(0, y, x) for y in range(height) for x in range(width)]
+    places += [(1, y, x) for y in range(reference) for x in range(width)]
+    return {
+        "hidden_states": hidden,
+        "encoder_hidden_states": text,
+        "pooled_projections": pooled,
+        "timestep": torch.full((batch,), 0.5),
+        "img_ids": torch.tensor(places, dtype=torch.float32),
+        "txt_ids": torch.zeros(6, 3),
+    }
+
+
 @dataclass(frozen=True)
 class Family:
     """How a test builds, calls and checks one family; ``grids`` are those of its self-attention layers."""
@@ -143,21 +180,35 @@ FAMILIES = {
     for family in (
         Family("wan", wan, wan_inputs, (TokenGrid(5, 3, 5),), (3, 8, 6)),
         Family("cogvideox", cogvideox, cogvideox_inputs, (TokenGrid(5, 3, 5, 6, text_first=True),), (3, 8, 6)),
+        Family("flux", flux, flux_inputs, (TokenGrid(1, 7, 9, 6, text_first=True),), (5, 11)),
         Family("unet", unet, unet_inputs, (TokenGrid(1, 13, 10), TokenGrid(1, 7, 5), TokenGrid(1, 4, 3)), (9, 15)),
     )
 }
 
 
+def sample(inputs: Inputs, row: int) -> Inputs:
+    """One sample of a batch; tables of positions have no batch."""
+    batched = lambda name, value: isinstance(value, Tensor) and not name.endswith("_ids")
+    return {name: value[row : row + 1] if batched(name, value) else value for name, value in inputs.items()}
+
+
 @contextmanager
-def masked_sdpa(pattern: Pattern, grids: tuple[TokenGrid, ...]) -> Iterator[None]:
-    """Stock models whose SDPA calls get the pattern's own element-wise mask wherever the length is a grid's."""
+def masked_sdpa(pattern: Any, grids: tuple[TokenGrid, ...]) -> Iterator[None]:
+    """Stock models whose SDPA calls get the pattern's own element-wise mask wherever the length is a grid's.
+
+    An operator takes the place of the call.
+    """
     plain = F.scaled_dot_product_attention
-    masks = {grid.tokens: pattern.fit(grid)[0].allowed(grid) for grid in grids}
+    by_length = {grid.tokens: grid for grid in grids}
+    fitted = {grid.tokens: pattern.fit(grid)[0] for grid in grids}
+    masks = {grid.tokens: fitted[grid.tokens].allowed(grid) for grid in grids if pattern.static}
     met = set()
 
     def sdpa(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **rest: object) -> Tensor:
         if key.shape[2] == query.shape[2]:
             met.add(query.shape[2])
+            if not pattern.static:
+                return attention(query, key, value, fitted[query.shape[2]], by_length[query.shape[2]])
             attn_mask = masks[query.shape[2]]
             if attn_mask.ndim == 3:
                 attn_mask = attn_mask[torch.arange(query.shape[1]) * len(attn_mask) // query.shape[1]]
@@ -165,7 +216,7 @@ def masked_sdpa(pattern: Pattern, grids: tuple[TokenGrid, ...]) -> Iterator[None
 
     with mock.patch.object(F, "scaled_dot_product_attention", sdpa):
         yield
-    assert met == set(masks)
+    assert met == set(by_length)
 
 
 class Pipeline:
@@ -176,9 +227,16 @@ class Pipeline:
         self.family = family
         vars(self).update(models)
 
-    def __call__(self, model: nn.Module, steps: int = 4, seed: int = 0, batch: int = 1) -> Tensor:
-        """Denoise with classifier-free guidance, one branch after the other where the model names them."""
+    def __call__(
+        self, model: nn.Module, steps: int = 4, seed: int = 0, batch: int = 1, only: int | None = None
+    ) -> Tensor:
+        """Denoise with classifier-free guidance, one branch after the other where the model names them.
+
+        ``only`` denoises that sample of the batch alone.
+        """
         inputs = self.family.inputs(batch, seed)
+        if only is not None:
+            inputs, batch = sample(inputs, only), 1
         name = "sample" if "sample" in inputs else "hidden_states"
         self.scheduler.set_timesteps(steps)
         for time in self.scheduler.timesteps:

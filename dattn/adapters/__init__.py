@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import nn
 
-from dattn.adapters import cogvideox, unet, wan
+from dattn.adapters import cogvideox, flux, unet, wan
 from dattn.adapters.base import Adapter, Inputs, Site
 
 __all__ = ["ADAPTERS", "Adapter", "Inputs", "Site", "adapter_for"]
 
-ADAPTERS = (wan.ADAPTER, cogvideox.ADAPTER, unet.ADAPTER)
+ADAPTERS = (wan.ADAPTER, cogvideox.ADAPTER, flux.ADAPTER, unet.ADAPTER)
 
 
 def adapter_for(model: nn.Module) -> Adapter:

@@ -19,7 +19,7 @@ from torch import Tensor
 from dattn.backends.torch_blocks import dense
 from dattn.block_mask import MaskCache
 from dattn.grid import TokenGrid
-from dattn.operators.merging import Merging, check_ratio
+from dattn.operators.merging import Merging, check_ratio, merged_away
 from dattn.spec import State, TorchOperator
 
 
@@ -71,4 +71,4 @@ class Agent(TorchOperator):
 
     def cost(self, grid: TokenGrid, head_dim: int, masks: MaskCache) -> float:
         """Both stages: twice the share of agents."""
-        return 2 * (1 - int(grid.visual * self.ratio) / grid.tokens)
+        return 2 * (1 - merged_away(grid, self.ratio) / grid.tokens)

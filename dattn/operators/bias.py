@@ -23,7 +23,6 @@ from torch.nn.functional import pad
 from dattn.attention import attend
 from dattn.block_mask import MaskCache
 from dattn.grid import TokenGrid
-from dattn.patterns.base import Pattern
 from dattn.patterns.dense import Dense
 from dattn.spec import Operator, Spec, State, check_static
 
@@ -32,7 +31,7 @@ from dattn.spec import Operator, Spec, State, check_static
 class ChannelBias(Operator):
     """Base of biases that are a product of channels, over the mask of a static pattern."""
 
-    pattern: Pattern = field(default=Dense(), kw_only=True)
+    pattern: Spec = field(default=Dense(), kw_only=True)
 
     def __post_init__(self) -> None:
         check_static(self)
@@ -40,7 +39,7 @@ class ChannelBias(Operator):
     @property
     def untuned(self) -> str:
         """A bias changes every weight."""
-        return "a bias changes what the pretrained model computes: fine-tune the model for it"
+        return "another function than the pretrained one: fine-tune the model for it"
 
     def at(self, layer: int, layers: int, step: int, steps: int) -> Spec:
         """The mask of that place under the same bias."""

@@ -42,7 +42,7 @@ class InLine(TorchOperator):
     @property
     def untuned(self) -> str:
         """Linear attention is another function."""
-        return "linear attention is another function than the pretrained one: fine-tune the model for it"
+        return "another function than the pretrained one: fine-tune the model for it"
 
     def attend(
         self,

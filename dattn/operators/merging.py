@@ -3,7 +3,8 @@
 Bipartite soft matching (Bolya et al., ICLR 2023, arXiv 2210.09461; for diffusion: Bolya and Hoffman, 2023, arXiv
 2303.17604). Every frame is cut into cells of s x s tokens; the middle token of a cell is a destination, the others are
 sources. The sources that are most alike to a destination (cosine of their features) are averaged into it. s is the
-smallest power of two that leaves enough sources. The choice follows from the tokens alone: nothing is random.
+smallest power of two that leaves enough sources; one token of every frame is always left. The choice follows from the
+tokens alone: nothing is random.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Merging:
     @torch.no_grad()
     def of(cls, features: Tensor, grid: TokenGrid, ratio: float) -> Merging:
         """Merge away ``ratio`` of the visual tokens by their features [batch, heads, tokens, head_dim]."""
-        before, merged = grid.text_before, int(grid.visual * ratio)
+        before, merged = grid.text_before, merged_away(grid, ratio)
         is_target = destinations(grid, merged).to(features.device)
         metric = normalize(features[:, :, before : before + grid.visual].float().mean(1), dim=-1)
         score, best = _best(metric[:, ~is_target], metric[:, is_target])
@@ -76,6 +77,11 @@ class Merging:
         return torch.zeros(len(ones), self.count, dtype=dtype, device=ones.device).scatter_add(1, self.target, ones)
 
 
+def merged_away(grid: TokenGrid, ratio: float) -> int:
+    """How many visual tokens are merged into others; one of every frame is always left."""
+    return min(int(grid.visual * ratio), grid.visual - grid.frames)
+
+
 def destinations(grid: TokenGrid, merged: int) -> Tensor:
     """bool [visual]: the middle tokens of cells that are as small as ``merged`` sources allow."""
     frames, height, width = grid.shape
@@ -83,7 +89,7 @@ def destinations(grid: TokenGrid, merged: int) -> Tensor:
     while True:
         rows, columns = (torch.arange(n) % side == min(side, n) // 2 for n in (height, width))
         chosen = (rows[:, None] & columns).flatten().repeat(frames)
-        if grid.visual - int(chosen.sum()) >= merged or side >= max(height, width):
+        if grid.visual - int(chosen.sum()) >= merged:
             return chosen
         side *= 2
 

@@ -73,17 +73,18 @@ class PerHead(Operator):
         return for_head_groups([p.mask(grid) for p in self._masks()])
 
     def allowed(self, grid: TokenGrid) -> Tensor:
-        """bool [groups, tokens, tokens]: see ``Pattern.allowed``."""
+        """bool [groups, tokens, tokens], or [tokens, tokens] of one: see ``Pattern.allowed``."""
         return self._stacked(lambda p: p.allowed(grid))
 
     def visual_allowed(self, grid: TokenGrid) -> Tensor:
-        """bool [groups, visual, visual]: see ``Pattern.visual_allowed``."""
+        """bool [groups, visual, visual], or [visual, visual] of one: see ``Pattern.visual_allowed``."""
         return self._stacked(lambda p: p.visual_allowed(grid))
 
     def _stacked(self, of: Callable[[Pattern], Tensor]) -> Tensor:
         parts = [t if t.ndim == 3 else t[None] for t in map(of, self._masks())]
         share = math.lcm(*(len(part) for part in parts))
-        return torch.cat([part.repeat_interleave(share // len(part), 0) for part in parts])
+        together = torch.cat([part.repeat_interleave(share // len(part), 0) for part in parts])
+        return together if len(together) > 1 else together[0]
 
     def _masks(self) -> list[Any]:
         """The patterns, all of them static."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from dattn.backends.torch_blocks import dense
 from dattn.block_mask import MaskCache
 from dattn.grid import TokenGrid
-from dattn.operators.merging import Merging, check_ratio
+from dattn.operators.merging import Merging, check_ratio, merged_away
 from dattn.spec import State, TorchOperator
 
 
@@ -52,4 +52,4 @@ class TokenMerge(TorchOperator):
 
     def cost(self, grid: TokenGrid, head_dim: int, masks: MaskCache) -> float:
         """The square of the share of tokens that is left."""
-        return (1 - int(grid.visual * self.ratio) / grid.tokens) ** 2
+        return (1 - merged_away(grid, self.ratio) / grid.tokens) ** 2

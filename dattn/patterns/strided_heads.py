@@ -26,7 +26,7 @@ class StridedHeads(Pattern):
     """S2-Attention: a different strided shard of the keys for each of ``stride`` head groups.
 
     Args:
-        stride: head groups, and the distance between the key blocks that one of them sees; 1 or more, and at most the
+        stride: head groups, and the distance between the key blocks that one of them sees; 2 or more, and at most the
             number of heads when attention is computed.
         local: neighbouring blocks on either side that everyone sees; 0 is the own block alone.
         block_size: 16, 32, 64 or 128 consecutive tokens.
@@ -42,7 +42,7 @@ class StridedHeads(Pattern):
     tail: bool | int = False
 
     def __post_init__(self) -> None:
-        check_count("stride", self.stride)
+        check_count("stride", self.stride, least=2)
         check_count("local", self.local, least=0)
         if self.block_size not in BLOCK_SIZES:
             raise ValueError(f"block_size={self.block_size!r}: choose one of {', '.join(map(str, BLOCK_SIZES))}")

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dattn.processors.base import Processor, unwrap
 from dattn.processors.cogvideox import CogVideoXProcessor
+from dattn.processors.flux import FluxProcessor
 from dattn.processors.layer import Layer
 from dattn.processors.unet import UNetProcessor
 from dattn.processors.wan import WanProcessor
@@ -15,7 +16,7 @@ from dattn.processors.wan import WanProcessor
 __all__ = ["PROCESSORS", "Layer", "Processor", "register_with_guidance", "unwrap"]
 
 PROCESSORS: dict[str, type[Processor]] = {
-    cls.__name__: cls for cls in (WanProcessor, CogVideoXProcessor, UNetProcessor)
+    cls.__name__: cls for cls in (WanProcessor, CogVideoXProcessor, FluxProcessor, UNetProcessor)
 }
 
 
@@ -24,7 +25,7 @@ def register_with_guidance() -> None:
     from diffusers.hooks._helpers import AttentionProcessorMetadata, AttentionProcessorRegistry
 
     for cls in PROCESSORS.values():
-        skip: Any = _skip_joint if cls is CogVideoXProcessor else _skip
+        skip: Any = _skip_joint if cls in (CogVideoXProcessor, FluxProcessor) else _skip
         AttentionProcessorRegistry.register(cls, AttentionProcessorMetadata(skip_processor_output_fn=skip))
 
 
@@ -33,6 +34,6 @@ def _skip(module: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tens
 
 
 def _skip_joint(
-    module: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, *args: Any, **kwargs: Any
-) -> tuple[Tensor, Tensor]:
-    return hidden_states, encoder_hidden_states
+    module: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, *args: Any, **kwargs: Any
+) -> Tensor | tuple[Tensor, Tensor]:
+    return hidden_states if encoder_hidden_states is None else (hidden_states, encoder_hidden_states)

@@ -62,20 +62,12 @@ def _gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``results``: output, LSE, and the gradients of both."""
     layer, grid = _entered(number, sizes)
+    if not layer.concrete.static:
+        name = layer.concrete.name
+        raise NotImplementedError(f"{name} has no gradient in a compiled model: train it uncompiled, or take a pattern")
     with torch.autocast(query.device.type, enabled=False):
-        if layer.concrete.static:
-            grads = _backend(layer, query).backward(_problem(layer, grid, query, key, value, scale), *results)
-        else:
-            grads = _again(layer, query, key, value, scale, results[2])
+        grads = _backend(layer, query).backward(_problem(layer, grid, query, key, value, scale), *results)
     return _placed(grads[0]), _placed(grads[1]), _placed(grads[2])
-
-
-def _again(layer: Layer, query: Tensor, key: Tensor, value: Tensor, scale: float, grad: Tensor) -> Any:
-    """The gradients of an operator, which is computed once more; one that keeps a state refuses."""
-    with torch.enable_grad():
-        inputs = [t.detach().requires_grad_() for t in (query, key, value)]
-        output = layer.eager(inputs[0], inputs[1], inputs[2], scale, {})
-        return torch.autograd.grad(output, inputs, grad, materialize_grads=True)
 
 
 def _entered(number: int, sizes: Sequence[int]) -> tuple[Layer, TokenGrid]:

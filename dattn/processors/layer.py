@@ -98,7 +98,6 @@ class Layer:
         if self.pattern is None or self.grid is None:
             return
         self.concrete, self.note = self._placed.fit(self.grid)
-        self.note = "; ".join(filter(None, (self.concrete.untuned, self.note))) or None
         if self.min_saving is not None:
             self.why = self._too_little_saved(self.min_saving)
         self.active = not self._dense_step and not self.why

@@ -43,11 +43,11 @@ def test_version(dattn_command):
 
 
 def test_patterns_lists_fields_and_defaults(dattn_command):
-    from dattn.patterns import PATTERNS
+    from dattn.registry import SPECS
 
     outcome = dattn_command("patterns")
     assert outcome.code == 0
-    assert all(f"{kind.__name__}(" in outcome.out for kind in PATTERNS.values())
+    assert all(f"{kind.__name__}(" in outcome.out for kind in SPECS.values())
     assert "decay=1.0" in outcome.out and "block_size=128" in outcome.out
 
 

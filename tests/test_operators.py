@@ -1,0 +1,373 @@
+"""Operators against naive definitions in float64, what they keep between steps, and what they refuse."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dattn import (
+    Agent,
+    Bias,
+    Dense,
+    Grouped,
+    InLine,
+    Neighborhood,
+    PerHead,
+    PerLayer,
+    Radial,
+    RadialBias,
+    Reshaped,
+    TokenGrid,
+    TokenMerge,
+    attention,
+    pattern_from_dict,
+    pattern_from_string,
+)
+from dattn.operators import reshaped
+from dattn.operators.merging import Merging
+from tests.oracles import agent_oracle, attention_oracle, in_line_oracle, merge_oracle, merged_oracle
+
+GRID = TokenGrid(3, 5, 6, text=(2, 3))
+GRIDS = st.builds(
+    TokenGrid, st.integers(1, 3), st.integers(2, 7), st.integers(2, 7), st.tuples(st.integers(0, 3), st.integers(0, 3))
+)
+
+
+def inputs(grid=GRID, batch=2, heads=4, dim=8, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(batch, heads, grid.tokens, dim, generator=generator, dtype=dtype) for _ in range(3)]
+
+
+def per_sample(function, *tensors):
+    return torch.stack([function(*(t[i] for t in tensors)) for i in range(len(tensors[0]))])
+
+
+def text(grid):
+    return grid.text_before, grid.text_after
+
+
+@given(GRIDS, st.floats(0.05, 0.95))
+@settings(max_examples=60, deadline=None)
+def test_what_is_merged(grid, ratio):
+    features = inputs(grid, batch=1, heads=2)[0]
+    merging = Merging.of(features, grid, ratio)
+    groups = merge_oracle(features[0], grid.shape, text(grid), ratio)
+    assert merging.count == len(groups) == grid.tokens - min(int(grid.visual * ratio), grid.visual - grid.frames)
+    for number, group in enumerate(groups):
+        assert merging.target[0, group].eq(number).all()
+
+
+@pytest.mark.parametrize("ratio", [0.3, 0.8])
+def test_token_merge(ratio):
+    q, k, v = inputs()
+
+    def oracle(q, k, v):
+        return merged_oracle(q, k, v, merge_oracle(k, GRID.shape, text(GRID), ratio), 8**-0.5)
+
+    torch.testing.assert_close(attention(q, k, v, TokenMerge(ratio), GRID), per_sample(oracle, q, k, v))
+
+
+@pytest.mark.parametrize("ratio", [0.4, 0.85])
+def test_agent(ratio):
+    q, k, v = inputs()
+
+    def oracle(q, k, v):
+        groups = merge_oracle(q, GRID.shape, text(GRID), ratio)
+        return agent_oracle(q, k, v, groups, text(GRID), 0.5, 0.3, 0.075)
+
+    torch.testing.assert_close(attention(q, k, v, Agent(ratio), GRID, scale=0.5), per_sample(oracle, q, k, v))
+
+
+def test_merging_equal_tokens_changes_nothing():
+    """Frames of one colour: whatever is merged is equal, so attention among equals is exact up to multiplicity."""
+    grid = TokenGrid(2, 4, 4)
+    q, k, v = (t[:, :, :1].expand(-1, -1, 32, -1).contiguous() for t in inputs(grid))
+    torch.testing.assert_close(attention(q, k, v, TokenMerge(0.5), grid), attention(q, k, v, Dense(), grid))
+
+
+@pytest.mark.parametrize("feature", ["identity", "relu", "exp"])
+def test_in_line(feature):
+    q, k, v = inputs()
+    mapped = {"identity": lambda x: x, "relu": torch.relu, "exp": torch.exp}[feature]
+    expected = in_line_oracle(mapped(q), mapped(k), v, 8**-0.5)
+    torch.testing.assert_close(attention(q, k, v, InLine(feature), GRID), expected)
+
+
+def biased_oracle(q, k, v, bias, scale=8**-0.5):
+    logits = q @ k.mT * scale + bias
+    return logits.softmax(-1) @ v, logits.logsumexp(-1)
+
+
+@pytest.mark.parametrize("heads", [None, 4])
+@pytest.mark.parametrize("count", ["tokens", "visual"])
+def test_bias(heads, count):
+    q, k, v = inputs()
+    shape = ([heads] if heads else []) + [getattr(GRID, count), 2]
+    phi_q, phi_k = (torch.randn(shape, generator=torch.Generator().manual_seed(i), dtype=torch.float64) for i in (1, 2))
+    bias = torch.zeros(*shape[:-2], GRID.tokens, GRID.tokens, dtype=torch.float64)
+    place = slice(None) if count == "tokens" else slice(2, 2 + GRID.visual)
+    bias[..., place, place] = phi_q @ phi_k.mT
+    output, lse = attention(q, k, v, Bias(phi_q, phi_k), GRID, return_lse=True)
+    expected = biased_oracle(q, k, v, bias)
+    torch.testing.assert_close(output, expected[0])
+    torch.testing.assert_close(lse, expected[1])
+
+
+def distances(grid):
+    at = grid.coordinates().double()
+    return torch.cdist(at, at) ** 2
+
+
+def test_radial_bias_over_a_pattern():
+    q, k, v = inputs()
+    bias = torch.zeros(GRID.tokens, GRID.tokens, dtype=torch.float64)
+    bias[2 : 2 + GRID.visual, 2 : 2 + GRID.visual] = -0.2 * distances(GRID)
+    pattern = Neighborhood(3)
+    blocked = bias.masked_fill(~pattern.allowed(GRID), -torch.inf)
+    output, lse = attention(q, k, v, RadialBias(0.2, pattern=pattern), GRID, return_lse=True)
+    expected = biased_oracle(q, k, v, blocked)
+    torch.testing.assert_close(output, expected[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(lse, expected[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_split_makes_short_channels_exact(dtype):
+    """A logit error of 1e-3 at most, where channels in one piece would be off by 0.05 and more."""
+    grid = TokenGrid(1, 32, 32)
+    q, k, v = (torch.zeros(1, 1, grid.tokens, 16, dtype=dtype) for _ in range(3))
+    v[..., :] = torch.randn(grid.tokens, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
+    _, lse = attention(q, k, v, RadialBias(0.1), grid, return_lse=True)
+    exact = (-0.1 * distances(grid)).logsumexp(-1)
+    assert (lse[0, 0] - exact).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("operator", [Agent(0.7), TokenMerge(0.5), InLine(), RadialBias(0.05)], ids=lambda o: o.name)
+def test_short_precisions(operator, dtype):
+    """The error against float64 is at most a few roundings of the largest value; what is merged may not change."""
+    q, k, v = (t.to(dtype).double() for t in inputs())
+    expected = attention(q, k, v, operator, GRID)
+    got = attention(*(t.to(dtype) for t in (q, k, v)), operator, GRID)
+    assert got.dtype == dtype
+    assert (got.double() - expected).abs().max() < 4 * torch.finfo(dtype).eps * v.abs().max()
+
+
+@pytest.mark.parametrize(
+    "operator",
+    [
+        Agent(0.7),
+        TokenMerge(0.5),
+        InLine(),
+        RadialBias(0.1, pattern=Neighborhood(2)),
+        PerHead((Agent(0.6), Neighborhood(2))),
+    ],
+    ids=lambda o: o.name,
+)
+def test_gradients(operator):
+    tensors = [t.requires_grad_() for t in inputs(TokenGrid(2, 3, 3, text=1), batch=1, heads=2, dim=4)]
+    assert torch.autograd.gradcheck(lambda *x: attention(*x, operator, TokenGrid(2, 3, 3, text=1)), tensors)
+
+
+def test_a_bias_that_learns():
+    phi_q, phi_k = (torch.randn(GRID.tokens, 2, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    q, k, v = inputs()
+    ours = torch.autograd.grad(attention(q, k, v, Bias(phi_q, phi_k), GRID).square().sum(), (phi_q, phi_k))
+    theirs = torch.autograd.grad(biased_oracle(q, k, v, phi_q @ phi_k.mT)[0].square().sum(), (phi_q, phi_k))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(
+    "operator",
+    [Agent(0.7), TokenMerge(0.5), InLine(), RadialBias(0.1), Reshaped(Neighborhood(3))],
+    ids=lambda o: o.name,
+)
+def test_masked_keys_say_nothing(operator):
+    """What padded text holds changes nothing; a sample of which nothing is kept gives 0."""
+    kept = torch.ones(2, GRID.tokens, dtype=torch.bool)
+    kept[0, -2:] = False
+    q, k, v = inputs()
+    first = attention(q, k, v, operator, GRID, key_mask=kept)
+    for t in (q, k, v):
+        t[0, :, -2:] = 7.0
+    changed = attention(q, k, v, operator, GRID, key_mask=kept)
+    torch.testing.assert_close(first[:, :, :-2], changed[:, :, :-2])
+    if not isinstance(operator, Agent):  # its shortcut adds the token's own value
+        nothing = attention(q, k, v, operator, GRID, key_mask=torch.zeros_like(kept))
+        assert nothing.eq(0).all()
+
+
+def masses(q, k, v, pattern, grid):
+    """O_full, O_S, ρ and R of one call, from dense matrices."""
+    everything = torch.ones(grid.tokens, grid.tokens, dtype=torch.bool)
+    full, lse_full = attention_oracle(q, k, v, everything, q.shape[-1] ** -0.5)
+    sparse, lse = attention_oracle(q, k, v, pattern.allowed(grid), q.shape[-1] ** -0.5)
+    share = (lse - lse_full).exp()
+    return full, sparse, share, full - share[..., None] * sparse
+
+
+def call(operator, tensors, state, grid=GRID):
+    with torch.no_grad():
+        return operator.attend(*tensors, grid, state, scale=8**-0.5, key_mask=None, backend="auto")
+
+
+@pytest.mark.parametrize("density_window", [3, (1, 1, 2)])
+def test_reshaped_follows_its_formula(density_window):
+    """The second is 2 of 90 tokens, the density of a few per cent that the paper has."""
+    pattern = Neighborhood(density_window)
+    operator, state = Reshaped(pattern, refresh=4, growth=0.04), {}
+    before = inputs(seed=0)
+    full, _, share, rest = masses(*before, pattern, GRID)
+    out, lse = call(operator, before, state)
+    torch.testing.assert_close(out, full)
+    for age in (1, 2, 3):
+        now = inputs(seed=age)
+        _, sparse, _, _ = masses(*now, pattern, GRID)
+        out, lse = call(operator, now, state)
+        torch.testing.assert_close(out, (share + 0.04 * age)[..., None] * sparse + rest)
+        assert lse is not None and lse.isfinite().all()
+    torch.testing.assert_close(call(operator, before, state)[0], full)  # the fifth call is a refresh
+
+
+@pytest.mark.parametrize("residual", ["full", "cached"])
+@pytest.mark.parametrize("pattern", [Neighborhood(3), Radial(block_size=16), PerHead((Neighborhood(3), Grouped(2)))])
+def test_reshaped_stays_exact_on_unchanged_inputs(residual, pattern):
+    operator, state, tensors = Reshaped(pattern, refresh=9, growth=0.0, residual=residual), {}, inputs()
+    full = call(operator, tensors, state)[0]
+    for _ in range(4):
+        out, lse = call(operator, tensors, state)
+        torch.testing.assert_close(out, full)
+        if residual == "full":
+            everything = torch.ones(GRID.tokens, GRID.tokens, dtype=torch.bool)
+            torch.testing.assert_close(lse, attention_oracle(*tensors, everything, 8**-0.5)[1])
+
+
+def test_residuals_by_block_and_none():
+    pattern, tensors = Neighborhood(3), inputs()
+    _, sparse, share, rest = masses(*tensors, pattern, GRID)
+    states = {}
+    for residual in ("pooled", "none"):
+        operator, states[residual] = Reshaped(pattern, growth=0.0, residual=residual), {}
+        call(operator, tensors, states[residual])
+        out = call(operator, tensors, states[residual])[0]
+        expected = share[..., None] * sparse
+        if residual == "pooled":
+            layout, size = pattern.mask(GRID).query, pattern.mask(GRID).block_size
+            for slots in layout.slots(0, 0, size):
+                members = slots[slots >= 0]
+                expected[:, :, members] += rest[:, :, members].mean(2, keepdim=True)
+        torch.testing.assert_close(out, expected)
+
+
+def test_a_residual_serves_one_shape_only():
+    operator, state = Reshaped(Neighborhood(3)), {}
+    call(operator, inputs(), state)
+    other = TokenGrid(3, 4, 4)
+    tensors = inputs(other)
+    torch.testing.assert_close(call(operator, tensors, state, other)[0], attention(*tensors, Dense(), other))
+    single = inputs(other, batch=1)
+    torch.testing.assert_close(call(operator, single, state, other)[0], attention(*single, Dense(), other))
+
+
+def test_memory_is_counted_before_it_is_taken(monkeypatch):
+    operator, state = Reshaped(Neighborhood(3, tile=(1, 4, 4))), {"layers": 10, "layer": 4}
+    tensors = inputs(dtype=torch.float32)
+    assert operator.memory(GRID, 2, 4, 8, torch.float32) == 2 * 4 * GRID.tokens * (8 + 1) * 4
+    pooled = Reshaped(operator.pattern, residual="pooled").memory(GRID, 2, 4, 8, torch.float32)
+    assert pooled == 2 * 4 * GRID.tokens * 4 + 2 * 4 * GRID.tokens * 8 * 4 // 16
+    monkeypatch.setattr(reshaped, "free_memory", lambda device: 5 * 2 * 4 * GRID.tokens * 9 * 4)
+    with pytest.raises(ValueError, match=r"in each of 6 layers .* residual='pooled'"):
+        call(operator, tensors, state)
+    assert not any(isinstance(value, reshaped._Kept) for value in state.values())
+    monkeypatch.undo()
+    assert reshaped.free_memory(torch.device("cpu")) > 0
+    call(operator, tensors, state)
+    kept = state[reshaped.MEMORY]
+    assert sum(t.nbytes for t in (kept.share, kept.residual)) == operator.memory(GRID, 2, 4, 8, torch.float32)
+
+
+def test_reshaped_has_no_gradient():
+    tensors = [t.requires_grad_() for t in inputs()]
+    with pytest.raises(RuntimeError, match="has no gradient"):
+        attention(*tensors, Reshaped(Neighborhood(3)), GRID)
+
+
+def test_operators_and_masks_share_the_heads():
+    q, k, v = inputs()
+    mixed = attention(q, k, v, PerHead((Neighborhood(3), Agent(0.7))), GRID)
+    torch.testing.assert_close(
+        mixed[:, :2], attention(q[:, :2], k[:, :2], v[:, :2], Neighborhood(3), GRID), rtol=1e-10, atol=1e-10
+    )
+    torch.testing.assert_close(mixed[:, 2:], attention(q[:, 2:], k[:, 2:], v[:, 2:], Agent(0.7), GRID))
+
+
+def test_layers():
+    pattern = PerLayer({0: Radial(), (2, 3): Neighborhood(3)}, Grouped(2))
+    found = [pattern.at(layer, 5, 0, 10) for layer in range(5)]
+    assert found == [Radial(), Grouped(2), Neighborhood(3), Neighborhood(3), Grouped(2)]
+    q, k, v = inputs()
+    torch.testing.assert_close(attention(q, k, v, pattern, GRID), attention(q, k, v, Radial(), GRID))
+    only = PerLayer({0: Agent(0.7)})
+    torch.testing.assert_close(attention(q, k, v, only, GRID), attention(q, k, v, Agent(0.7), GRID))
+
+
+@pytest.mark.parametrize(
+    "operator",
+    [
+        Reshaped(Radial(decay=0.5), refresh=3, residual="pooled"),
+        Agent(0.8, shortcut=0.0),
+        TokenMerge(0.5),
+        RadialBias(0.1, pattern=Neighborhood(3)),
+        InLine("relu"),
+        PerHead((Agent(0.5), Reshaped(Radial()))),
+        PerLayer({0: Radial(), (2, 3): Agent(0.5)}, Dense()),
+    ],
+    ids=lambda o: o.name,
+)
+def test_round_trips(operator):
+    assert pattern_from_dict(json.loads(json.dumps(operator.to_dict()))) == operator
+    assert pattern_from_string(repr(operator)) == operator
+    assert hash(operator) == hash(pattern_from_string(repr(operator)))
+
+
+def test_a_bias_round_trips_as_numbers():
+    bias = Bias([[1.0], [2.0]], [[3.0], [4.0]])
+    again = pattern_from_dict(json.loads(json.dumps(bias.to_dict())))
+    assert torch.equal(again.phi_q, bias.phi_q) and torch.equal(again.phi_k, bias.phi_k)
+    assert bias == bias and bias != again and hash(bias) != hash(again)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Reshaped(Neighborhood(3), refresh=0), "refresh=0"),
+        (lambda: Reshaped(Neighborhood(3), growth=-1), "growth=-1"),
+        (lambda: Reshaped(Neighborhood(3), residual="half"), "residual='half'"),
+        (lambda: Reshaped(Agent(0.5)), "Reshaped works on a static pattern"),
+        (lambda: Reshaped("radial"), "pattern='radial'"),
+        (lambda: Agent(0), "ratio=0"),
+        (lambda: Agent(1.0), "ratio=1.0"),
+        (lambda: Agent(0.5, shortcut=-1), "shortcut=-1"),
+        (lambda: TokenMerge(True), "ratio=True"),
+        (lambda: InLine("tanh"), "feature='tanh'"),
+        (lambda: RadialBias(0), "alpha=0"),
+        (lambda: RadialBias(0.1, pattern=Agent(0.5)), "RadialBias works on a static pattern"),
+        (lambda: Bias([[1.0]], [[1.0, 2.0]]), "phi_q and phi_k of"),
+        (lambda: Bias([[1.0]], [[1.0]]).channels(GRID, torch.device("cpu")), "for 1 tokens on a grid of 95"),
+        (lambda: PerLayer({}), "layers={}"),
+        (lambda: PerLayer({-1: Radial()}), "counted from 0"),
+        (lambda: PerLayer({0: Radial(), (0, 1): Dense()}), "each layer once"),
+        (lambda: PerLayer({0: "radial"}), "'radial' in PerLayer"),
+        (lambda: PerLayer({7: Radial()}).at(0, 6, 0, 1), "the model has 6 self-attention layers"),
+        (lambda: PerHead((Agent(0.5), Dense())).mask(GRID), "an operator has no mask"),
+        (lambda: attention(*inputs(), Agent(0.5), GRID, return_lse=True), "Agent has no sum of exponentials"),
+        (lambda: attention(*inputs(), Agent(0.5), GRID, backend="triton"), "made of PyTorch's own operations"),
+        (lambda: pattern_from_string("Reshaped(open('x'))"), "unknown pattern 'open'"),
+        (lambda: pattern_from_string("Reshaped(Radial(decay=[x]))"), "is no pattern"),
+    ],
+)
+def test_refusals(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
