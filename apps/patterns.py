@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
 
 def signature(pattern: type) -> str:
     """``Radial(decay=1.0, sink=True, …)``; a field without a default stands by its name alone."""
-    ordered = sorted(fields(pattern), key=lambda f: f.kw_only)
+    ordered = sorted(fields(pattern), key=lambda f: f.kw_only is True)
     shown = [f.name if f.default is MISSING else f"{f.name}={f.default!r}" for f in ordered]
     return f"{pattern.__name__}({', '.join(shown)})"
 

@@ -16,6 +16,7 @@ from dattn import (
     Neighborhood,
     PerHead,
     PerLayer,
+    PerStep,
     Radial,
     RadialBias,
     Reshaped,
@@ -313,6 +314,19 @@ def test_layers():
     torch.testing.assert_close(attention(q, k, v, only, GRID), attention(q, k, v, Agent(0.7), GRID))
 
 
+def test_steps():
+    pattern = PerStep({0: Neighborhood(5), 0.5: Neighborhood(3), 9: Grouped(2)})
+    found = [pattern.at(0, 5, step, 10) for step in range(10)]
+    assert found == [Neighborhood(5)] * 5 + [Neighborhood(3)] * 4 + [Grouped(2)]
+    assert pattern.at(0, 5, 0, 1) == Neighborhood(5)
+    assert PerStep({0: Dense(), 0.3: Grouped(2)}).at(0, 5, 1, 4) == Dense()
+    few = PerStep({0: PerLayer({1: Radial()}, Dense())})
+    assert [few.at(layer, 2, 3, 4) for layer in range(2)] == [Dense(), Radial()]
+    q, k, v = inputs()
+    pattern = PerStep({0.5: Dense(), 0: Neighborhood(3)})
+    torch.testing.assert_close(attention(q, k, v, pattern, GRID), attention(q, k, v, Neighborhood(3), GRID))
+
+
 @pytest.mark.parametrize(
     "operator",
     [
@@ -323,6 +337,7 @@ def test_layers():
         InLine("relu"),
         PerHead((Agent(0.5), Reshaped(Radial()))),
         PerLayer({0: Radial(), (2, 3): Agent(0.5)}, Dense()),
+        PerStep({0: Dense(), 0.25: Radial()}),
     ],
     ids=lambda o: o.name,
 )
@@ -360,6 +375,10 @@ def test_a_bias_round_trips_as_numbers():
         (lambda: PerLayer({-1: Radial()}), "counted from 0"),
         (lambda: PerLayer({0: Radial(), (0, 1): Dense()}), "each layer once"),
         (lambda: PerLayer({0: "radial"}), "'radial' in PerLayer"),
+        (lambda: PerStep({}), "one of them from 0 on"),
+        (lambda: PerStep({0.5: Dense()}), "one of them from 0 on"),
+        (lambda: PerStep({0: Dense(), 1.5: Dense()}), "begin=1.5"),
+        (lambda: PerStep({0: "dense"}), "'dense' in PerStep"),
         (lambda: PerLayer({7: Radial()}).at(0, 6, 0, 1), "the model has 6 self-attention layers"),
         (lambda: PerHead((Agent(0.5), Dense())).mask(GRID), "an operator has no mask"),
         (lambda: attention(*inputs(), Agent(0.5), GRID, return_lse=True), "Agent has no sum of exponentials"),

@@ -14,7 +14,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from dattn.operators import PerLayer, Reshaped
+from dattn.operators import PerLayer, PerStep, Reshaped
 from dattn.patterns import Dense, MultiAxis, Neighborhood, SparseFrames, Windows
 from dattn.plugin import apply
 from dattn.schedule import resolve_amount
@@ -326,6 +326,7 @@ def test_branches_one_after_the_other_equal_branches_apart():
         MultiAxis((5, 2, 2)),
         Neighborhood((None, 2, 2), dilation="alternate"),
         PerLayer({1: SparseFrames(1, 1)}, Neighborhood(3)),
+        PerStep({0: Neighborhood(3), 0.5: Neighborhood(1)}),
     ],
     ids=lambda pattern: pattern.name,
 )

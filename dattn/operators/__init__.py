@@ -7,11 +7,23 @@ from dattn.operators.bias import Bias, RadialBias
 from dattn.operators.in_line import InLine
 from dattn.operators.per_head import PerHead
 from dattn.operators.per_layer import PerLayer
+from dattn.operators.per_step import PerStep
 from dattn.operators.reshaped import Reshaped
 from dattn.operators.token_merge import TokenMerge
 from dattn.spec import Spec
 
-__all__ = ["OPERATORS", "Agent", "Bias", "InLine", "PerHead", "PerLayer", "RadialBias", "Reshaped", "TokenMerge"]
+__all__ = [
+    "OPERATORS",
+    "Agent",
+    "Bias",
+    "InLine",
+    "PerHead",
+    "PerLayer",
+    "PerStep",
+    "RadialBias",
+    "Reshaped",
+    "TokenMerge",
+]
 
-_ALL: tuple[type[Spec], ...] = (Reshaped, Agent, TokenMerge, Bias, RadialBias, InLine, PerHead, PerLayer)
+_ALL: tuple[type[Spec], ...] = (Reshaped, Agent, TokenMerge, Bias, RadialBias, InLine, PerHead, PerLayer, PerStep)
 OPERATORS: dict[str, type[Spec]] = {operator.__name__: operator for operator in _ALL}

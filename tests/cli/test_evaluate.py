@@ -5,8 +5,10 @@ from PIL import Image
 
 from dattn.apps import study
 from dattn.apps.cells import Cell, Clip, Store, summary
-from dattn.apps.evaluate import all_captions
+from dattn.apps.evaluate import all_captions, picture_captions
+from dattn.apps.loading import shipped_folder
 from dattn.apps.shapes import parse_caption
+from dattn.apps.shapes.captions import COLORS, SHAPES
 
 PATTERN = "Radial(block_size=16)"
 
@@ -153,3 +155,30 @@ def test_a_summary_is_of_means_and_medians():
 def test_clips_with_like_names_have_files_of_their_own():
     names = {Clip("a red circle", 1).key, Clip("a red, circle", 1).key, Clip("a red circle", 11).key}
     assert len(names) == 3
+
+
+def test_pictures_are_measured_without_lengths(dattn_command, tmp_path):
+    model = shipped_folder() / "shapes-flux"
+    words = "evaluate", "--model", model, "--output", tmp_path, "--patterns", "Agent(0.75)", "--steps", "1"
+    outcome = dattn_command(*words, "--captions", "2")
+    assert outcome.code == 0, outcome.err
+    rows = results(tmp_path)["rows"]
+    assert [(r["pattern"], r["length"], r["clips"], r["judged"]) for r in rows] == [
+        ("stock", 1, 2, 2),
+        ("Agent(0.75)", 1, 2, 2),
+    ]
+    assert rows[1]["work"] == pytest.approx(2 * (16 + 64) / 272)
+    assert (tmp_path / "results.png").is_file()
+    refused = dattn_command(*words, "--lengths", "4")
+    assert refused.code == 2 and "makes pictures, which have no length" in refused.err
+
+
+def test_our_picture_captions_are_readable_and_even():
+    captions = picture_captions()
+    assert len(set(captions)) == len(captions) == 36
+    parsed = [parse_caption(caption) for caption in captions]
+    assert [len(p.objects) for p in parsed] == [1, 2] * 18
+    assert {p.relation for p in parsed[1::2]} == {"above", "below", "left of", "right of"}
+    assert {(o.color, o.shape) for p in parsed[::2] for o in p.objects} == {
+        (color, shape) for color in COLORS for shape in SHAPES
+    }

@@ -34,7 +34,7 @@ def plain(query, key, value, pattern, grid, key_mask):
     seen = pattern.allowed(grid).to(query.device)
     seen = seen if key_mask is None else seen & key_mask[:, None, None]
     if not getattr(pattern, "tail", False):
-        return scaled_dot_product_attention(query, key, value, attn_mask=seen.expand(len(query), 1, -1, -1))
+        return scaled_dot_product_attention(query, key, value, attn_mask=seen.expand(*query.shape[:2], -1, -1))
     mean, log_count = tail(pattern, grid, key_mask, query.device)
     bias = torch.zeros(seen.shape, device=query.device).masked_fill(~seen, -torch.inf)
     bias = torch.cat([bias.expand(*log_count.shape[:-1], -1), log_count], -1)

@@ -1,11 +1,12 @@
 """The Triton backend, interpreted on a CPU, against float64 oracles; with few tokens, for it is slow."""
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
 
-from dattn import Dense, Neighborhood, Radial, TokenGrid, attention
+from dattn import CrossShaped, Dense, Neighborhood, PerHead, Radial, TokenGrid, attention
 from dattn.backends import choose, run
 from dattn.backends.problem import Problem
 from dattn.block_mask import BlockList, BlockMask, pack_bits
@@ -26,6 +27,8 @@ CASES = {
         Neighborhood((3, None, 2), (1, 2, 1), (1, 1, 2), causal=(True, False, False)),
         TokenGrid(4, 4, 5),
     ),
+    "head-groups": (PerHead((RADIAL[0], Neighborhood(3, tile=(1, 3, 4)))), TokenGrid(3, 5, 7, text=(3, 4))),
+    "cross-shaped": (CrossShaped(3), TokenGrid(2, 5, 9, text=2)),
 }
 
 
@@ -110,6 +113,15 @@ def test_tail(pattern, grid, run, padded):
         lambda *t: tail_oracle(*t, pattern.mask(grid), grid, run, 0.4, key_mask),
         [t.detach() for t in tensors(grid, 16)],
     )
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["", "padded"])
+def test_tail_of_head_groups_with_layouts_of_their_own(padded):
+    """Against the reference backend: one side has fewer blocks, and its empty ones are pooled into nothing."""
+    pattern = PerHead((replace(TAIL[0], tail=16), Neighborhood(3, tile=(1, 3, 3), tail=True)))
+    grid, key_mask = TAIL[1], padding(TAIL[1]) if padded else None
+    call = lambda backend: lambda *t: attention(*t, pattern, grid, key_mask=key_mask, backend=backend, return_lse=True)
+    compare(call("triton"), call("reference"), [t.detach() for t in tensors(grid, 16)])
 
 
 @pytest.mark.filterwarnings("ignore:overflow")  # in rows of keys that are not there, which nobody stores

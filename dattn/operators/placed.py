@@ -1,0 +1,88 @@
+"""What is one thing in one place and another elsewhere: the base of ``PerLayer`` and ``PerStep``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from dattn.backends import Choice
+from dattn.block_mask import BlockMask, MaskCache
+from dattn.grid import TokenGrid
+from dattn.spec import Operator, Spec, State
+
+
+@dataclass(frozen=True)
+class Placed(Operator):
+    """A choice among patterns and operators that ``at`` makes; where there is no place it is the first.
+
+    A subclass says ``at``, ``first`` and ``every``.
+    """
+
+    @property
+    def first(self) -> Any:
+        """What is at the first place."""
+        raise NotImplementedError
+
+    @property
+    def every(self) -> tuple[Spec, ...]:
+        """All that there is to choose from."""
+        raise NotImplementedError
+
+    def fit(self, grid: TokenGrid) -> tuple[Spec, str | None]:
+        """The first, clamped to the grid."""
+        return self.first.fit(grid)
+
+    @property
+    def static(self) -> bool:
+        """Whether the first has a mask."""
+        return self.first.static
+
+    @property
+    def untuned(self) -> str:
+        """What the first of them that wants training says."""
+        return next((p.untuned for p in self.every if p.untuned), "")
+
+    def mask(self, grid: TokenGrid) -> BlockMask:
+        """That of the first."""
+        return self.first.mask(grid)
+
+    def allowed(self, grid: TokenGrid) -> Tensor:
+        """That of the first."""
+        return self.first.allowed(grid)
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        grid: TokenGrid,
+        state: State,
+        *,
+        scale: float,
+        key_mask: Tensor | None,
+        backend: str,
+    ) -> tuple[Tensor, Tensor | None]:
+        """As the first does."""
+        return self.first.attend(query, key, value, grid, state, scale=scale, key_mask=key_mask, backend=backend)
+
+    def choose(self, backend: str, query: Tensor) -> Choice:
+        """As the first does."""
+        return self.first.choose(backend, query)
+
+    def cost(self, grid: TokenGrid, head_dim: int, masks: MaskCache) -> float:
+        """That of the first."""
+        return self.first.cost(grid, head_dim, masks)
+
+
+def check_specs(name: str, specs: tuple[Any, ...]) -> None:
+    """Raise ``ValueError`` unless all are patterns or operators."""
+    wrong = [spec for spec in specs if not isinstance(spec, Spec)]
+    if wrong:
+        raise ValueError(f"{wrong[0]!r} in {name}: give patterns or operators, such as Radial()")
+
+
+def rows_of(given: Any) -> tuple[tuple[Any, Any], ...]:
+    """The pairs of a dict, or of what ``to_dict`` makes of one."""
+    return tuple((key, value) for key, value in (given.items() if isinstance(given, dict) else given))
