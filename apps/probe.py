@@ -1,0 +1,157 @@
+"""``dattn probe``: how near patterns come to dense attention inside a model, layer by layer; no clips are made of them.
+
+The model runs with dense attention. In some steps every layer also computes the patterns on its queries, keys and
+values, and notes the error of the output and the share of the attention's weight that the pattern keeps. What an
+operator keeps from step to step it keeps from one probed step to the next.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from .arguments import Parser, add_model_options, at_least, writable_folder
+from .table import table
+
+if TYPE_CHECKING:
+    from dattn.spec import Spec
+
+EXAMPLES = """\
+  dattn probe --patterns "Radial(block_size=64)" "Agent(0.75)" "TokenMerge(0.5)"
+  dattn probe --patterns "Radial(block_size=64)" --tails --output outputs/tails.json
+  dattn probe --model assets/models/shapes-flux --patterns "Grouped(4, 'cross')" "MultiAxis(4, 'grid')" """
+COLUMNS = ("pattern", "work", "error", "kept", "worst layer")
+
+
+@dataclass
+class Figures:
+    """What was noted of one pattern: error ‖o - dense‖ / ‖dense‖ and kept weight, a pair per layer and step."""
+
+    work: list[float] = field(default_factory=list)
+    error: dict[int, list[float]] = field(default_factory=dict)
+    kept: list[float] = field(default_factory=list)
+
+    def row(self, name: str) -> dict[str, Any]:
+        """Means over everything, and the layer whose mean error is largest."""
+        layers = {layer: fmean(errors) for layer, errors in self.error.items()}
+        worst = max(layers, key=lambda layer: layers[layer])
+        return {
+            "pattern": name,
+            "work": fmean(self.work),
+            "error": fmean(layers.values()),
+            "kept": fmean(self.kept) if self.kept else None,
+            "worst layer": f"{worst} ({layers[worst]:.3f})",
+            "error of layers": layers,
+        }
+
+
+def parser() -> Parser:
+    """The command's options."""
+    p = Parser("probe", "Compare patterns with dense attention inside a model.", EXAMPLES)
+    p.add_argument("--patterns", nargs="+", required=True, metavar="PATTERN", help="patterns and operators")
+    p.add_argument("--tails", action="store_true", help="ways to stand in for what each pattern skips as well")
+    p.add_argument("--prompt", help="(default: the demo model's)")
+    p.add_argument("--frames", type=at_least(1), help="of a clip (default: the demo's, four times its native length)")
+    p.add_argument("--steps", type=at_least(1), default=12, help="denoising steps (default: %(default)s)")
+    p.add_argument("--every", type=at_least(1), default=4, help="probe every so many steps (default: %(default)s)")
+    p.add_argument("--seed", type=at_least(0), default=0, help="(default: %(default)s)")
+    p.add_argument("--output", type=Path, help="write the figures to this JSON file")
+    add_model_options(p)
+    return p
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command."""
+    options = parser().parse_args(argv)
+    if options.output:
+        writable_folder(options.output.parent)
+    from dattn.registry import pattern_from_string, static_from_string
+
+    from .loading import load, resolve
+    from .record import provenance, write_json
+
+    specs = {text: pattern_from_string(text) for text in options.patterns}
+    if options.tails:
+        for text in options.patterns:
+            static_from_string(text)
+    resolve(options.model)
+    rows = probe(load(options.model, options.device, options.dtype), specs, options)
+    print(table(COLUMNS, [[row[name] for name in COLUMNS] for row in rows]))
+    print("\nwork: of dense attention, pooled keys counted; error: of a layer's output; kept: share of the weight")
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        write_json(options.output, {**provenance("probe", argv), "steps": options.steps, "rows": rows})
+        print(f"written: {options.output}")
+    return 0
+
+
+def probe(loaded: Any, specs: dict[str, Spec], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Run the pipeline once with every layer probed; a row of figures for each pattern."""
+    import torch
+
+    import dattn
+
+    from .running import Request
+
+    prompt = options.prompt or (loaded.native.prompt if loaded.native else "")
+    request = Request(prompt, options.seed, options.frames, steps=options.steps).filled(loaded)
+    found: dict[str, Figures] = {}
+    probing = _probe_class()(tuple(specs.items()), options.every, options.tails, found)
+    with torch.no_grad(), dattn.apply(loaded.pipe, probing):
+        loaded.pipe.set_progress_bar_config(desc="probing", leave=False, disable=None)
+        loaded.pipe(**request.call(loaded))
+    return [figures.row(name) for name, figures in found.items()]
+
+
+def _probe_class() -> Any:
+    """The operator, defined on use: the command's help imports no PyTorch."""
+    from torch import Tensor
+
+    from dattn.attention import attend
+    from dattn.operators.per_head import cost_of
+    from dattn.patterns import Dense
+    from dattn.spec import Operator
+
+    from .tails import variants
+
+    @dataclass(frozen=True, eq=False)
+    class Probe(Operator):
+        """Dense attention that notes, every so often, what patterns would have said."""
+
+        specs: tuple[tuple[str, Spec], ...]
+        every: int
+        tails: bool
+        found: dict[str, Figures]
+
+        def attend(self, query: Tensor, key: Tensor, value: Tensor, grid: Any, state: Any, **rest: Any) -> Any:
+            """See ``Operator.attend``."""
+            options = {**rest, "backend": "auto", "return_lse": True}
+            own = {"masks": state["masks"]}
+            full, lse = attend(query, key, value, Dense(), grid, **options, state=own)
+            step = state["calls"] = state.get("calls", -1) + 1
+            if step % self.every == 0:
+                for name, spec in self._placed(state, step, grid):
+                    figures = self.found.setdefault(name, Figures())
+                    figures.work.append(cost_of(spec, grid, query.shape[-1], state["masks"]))
+                    options["return_lse"] = spec.static
+                    result = attend(query, key, value, spec, grid, **options, state=state.setdefault(name, dict(own)))
+                    output, sums = result if spec.static else (result, None)
+                    error = (output - full).float().norm() / full.float().norm()
+                    figures.error.setdefault(state["layer"], []).append(error.item())
+                    if sums is not None:
+                        figures.kept.append((sums - lse).exp().mean().item())
+            return full, lse
+
+        def _placed(self, state: Any, step: int, grid: Any) -> Any:
+            for name, spec in self.specs:
+                placed: Any = spec.at(state["layer"], state["layers"], step, step + 1).fit(grid)[0]
+                yield name, placed
+                if self.tails:
+                    for tail in variants(placed, placed.mask(grid).block_size):
+                        yield tail.title.replace(str(placed), name), tail
+
+    return Probe
