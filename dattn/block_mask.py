@@ -180,6 +180,13 @@ class BlockMask:
         one = layout.order.shape[0] == 1, layout.order.shape[1] == 1
         return layout.slots(0 if one[0] else batch, 0 if one[1] else group, self.block_size)
 
+    def query_blocks(self, group: int = 0) -> Tensor:
+        """int64 [tokens], raster order: the query block of every token."""
+        order, lengths = (t[0, min(group, t.shape[1] - 1)] for t in (self.query.order, self.query.lengths))
+        block = torch.empty_like(order)
+        block[order] = torch.arange(len(lengths), device=order.device).repeat_interleave(lengths.long())
+        return block
+
     def neighbours(self, token: int, group: int = 0) -> Tensor:
         """bool [tokens], raster order: the keys that one query token (a raster position) sees.
 

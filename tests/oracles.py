@@ -273,3 +273,43 @@ def in_line_oracle(query, key, value, scale):
     products = query @ key.mT * scale
     weights = (products - products.mean(-1, keepdim=True) + 1) / key.shape[-2]
     return weights @ value
+
+
+def first_order_oracle(query, key, value, mask, allowed, run, scale, key_mask=None):
+    """PISA of one group of heads, one query at a time: what its block skips in runs, with one slope for all runs.
+
+    [batch, heads, tokens, dim]; ``mask`` says what is skipped, ``allowed`` who sees whom among the rest.
+    """
+    tokens, slots = query.shape[2], mask.key.slots(0, 0, mask.block_size)
+    visited = mask.full.rows(0, 0, 0, *mask.num_blocks) | mask.partial.rows(0, 0, 0, *mask.num_blocks)
+    output, lse = torch.zeros_like(query), query.new_zeros(query.shape[:3])
+    blocks = mask.query_blocks(0).tolist()
+    for b in range(query.shape[0]):
+        there = lambda t, b=b: t >= 0 and (key_mask is None or bool(key_mask[b, t]))
+        runs = {}
+        for number, members in enumerate(slots.tolist()):
+            if mask.key.pooled[number]:
+                pieces = [[t for t in members[i : i + run] if there(t)] for i in range(0, len(members), run)]
+                runs[number] = [piece for piece in pieces if piece]
+        k, v = key[b], value[b]
+        mean = lambda x, piece: x[:, piece].mean(1)
+        slopes = [
+            torch.einsum("htd,hte->hde", k[:, p] - mean(k, p)[:, None], v[:, p] - mean(v, p)[:, None]) / len(p)
+            for pieces in runs.values()
+            for p in pieces
+        ]
+        slope = sum(slopes) / max(len(slopes), 1)
+        for token in range(tokens):
+            keys = [t for t in range(tokens) if allowed[token, t] and there(t)]
+            skipped = [p for n, pieces in runs.items() if not visited[blocks[token], n] for p in pieces]
+            q = query[b, :, token]
+            logits = [torch.einsum("hd,hkd->hk", q, k[:, keys]) * scale]
+            values = [v[:, keys]]
+            for p in skipped:
+                logits.append(((q * mean(k, p)).sum(-1) * scale + torch.tensor(float(len(p))).log())[:, None])
+                moved = torch.einsum("hd,hde->he", q * scale, slope) if slopes else 0
+                values.append((mean(v, p) + moved)[:, None])
+            logits, values = torch.cat(logits, 1), torch.cat(values, 1)
+            output[b, :, token] = torch.einsum("hk,hkd->hd", logits.softmax(-1), values)
+            lse[b, :, token] = logits.logsumexp(-1)
+    return output, lse

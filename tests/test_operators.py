@@ -11,6 +11,7 @@ from dattn import (
     Agent,
     Bias,
     Dense,
+    FirstOrder,
     Grouped,
     InLine,
     Neighborhood,
@@ -28,7 +29,14 @@ from dattn import (
 )
 from dattn.operators import reshaped
 from dattn.operators.merging import Merging
-from tests.oracles import agent_oracle, attention_oracle, in_line_oracle, merge_oracle, merged_oracle
+from tests.oracles import (
+    agent_oracle,
+    attention_oracle,
+    first_order_oracle,
+    in_line_oracle,
+    merge_oracle,
+    merged_oracle,
+)
 
 GRID = TokenGrid(3, 5, 6, text=(2, 3))
 GRIDS = st.builds(
@@ -162,6 +170,7 @@ def test_short_precisions(operator, dtype):
         TokenMerge(0.5),
         InLine(),
         RadialBias(0.1, pattern=Neighborhood(2)),
+        FirstOrder(Grouped(1, reach=0)),
         PerHead((Agent(0.6), Neighborhood(2))),
     ],
     ids=lambda o: o.name,
@@ -182,7 +191,14 @@ def test_a_bias_that_learns():
 
 @pytest.mark.parametrize(
     "operator",
-    [Agent(0.7), TokenMerge(0.5), InLine(), RadialBias(0.1), Reshaped(Neighborhood(3))],
+    [
+        Agent(0.7),
+        TokenMerge(0.5),
+        InLine(),
+        RadialBias(0.1),
+        Reshaped(Neighborhood(3)),
+        FirstOrder(Grouped((1, 3, 3), reach=0)),
+    ],
     ids=lambda o: o.name,
 )
 def test_masked_keys_say_nothing(operator):
@@ -295,6 +311,42 @@ def test_reshaped_has_no_gradient():
         attention(*tensors, Reshaped(Neighborhood(3)), GRID)
 
 
+@pytest.mark.parametrize("padded", [False, True], ids=["", "padded"])
+@pytest.mark.parametrize(
+    ("pattern", "run"), [(Radial(0.3, False, 32), 16), (Grouped((1, 3, 3), reach=0), True), (Neighborhood(3), 16)]
+)
+def test_first_order(pattern, run, padded):
+    grid = TokenGrid(9, 3, 5, text=(2, 3))
+    tensors, kept = inputs(grid), None
+    if padded:
+        kept = torch.rand(2, grid.tokens, generator=torch.Generator().manual_seed(3)) > 0.3
+        kept[:, 0] = True
+    mask = pattern.mask(grid)
+    assert mask.density < 1
+    size = mask.block_size if run is True else run
+    ours = attention(*tensors, FirstOrder(pattern, run), grid, scale=0.4, key_mask=kept, return_lse=True)
+    for a, b in zip(ours, first_order_oracle(*tensors, mask, pattern.allowed(grid), size, 0.4, kept), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_the_first_order_of_equal_tokens_is_exact():
+    """Identical tokens in a block: its mean stands for each of them, and there is no slope."""
+    grid, pattern = TokenGrid(8, 4, 4), Radial(0.3, False, 16)
+    q, k, v = inputs(grid)
+    k, v = (t[:, :, ::16].repeat_interleave(16, 2) for t in (k, v))
+    assert pattern.mask(grid).density < 1
+    torch.testing.assert_close(attention(q, k, v, FirstOrder(pattern), grid), attention(q, k, v, Dense(), grid))
+
+
+def test_first_order_with_head_groups():
+    grid, q_k_v = TokenGrid(9, 3, 5), inputs(TokenGrid(9, 3, 5))
+    both = PerHead((Radial(0.3, False, 16), Grouped((1, 3, 3), reach=0)))
+    together = attention(*q_k_v, FirstOrder(both), grid)
+    for heads, pattern in ((slice(0, 2), both.patterns[0]), (slice(2, 4), both.patterns[1])):
+        alone = attention(*(t[:, heads] for t in q_k_v), FirstOrder(pattern), grid)
+        torch.testing.assert_close(together[:, heads], alone)
+
+
 def test_operators_and_masks_share_the_heads():
     q, k, v = inputs()
     mixed = attention(q, k, v, PerHead((Neighborhood(3), Agent(0.7))), GRID)
@@ -331,6 +383,7 @@ def test_steps():
     "operator",
     [
         Reshaped(Radial(decay=0.5), refresh=3, residual="pooled"),
+        FirstOrder(Radial(), 32),
         Agent(0.8, shortcut=0.0),
         TokenMerge(0.5),
         RadialBias(0.1, pattern=Neighborhood(3)),
@@ -362,6 +415,9 @@ def test_a_bias_round_trips_as_numbers():
         (lambda: Reshaped(Neighborhood(3), residual="half"), "residual='half'"),
         (lambda: Reshaped(Agent(0.5)), "Reshaped works on a static pattern"),
         (lambda: Reshaped("radial"), "pattern='radial'"),
+        (lambda: FirstOrder(Radial(tail=True)), "no tail to the pattern"),
+        (lambda: FirstOrder(Radial(), 24), "tail=24"),
+        (lambda: FirstOrder(InLine()), "FirstOrder works on a static pattern"),
         (lambda: Agent(0), "ratio=0"),
         (lambda: Agent(1.0), "ratio=1.0"),
         (lambda: Agent(0.5, shortcut=-1), "shortcut=-1"),

@@ -7,7 +7,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from dattn.grid import TokenGrid
-from dattn.operators import Agent, InLine, PerHead, RadialBias, Reshaped, TokenMerge
+from dattn.operators import Agent, FirstOrder, InLine, PerHead, RadialBias, Reshaped, TokenMerge
 from dattn.patterns import (
     BlockCausal,
     CrossShaped,
@@ -42,6 +42,7 @@ PATTERNS = {
     "dilated": Neighborhood(2, dilation=None),
     "per-head": PerHead((Grouped(2), Neighborhood(3))),
     "reshaped": Reshaped(Neighborhood(3)),
+    "first-order": FirstOrder(Grouped(2, reach=0)),
     "agent": Agent(0.7),
     "token-merge": TokenMerge(0.5),
     "radial-bias": RadialBias(0.1, pattern=Neighborhood(3)),

@@ -27,7 +27,7 @@ def pool_runs(key: Tensor, value: Tensor, slots: Tensor, key_mask: Tensor | None
         Mean keys and values [batch, heads, ..., head_dim], and [batch, ...] ln n, where n counts the run's
         tokens that exist and that ``key_mask`` allows; -inf where there are none.
     """
-    index, weight, count = _members(slots, key_mask, key)
+    index, weight, count = members(slots, key_mask, key)
     pooled = [torch.einsum("bh...rd,b...r->bh...d", t[:, :, index], weight) for t in (key, value)]
     return pooled[0], pooled[1], count.to(torch.promote_types(key.dtype, torch.float32)).log()
 
@@ -35,13 +35,13 @@ def pool_runs(key: Tensor, value: Tensor, slots: Tensor, key_mask: Tensor | None
 def unpool_runs(grad: Tensor, slots: Tensor, key_mask: Tensor | None, tokens: int) -> Tensor:
     """The gradient of keys or values [batch, heads, tokens, head_dim] from that of their means, as ``pool_runs``
     gives them."""
-    index, weight, _ = _members(slots, key_mask, grad)
+    index, weight, _ = members(slots, key_mask, grad)
     parts = grad[..., None, :] * weight[:, None, ..., None]
     out = grad.new_zeros(*grad.shape[:2], tokens, grad.shape[-1])
     return out.index_add_(2, index.flatten(), parts.flatten(2, -2))
 
 
-def _members(slots: Tensor, key_mask: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def members(slots: Tensor, key_mask: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Positions [..., run], their weights in the mean [batch, ..., run] (0 where there is none), and n."""
     there = (slots >= 0)[None].expand(like.shape[0], *slots.shape)
     index = slots.clamp_min(0)

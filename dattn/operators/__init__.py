@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dattn.operators.agent import Agent
 from dattn.operators.bias import Bias, RadialBias
+from dattn.operators.first_order import FirstOrder
 from dattn.operators.in_line import InLine
 from dattn.operators.per_head import PerHead
 from dattn.operators.per_layer import PerLayer
@@ -25,5 +26,16 @@ __all__ = [
     "TokenMerge",
 ]
 
-_ALL: tuple[type[Spec], ...] = (Reshaped, Agent, TokenMerge, Bias, RadialBias, InLine, PerHead, PerLayer, PerStep)
+_ALL: tuple[type[Spec], ...] = (
+    Reshaped,
+    FirstOrder,
+    Agent,
+    TokenMerge,
+    Bias,
+    RadialBias,
+    InLine,
+    PerHead,
+    PerLayer,
+    PerStep,
+)
 OPERATORS: dict[str, type[Spec]] = {operator.__name__: operator for operator in _ALL}

@@ -193,13 +193,8 @@ def _scaled(output: Tensor, share: Tensor) -> Tensor:
 
 def _block_of(mask: BlockMask, heads: int) -> Tensor:
     """int64 [heads, tokens]: the query block of every token."""
-    layout, rows = mask.query, []
-    for group, of_group in enumerate(head_groups(heads, mask.groups)):
-        order, lengths = (t[0, min(group, t.shape[1] - 1)] for t in (layout.order, layout.lengths))
-        row = torch.empty_like(order)
-        row[order] = torch.arange(layout.blocks, device=order.device).repeat_interleave(lengths.long())
-        rows += [row] * (of_group.stop - of_group.start)
-    return torch.stack(rows)
+    groups = enumerate(head_groups(heads, mask.groups))
+    return torch.cat([mask.query_blocks(group).expand(of.stop - of.start, -1) for group, of in groups])
 
 
 def _means(tokens: Tensor, blocks: Tensor) -> Tensor:

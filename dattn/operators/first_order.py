@@ -1,0 +1,153 @@
+"""A first-order tail: what a mask skips is expanded around the mean of its keys, values included.
+
+PISA (2026, arXiv 2602.01077), on any static pattern. For a run of n skipped keys with means k̄ and v̄, and s the scale,
+
+    Σ exp(s q·k)   ≈ n exp(s q·k̄)                      (the first order vanishes: the k - k̄ sum to 0)
+    Σ exp(s q·k) v ≈ n exp(s q·k̄) (v̄ + s q H)           H = 1/n Σ (k - k̄)ᵀ (v - v̄)
+
+with one H for all runs of a head, their mean. It costs a product of head_dim x head_dim for every query; ``tail`` of a
+pattern is the same without H.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dattn.attention import attend, masks_in
+from dattn.backends.pooling import members, run_slots
+from dattn.block_mask import BlockMask, MaskCache, tail_run
+from dattn.grid import TokenGrid
+from dattn.heads import head_groups
+from dattn.operators.per_head import cost_of
+from dattn.patterns.base import check_tail
+from dattn.spec import Operator, Spec, State, check_static
+
+CHUNK = 1 << 24  # logits of pooled keys held at a time
+
+
+@dataclass(frozen=True)
+class FirstOrder(Operator):
+    """PISA's tail on a static pattern.
+
+    Args:
+        pattern: the pattern, without a tail of its own.
+        run: tokens over which keys and values are averaged: True (a block), 16, 32, 64 or 128.
+
+    Raises:
+        ValueError: a pattern that is not static or has a tail, or a run that is not one of these.
+    """
+
+    pattern: Spec
+    run: bool | int = True
+
+    def __post_init__(self) -> None:
+        check_static(self)
+        check_tail(self.run)
+        if self.run is False or getattr(self.pattern, "tail", False):
+            raise ValueError(f"run={self.run!r} on {self.pattern}: give a run here, and no tail to the pattern")
+
+    @property
+    def untuned(self) -> str:
+        """What the pattern says."""
+        return self.pattern.untuned
+
+    def at(self, layer: int, layers: int, step: int, steps: int) -> Spec:
+        """The pattern at that place."""
+        return replace(self, pattern=self.pattern.at(layer, layers, step, steps))
+
+    def fit(self, grid: TokenGrid) -> tuple[Spec, str | None]:
+        """The pattern clamped to the grid."""
+        fitted, note = self.pattern.fit(grid)
+        return replace(self, pattern=fitted), note
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        grid: TokenGrid,
+        state: State,
+        *,
+        scale: float,
+        key_mask: Tensor | None,
+        backend: str,
+    ) -> tuple[Tensor, Tensor]:
+        """The pattern, and the tail merged with it by their log-sums; see ``Operator.attend``."""
+        masks = masks_in(state)
+        mask = masks.get(self.pattern, grid, query.device)
+        mask = replace(mask, tail=tail_run(self.run, mask.block_size))
+        options: dict[str, Any] = {"scale": scale, "key_mask": key_mask, "backend": backend}
+        output, lse = attend(query, key, value, self.pattern, grid, return_lse=True, state={"masks": masks}, **options)
+        outputs, sums = [], []
+        for group, heads in enumerate(head_groups(query.shape[1], mask.groups)):
+            q, k, v, kept, known = (t[:, heads].to(lse.dtype) for t in (query, key, value, output, lse))
+            tail = _Tail.of(mask, group, k, v, key_mask)
+            merged = [
+                tail.merge(q[:, :, rows], kept[:, :, rows], known[:, :, rows], rows, scale) for rows in tail.chunks(q)
+            ]
+            outputs.append(torch.cat([out for out, _ in merged], 2))
+            sums.append(torch.cat([total for _, total in merged], 2))
+        return torch.cat(outputs, 1).to(query.dtype), torch.cat(sums, 1)
+
+    def cost(self, grid: TokenGrid, head_dim: int, masks: MaskCache) -> float:
+        """The pattern's, the pooled keys', and head_dim more for the slope."""
+        mask = masks.get(self.pattern, grid, "cpu")
+        tail = replace(mask, tail=tail_run(self.run, mask.block_size))
+        return cost_of(self.pattern, grid, head_dim, masks) + tail.tail_share + head_dim / grid.tokens
+
+
+@dataclass(frozen=True, eq=False)
+class _Tail:
+    """The runs of a head group.
+
+    Attributes:
+        key, value: [batch, heads, runs, head_dim], the means.
+        log_count: [batch, 1, 1, runs], ln n.
+        slope: H, [batch, heads, head_dim, head_dim].
+        skipped: bool [query blocks, runs], which of them a query block does not visit.
+        block: int64 [tokens], the query block of every token.
+    """
+
+    key: Tensor
+    value: Tensor
+    log_count: Tensor
+    slope: Tensor
+    skipped: Tensor
+    block: Tensor
+
+    @classmethod
+    def of(cls, mask: BlockMask, group: int, key: Tensor, value: Tensor, key_mask: Tensor | None) -> _Tail:
+        """Pool keys [batch, heads, tokens, head_dim] and values alike."""
+        slots = run_slots(mask, 0, group)[mask.key.pooled]
+        index, weight, count = members(slots, key_mask, key)
+        k, v = (t[:, :, index] for t in (key, value))
+        weight = weight[:, None, ..., None]
+        mean_key, mean_value = ((t * weight).sum(-2) for t in (k, v))
+        there = (count > 0).sum((1, 2)).clamp_min(1).view(-1, 1, 1, 1)
+        slope = torch.einsum("bhcrnd,bhcrne->bhde", (k - mean_key[..., None, :]) * weight, v) / there
+        visited = mask.full.rows(0, group, 0, *mask.num_blocks) | mask.partial.rows(0, group, 0, *mask.num_blocks)
+        skipped = ~visited[:, mask.key.pooled].repeat_interleave(slots.shape[1], 1)
+        log_count = count.to(key.dtype).log().flatten(1)[:, None, None]
+        return cls(
+            mean_key.flatten(2, 3), mean_value.flatten(2, 3), log_count, slope, skipped, mask.query_blocks(group)
+        )
+
+    def chunks(self, query: Tensor) -> list[slice]:
+        """Runs of tokens whose logits are ``CHUNK`` numbers at most, or one token's."""
+        tokens, step = query.shape[2], max(1, CHUNK // (query.shape[:2].numel() * max(1, self.key.shape[2])))
+        return [slice(first, min(first + step, tokens)) for first in range(0, tokens, step)]
+
+    def merge(self, query: Tensor, kept: Tensor, lse: Tensor, rows: slice, scale: float) -> tuple[Tensor, Tensor]:
+        """Output and LSE of the tokens ``rows`` with their tail, from those without."""
+        seen = self.skipped[self.block[rows]]
+        logits = (query @ self.key.mT * scale + self.log_count).masked_fill(~seen, -torch.inf)
+        sums = logits.logsumexp(-1)
+        total = torch.logaddexp(lse, sums)
+        weights = (logits - total.masked_fill(total == -torch.inf, 0)[..., None]).exp()
+        share = weights.sum(-1, keepdim=True)
+        tail = weights @ self.value + share * (scale * query @ self.slope)
+        return (1 - share) * kept + tail, total
