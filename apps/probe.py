@@ -109,12 +109,10 @@ def probe(loaded: Any, specs: dict[str, Spec], options: argparse.Namespace) -> l
 
 def _probe_class() -> Any:
     """The operator, defined on use: the command's help imports no PyTorch."""
-    from torch import Tensor
-
     from dattn.attention import attend
     from dattn.operators.per_head import cost_of
     from dattn.patterns import Dense
-    from dattn.spec import Operator
+    from dattn.spec import Call, Operator
 
     from .tails import variants
 
@@ -127,9 +125,10 @@ def _probe_class() -> Any:
         tails: bool
         found: dict[str, Figures]
 
-        def attend(self, query: Tensor, key: Tensor, value: Tensor, grid: Any, state: Any, **rest: Any) -> Any:
-            """See ``Operator.attend``."""
-            options = {**rest, "backend": "auto", "return_lse": True}
+        def compute(self, call: Call) -> Any:
+            """Output and LSE of dense attention."""
+            query, key, value, grid, state = call[:5]
+            options = {**call.options, "backend": "auto", "return_lse": True}
             own = {"masks": state["masks"]}
             full, lse = attend(query, key, value, Dense(), grid, **options, state=own)
             step = state["calls"] = state.get("calls", -1) + 1

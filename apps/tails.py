@@ -19,7 +19,7 @@ from torch import Tensor
 from dattn.attention import masks_in
 from dattn.block_mask import BlockMask, MaskCache
 from dattn.grid import TokenGrid
-from dattn.spec import Spec, State, TorchOperator
+from dattn.spec import Call, Spec, TorchOperator
 
 
 @dataclass(frozen=True)
@@ -51,20 +51,10 @@ class NaiveTail(TorchOperator):
         """As it is: a probe does not clamp."""
         return self, None
 
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        grid: TokenGrid,
-        state: State,
-        *,
-        scale: float,
-        key_mask: Tensor | None,
-        backend: str,
-    ) -> tuple[Tensor, None]:
-        """Query block after query block; see ``Operator.attend``."""
-        mask = masks_in(state).get(self.pattern, grid, query.device)
+    def compute(self, call: Call) -> tuple[Tensor, None]:
+        """Query block after query block; there is no LSE."""
+        query, key, value = call[:3]
+        mask = masks_in(call.state).get(self.pattern, call.grid, query.device)
         output = torch.empty_like(value)
         slots, visited = mask.key.slots(0, 0, mask.block_size), self._visited(mask)
         pools = {run: _pool(key, value, slots, run) for run in (self.near, self.far)}
@@ -73,7 +63,7 @@ class NaiveTail(TorchOperator):
             keys = _real(slots[seen])
             runs = [self._runs(pools[run], chosen & ~seen) for run, chosen in self._near_and_far(row, mask)]
             means = [torch.cat(parts, 2) for parts in zip(*runs, strict=True)]
-            output[:, :, rows] = self._row(query[:, :, rows], key[:, :, keys], value[:, :, keys], means, scale)
+            output[:, :, rows] = self._row(query[:, :, rows], key[:, :, keys], value[:, :, keys], means, call.scale)
         return output, None
 
     def _visited(self, mask: BlockMask) -> Tensor:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from torch import Tensor
 
@@ -58,11 +58,29 @@ def _plain(value: Any) -> Any:
     return tuple(map(_plain, value)) if isinstance(value, tuple) else value
 
 
+class Call(NamedTuple):
+    """A call of attention, checked; see ``Operator.attend``."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    grid: TokenGrid
+    state: State
+    scale: float
+    key_mask: Tensor | None
+    backend: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """How ``dattn.attention.attend`` is to compute a part of this call."""
+        return {"scale": self.scale, "key_mask": self.key_mask, "backend": self.backend}
+
+
 @dataclass(frozen=True)
 class Operator(Spec):
     """Base of operators: attention that is not a mask.
 
-    A subclass is one small file: its fields, ``attend``, and ``cost`` where it is cheaper than dense attention.
+    A subclass is one small file: its fields, ``compute``, and ``cost`` where it is cheaper than dense attention.
     """
 
     def attend(
@@ -91,6 +109,10 @@ class Operator(Spec):
         Returns:
             The output [batch, heads, tokens, head_dim], and the LSE [batch, heads, tokens] or None.
         """
+        return self.compute(Call(query, key, value, grid, state, scale, key_mask, backend))
+
+    def compute(self, call: Call) -> tuple[Tensor, Tensor | None]:
+        """Output and LSE, or None, of a call."""
         raise NotImplementedError
 
     def choose(self, backend: str, query: Tensor) -> Choice:
@@ -119,7 +141,33 @@ class TorchOperator(Operator):
         return Choice("torch", "auto: the only one for it" if backend == "auto" else "asked for")
 
 
-def check_static(operator: Any) -> None:
-    """Raise ``ValueError`` unless the ``pattern`` of an operator is a static one."""
-    if not (isinstance(operator.pattern, Spec) and operator.pattern.static):
-        raise ValueError(f"pattern={operator.pattern!r}: {operator.name} works on a static pattern, such as Radial()")
+@dataclass(frozen=True)
+class OverPattern(Operator):
+    """Base of operators that compute a static pattern and do more.
+
+    Args:
+        pattern: the static pattern.
+
+    Raises:
+        ValueError: a pattern that is not static.
+    """
+
+    pattern: Spec
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.pattern, Spec) and self.pattern.static):
+            raise ValueError(f"pattern={self.pattern!r}: {self.name} works on a static pattern, such as Radial()")
+
+    @property
+    def untuned(self) -> str:
+        """What the pattern says."""
+        return self.pattern.untuned
+
+    def at(self, layer: int, layers: int, step: int, steps: int) -> Spec:
+        """The pattern at that place."""
+        return replace(self, pattern=self.pattern.at(layer, layers, step, steps))
+
+    def fit(self, grid: TokenGrid) -> tuple[Spec, str | None]:
+        """The pattern clamped to the grid."""
+        fitted, note = self.pattern.fit(grid)
+        return replace(self, pattern=fitted), note

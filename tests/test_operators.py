@@ -415,7 +415,7 @@ def test_a_bias_round_trips_as_numbers():
         (lambda: Reshaped(Neighborhood(3), residual="half"), "residual='half'"),
         (lambda: Reshaped(Agent(0.5)), "Reshaped works on a static pattern"),
         (lambda: Reshaped("radial"), "pattern='radial'"),
-        (lambda: FirstOrder(Radial(tail=True)), "no tail to the pattern"),
+        (lambda: FirstOrder(Radial(tail=True)), "none to the pattern"),
         (lambda: FirstOrder(Radial(), 24), "tail=24"),
         (lambda: FirstOrder(InLine()), "FirstOrder works on a static pattern"),
         (lambda: Agent(0), "ratio=0"),

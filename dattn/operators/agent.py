@@ -20,7 +20,7 @@ from dattn.backends.torch_blocks import dense
 from dattn.block_mask import MaskCache
 from dattn.grid import TokenGrid
 from dattn.operators.merging import Merging, check_ratio, merged_away
-from dattn.spec import State, TorchOperator
+from dattn.spec import Call, TorchOperator
 
 
 @dataclass(frozen=True)
@@ -47,25 +47,16 @@ class Agent(TorchOperator):
             if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
                 raise ValueError(f"{name}={value!r}: give a number of 0 or more")
 
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        grid: TokenGrid,
-        state: State,
-        *,
-        scale: float,
-        key_mask: Tensor | None,
-        backend: str,
-    ) -> tuple[Tensor, None]:
-        """See ``Operator.attend``; there is no LSE."""
+    def compute(self, call: Call) -> tuple[Tensor, None]:
+        """There is no LSE."""
+        query, key, value, grid = call[:4]
         merging = Merging.of(query, grid, self.ratio)
         agents = merging.merge(query)
-        seen = dense(agents, key, value, scale, key_mask)
+        seen = dense(agents, key, value, call.scale, call.key_mask)
         visual = slice(grid.text_before, grid.text_before + grid.visual)
         out = merging.unmerge(seen)  # right for text, whose agents stand alone
-        broadcast = dense(query[:, :, visual], agents, seen, scale**self.scale_power, merging.kept(key_mask))
+        scale = call.scale**self.scale_power
+        broadcast = dense(query[:, :, visual], agents, seen, scale, merging.kept(call.key_mask))
         broadcast = broadcast + self.shortcut * value[:, :, visual]
         return torch.cat([out[:, :, : visual.start], broadcast, out[:, :, visual.stop :]], 2), None
 

@@ -13,7 +13,7 @@ per axis that is longer than one token and two for the squares.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,55 +24,33 @@ from dattn.attention import attend
 from dattn.block_mask import MaskCache
 from dattn.grid import TokenGrid
 from dattn.patterns.dense import Dense
-from dattn.spec import Operator, Spec, State, check_static
+from dattn.spec import Call, OverPattern, Spec
 
 
 @dataclass(frozen=True)
-class ChannelBias(Operator):
+class ChannelBias(OverPattern):
     """Base of biases that are a product of channels, over the mask of a static pattern."""
 
     pattern: Spec = field(default=Dense(), kw_only=True)
-
-    def __post_init__(self) -> None:
-        check_static(self)
 
     @property
     def untuned(self) -> str:
         """A bias changes every weight."""
         return "another function than the pretrained one: fine-tune the model for it"
 
-    def at(self, layer: int, layers: int, step: int, steps: int) -> Spec:
-        """The mask of that place under the same bias."""
-        return replace(self, pattern=self.pattern.at(layer, layers, step, steps))
-
-    def fit(self, grid: TokenGrid) -> tuple[Spec, str | None]:
-        """The mask clamped to the grid."""
-        fitted, note = self.pattern.fit(grid)
-        return replace(self, pattern=fitted), note
-
     def channels(self, grid: TokenGrid, device: torch.device) -> tuple[Tensor, Tensor]:
         """φq and φk: [tokens, rank], or [heads, tokens, rank]."""
         raise NotImplementedError
 
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        grid: TokenGrid,
-        state: State,
-        *,
-        scale: float,
-        key_mask: Tensor | None,
-        backend: str,
-    ) -> tuple[Tensor, Tensor | None]:
-        """See ``Operator.attend``."""
-        phi_query, phi_key = self.channels(grid, query.device)
-        query, key = _joined(query, phi_query / scale, False), _joined(key, phi_key, True)
-        wide = pad(value, (0, query.shape[-1] - value.shape[-1]))
-        options: dict[str, Any] = {"scale": scale, "key_mask": key_mask, "backend": backend, "state": state}
-        output, lse = attend(query, key, wide, self.pattern, grid, return_lse=True, **options)
-        return output[..., : value.shape[-1]], lse
+    def compute(self, call: Call) -> tuple[Tensor, Tensor | None]:
+        """Output and LSE."""
+        phi_query, phi_key = self.channels(call.grid, call.query.device)
+        query, key = _joined(call.query, phi_query / call.scale, False), _joined(call.key, phi_key, True)
+        width = call.value.shape[-1]
+        value = pad(call.value, (0, query.shape[-1] - width))
+        options = {**call.options, "state": call.state, "return_lse": True}
+        output, lse = attend(query, key, value, self.pattern, call.grid, **options)
+        return output[..., :width], lse
 
     def cost(self, grid: TokenGrid, head_dim: int, masks: MaskCache) -> float:
         """The mask's, and the channels'."""

@@ -12,7 +12,6 @@ pattern is the same without H.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,80 +23,53 @@ from dattn.grid import TokenGrid
 from dattn.heads import head_groups
 from dattn.operators.per_head import cost_of
 from dattn.patterns.base import check_tail
-from dattn.spec import Operator, Spec, State, check_static
+from dattn.spec import Call, OverPattern
 
 CHUNK = 1 << 24  # logits of pooled keys held at a time
 
 
 @dataclass(frozen=True)
-class FirstOrder(Operator):
+class FirstOrder(OverPattern):
     """PISA's tail on a static pattern.
 
     Args:
         pattern: the pattern, without a tail of its own.
-        run: tokens over which keys and values are averaged: True (a block), 16, 32, 64 or 128.
+        tail: tokens over which keys and values are averaged: True (a block), 16, 32, 64 or 128.
 
     Raises:
-        ValueError: a pattern that is not static or has a tail, or a run that is not one of these.
+        ValueError: a pattern that is not static or has a tail, or a tail that is not one of these.
     """
 
-    pattern: Spec
-    run: bool | int = True
+    tail: bool | int = True
 
     def __post_init__(self) -> None:
-        check_static(self)
-        check_tail(self.run)
-        if self.run is False or getattr(self.pattern, "tail", False):
-            raise ValueError(f"run={self.run!r} on {self.pattern}: give a run here, and no tail to the pattern")
+        super().__post_init__()
+        check_tail(self.tail)
+        if self.tail is False or getattr(self.pattern, "tail", False):
+            raise ValueError(f"tail={self.tail!r} on {self.pattern}: give the tail here, and none to the pattern")
 
-    @property
-    def untuned(self) -> str:
-        """What the pattern says."""
-        return self.pattern.untuned
-
-    def at(self, layer: int, layers: int, step: int, steps: int) -> Spec:
-        """The pattern at that place."""
-        return replace(self, pattern=self.pattern.at(layer, layers, step, steps))
-
-    def fit(self, grid: TokenGrid) -> tuple[Spec, str | None]:
-        """The pattern clamped to the grid."""
-        fitted, note = self.pattern.fit(grid)
-        return replace(self, pattern=fitted), note
-
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        grid: TokenGrid,
-        state: State,
-        *,
-        scale: float,
-        key_mask: Tensor | None,
-        backend: str,
-    ) -> tuple[Tensor, Tensor]:
-        """The pattern, and the tail merged with it by their log-sums; see ``Operator.attend``."""
-        masks = masks_in(state)
-        mask = masks.get(self.pattern, grid, query.device)
-        mask = replace(mask, tail=tail_run(self.run, mask.block_size))
-        options: dict[str, Any] = {"scale": scale, "key_mask": key_mask, "backend": backend}
-        output, lse = attend(query, key, value, self.pattern, grid, return_lse=True, state={"masks": masks}, **options)
+    def compute(self, call: Call) -> tuple[Tensor, Tensor]:
+        """The pattern, and the tail merged with it by their log-sums."""
+        masks, (query, key, value) = masks_in(call.state), call[:3]
+        mask = self._with_tail(masks.get(self.pattern, call.grid, query.device))
+        options = {**call.options, "state": {"masks": masks}, "return_lse": True}
+        output, lse = attend(query, key, value, self.pattern, call.grid, **options)
         outputs, sums = [], []
         for group, heads in enumerate(head_groups(query.shape[1], mask.groups)):
             q, k, v, kept, known = (t[:, heads].to(lse.dtype) for t in (query, key, value, output, lse))
-            tail = _Tail.of(mask, group, k, v, key_mask)
-            merged = [
-                tail.merge(q[:, :, rows], kept[:, :, rows], known[:, :, rows], rows, scale) for rows in tail.chunks(q)
-            ]
+            tail = _Tail.of(mask, group, k, v, call.key_mask)
+            merged = [tail.merge(q, kept, known, rows, call.scale) for rows in tail.chunks(q)]
             outputs.append(torch.cat([out for out, _ in merged], 2))
             sums.append(torch.cat([total for _, total in merged], 2))
         return torch.cat(outputs, 1).to(query.dtype), torch.cat(sums, 1)
 
     def cost(self, grid: TokenGrid, head_dim: int, masks: MaskCache) -> float:
         """The pattern's, the pooled keys', and head_dim more for the slope."""
-        mask = masks.get(self.pattern, grid, "cpu")
-        tail = replace(mask, tail=tail_run(self.run, mask.block_size))
-        return cost_of(self.pattern, grid, head_dim, masks) + tail.tail_share + head_dim / grid.tokens
+        pooled = self._with_tail(masks.get(self.pattern, grid, "cpu")).tail_share
+        return cost_of(self.pattern, grid, head_dim, masks) + pooled + head_dim / grid.tokens
+
+    def _with_tail(self, mask: BlockMask) -> BlockMask:
+        return replace(mask, tail=tail_run(self.tail, mask.block_size))
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,6 +115,7 @@ class _Tail:
 
     def merge(self, query: Tensor, kept: Tensor, lse: Tensor, rows: slice, scale: float) -> tuple[Tensor, Tensor]:
         """Output and LSE of the tokens ``rows`` with their tail, from those without."""
+        query, kept, lse = (t[:, :, rows] for t in (query, kept, lse))
         seen = self.skipped[self.block[rows]]
         logits = (query @ self.key.mT * scale + self.log_count).masked_fill(~seen, -torch.inf)
         sums = logits.logsumexp(-1)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dattn.block_mask import MaskCache
 from dattn.grid import TokenGrid
-from dattn.spec import State, TorchOperator
+from dattn.spec import Call, TorchOperator
 
 FEATURES = {"identity": lambda x: x, "relu": torch.relu, "exp": torch.exp}
 
@@ -44,29 +44,21 @@ class InLine(TorchOperator):
         """Linear attention is another function."""
         return "another function than the pretrained one: fine-tune the model for it"
 
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        grid: TokenGrid,
-        state: State,
-        *,
-        scale: float,
-        key_mask: Tensor | None,
-        backend: str,
-    ) -> tuple[Tensor, None]:
-        """See ``Operator.attend``; there is no LSE."""
+    def compute(self, call: Call) -> tuple[Tensor, None]:
+        """There is no LSE."""
+        query, key, value = call[:3]
         wide = torch.promote_types(query.dtype, torch.float32)
         feature = FEATURES[self.feature]
         q, k, v = feature(query.to(wide)), feature(key.to(wide)), value.to(wide)
         count: Tensor | int = key.shape[2]
-        if key_mask is not None:
-            kept = key_mask[:, None, :, None]
+        if call.key_mask is not None:
+            kept = call.key_mask[:, None, :, None]
             k, v = k.masked_fill(~kept, 0), v.masked_fill(~kept, 0)
             count = kept.sum(2, keepdim=True).clamp_min(1)
         mean_key, mean_value = (t.sum(2, keepdim=True) / count for t in (k, v))
-        out = q @ (k.mT @ v) * (scale / count) + (1 - scale * (q * mean_key).sum(-1, keepdim=True)) * mean_value
+        out = (
+            q @ (k.mT @ v) * (call.scale / count) + (1 - call.scale * (q * mean_key).sum(-1, keepdim=True)) * mean_value
+        )
         return out.to(query.dtype), None
 
     def cost(self, grid: TokenGrid, head_dim: int, masks: MaskCache) -> float:

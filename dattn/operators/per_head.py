@@ -21,7 +21,7 @@ from dattn.grid import TokenGrid
 from dattn.head_masks import for_head_groups
 from dattn.heads import head_groups
 from dattn.patterns.base import Pattern
-from dattn.spec import Operator, Spec, State
+from dattn.spec import Call, Operator, Spec
 
 
 @dataclass(frozen=True)
@@ -93,26 +93,14 @@ class PerHead(Operator):
             raise ValueError(f"{', '.join(dynamic)} in PerHead: an operator has no mask; only attention computes it")
         return list(self.patterns)
 
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        grid: TokenGrid,
-        state: State,
-        *,
-        scale: float,
-        key_mask: Tensor | None,
-        backend: str,
-    ) -> tuple[Tensor, None]:
-        """Group after group; see ``Operator.attend``."""
+    def compute(self, call: Call) -> tuple[Tensor, None]:
+        """Group after group."""
         outputs = []
-        for number, heads in enumerate(head_groups(query.shape[1], len(self.patterns))):
-            own = state.setdefault(f"heads {number}", {})
-            own.update({name: state[name] for name in ("masks", "layer", "layers") if name in state})
-            q, k, v = (t[:, heads] for t in (query, key, value))
-            options: dict[str, Any] = {"scale": scale, "key_mask": key_mask, "backend": backend, "state": own}
-            outputs.append(attend(q, k, v, self.patterns[number], grid, **options))
+        for number, heads in enumerate(head_groups(call.query.shape[1], len(self.patterns))):
+            own = call.state.setdefault(f"heads {number}", {})
+            own.update({name: call.state[name] for name in ("masks", "layer", "layers") if name in call.state})
+            q, k, v = (t[:, heads] for t in call[:3])
+            outputs.append(attend(q, k, v, self.patterns[number], call.grid, state=own, **call.options))
         return torch.cat(outputs, 1), None
 
     def choose(self, backend: str, query: Tensor) -> Choice:

@@ -10,7 +10,7 @@ from torch import Tensor
 from dattn.backends import Choice
 from dattn.block_mask import BlockMask, MaskCache
 from dattn.grid import TokenGrid
-from dattn.spec import Operator, Spec, State
+from dattn.spec import Call, Operator, Spec
 
 
 @dataclass(frozen=True)
@@ -52,20 +52,9 @@ class Placed(Operator):
         """That of the first."""
         return self.first.allowed(grid)
 
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        grid: TokenGrid,
-        state: State,
-        *,
-        scale: float,
-        key_mask: Tensor | None,
-        backend: str,
-    ) -> tuple[Tensor, Tensor | None]:
+    def compute(self, call: Call) -> tuple[Tensor, Tensor | None]:
         """As the first does."""
-        return self.first.attend(query, key, value, grid, state, scale=scale, key_mask=key_mask, backend=backend)
+        return self.first.attend(*call[:5], **call.options)
 
     def choose(self, backend: str, query: Tensor) -> Choice:
         """As the first does."""

@@ -16,7 +16,7 @@ al., NeurIPS 2024, arXiv 2406.08552).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,14 +28,14 @@ from dattn.grid import TokenGrid
 from dattn.heads import head_groups
 from dattn.operators.per_head import cost_of
 from dattn.patterns.dense import Dense
-from dattn.spec import Operator, Spec, State, check_static
+from dattn.spec import Call, OverPattern, Spec, State
 
 RESIDUALS = ("full", "pooled", "cached", "none")
 MEMORY = "reshaped"
 
 
 @dataclass(frozen=True)
-class Reshaped(Operator):
+class Reshaped(OverPattern):
     """Re-ttention: a static pattern that is reshaped by what the last dense step said. For inference.
 
     Args:
@@ -48,13 +48,12 @@ class Reshaped(Operator):
         ValueError: a field outside these bounds; more memory than the device has, when attention is computed.
     """
 
-    pattern: Spec
     refresh: int = 5
     growth: float = 0.04
     residual: str = "full"
 
     def __post_init__(self) -> None:
-        check_static(self)
+        super().__post_init__()
         if type(self.refresh) is not int or self.refresh < 1:
             raise ValueError(f"refresh={self.refresh!r}: a dense step comes every 1 or more steps")
         if isinstance(self.growth, bool) or not isinstance(self.growth, int | float) or self.growth < 0:
@@ -62,73 +61,45 @@ class Reshaped(Operator):
         if self.residual not in RESIDUALS:
             raise ValueError(f"residual={self.residual!r}: choose one of {', '.join(RESIDUALS)}")
 
-    @property
-    def untuned(self) -> str:
-        """What the pattern says."""
-        return self.pattern.untuned
-
-    def at(self, layer: int, layers: int, step: int, steps: int) -> Spec:
-        """The pattern at that place."""
-        return replace(self, pattern=self.pattern.at(layer, layers, step, steps))
-
-    def fit(self, grid: TokenGrid) -> tuple[Spec, str | None]:
-        """The pattern clamped to the grid."""
-        fitted, note = self.pattern.fit(grid)
-        return replace(self, pattern=fitted), note
-
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        grid: TokenGrid,
-        state: State,
-        *,
-        scale: float,
-        key_mask: Tensor | None,
-        backend: str,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Dense where a refresh is due, the reshaped pattern elsewhere; see ``Operator.attend``.
+    def compute(self, call: Call) -> tuple[Tensor, Tensor | None]:
+        """Dense where a refresh is due, the reshaped pattern elsewhere.
 
         Raises:
             ValueError: too little memory for the residual.
             RuntimeError: a gradient is asked for.
         """
-        if torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value)):
+        if torch.is_grad_enabled() and any(t.requires_grad for t in call[:3]):
             raise RuntimeError(
                 "Reshaped keeps tensors of earlier steps and has no gradient: run under torch.no_grad(), or train with "
                 f"{self.pattern.name} itself"
             )
-        options: dict[str, Any] = {"scale": scale, "key_mask": key_mask, "backend": backend, "return_lse": True}
-        options["state"] = {"masks": masks_in(state)}
-        kept = state.get(MEMORY)
-        if kept is None or kept.age + 1 >= self.refresh or not kept.serves(query, grid):
-            return self._refresh(query, key, value, grid, state, options)
+        kept = call.state.get(MEMORY)
+        if kept is None or kept.age + 1 >= self.refresh or not kept.serves(call):
+            return self._refresh(call)
         kept.age += 1
-        output, lse = attend(query, key, value, kept.pattern, grid, **options)
+        output, lse = _part(call, kept.pattern)
         if kept.share is None:
-            return output + kept.rest(query.dtype), None
+            return output + kept.rest(output.dtype), None
         share = kept.share + self.growth * kept.age
-        return _scaled(output, share) + kept.rest(query.dtype), lse - share.log()
+        return _scaled(output, share) + kept.rest(output.dtype), lse - share.log()
 
-    def _refresh(
-        self, query: Tensor, key: Tensor, value: Tensor, grid: TokenGrid, state: State, options: dict[str, Any]
-    ) -> tuple[Tensor, Tensor]:
+    def _refresh(self, call: Call) -> tuple[Tensor, Tensor]:
         """A dense step, and what it leaves behind."""
-        state.pop(MEMORY, None)  # before the new one is taken, or both would be held
-        self._check_memory(query, grid, state)
-        full, lse_full = attend(query, key, value, Dense(), grid, **options)
+        call.state.pop(MEMORY, None)  # before the new one is taken, or both would be held
+        self._check_memory(call.query, call.grid, call.state)
+        full, lse_full = _part(call, Dense())
         if self.refresh == 1:
             return full, lse_full
-        output, lse = attend(query, key, value, self.pattern, grid, **options)
+        output, lse = _part(call, self.pattern)
         share = None if self.residual == "cached" else (lse - lse_full).exp().nan_to_num(0)
         rest: Tensor | None = full - (output if share is None else _scaled(output, share))
         blocks = None
         if self.residual == "pooled" and rest is not None:
-            blocks = _block_of(masks_in(state).get(self.pattern, grid, query.device), query.shape[1])
+            mask = masks_in(call.state).get(self.pattern, call.grid, call.query.device)
+            blocks = _block_of(mask, call.query.shape[1])
             rest = _means(rest, blocks)
         kept = None if self.residual == "none" else rest
-        state[MEMORY] = _Kept(self.pattern, grid, query.shape, share, kept, blocks)
+        call.state[MEMORY] = _Kept(self.pattern, call.grid, call.query.shape, share, kept, blocks)
         return full, lse_full
 
     def memory(self, grid: TokenGrid, batch: int, heads: int, head_dim: int, dtype: torch.dtype) -> int:
@@ -176,8 +147,8 @@ class _Kept:
     blocks: Tensor | None
     age: int = 0
 
-    def serves(self, query: Tensor, grid: TokenGrid) -> bool:
-        return query.shape == self.shape and grid == self.grid
+    def serves(self, call: Call) -> bool:
+        return call.query.shape == self.shape and call.grid == self.grid
 
     def rest(self, dtype: torch.dtype) -> Tensor | float:
         """R, [batch, heads, tokens, head_dim], or 0."""
@@ -185,6 +156,12 @@ class _Kept:
             return 0.0 if self.residual is None else self.residual
         index = self.blocks[None, :, :, None].expand(self.shape)
         return self.residual.gather(2, index).to(dtype)
+
+
+def _part(call: Call, pattern: Spec) -> Any:
+    """Output and LSE of a pattern on a call."""
+    state = {"masks": masks_in(call.state)}
+    return attend(*call[:3], pattern, call.grid, state=state, return_lse=True, **call.options)
 
 
 def _scaled(output: Tensor, share: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from dattn.backends.torch_blocks import dense
 from dattn.block_mask import MaskCache
 from dattn.grid import TokenGrid
 from dattn.operators.merging import Merging, check_ratio, merged_away
-from dattn.spec import State, TorchOperator
+from dattn.spec import Call, TorchOperator
 
 
 @dataclass(frozen=True)
@@ -33,22 +33,11 @@ class TokenMerge(TorchOperator):
     def __post_init__(self) -> None:
         check_ratio(self.ratio)
 
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        grid: TokenGrid,
-        state: State,
-        *,
-        scale: float,
-        key_mask: Tensor | None,
-        backend: str,
-    ) -> tuple[Tensor, None]:
-        """See ``Operator.attend``; there is no LSE."""
-        merging = Merging.of(key, grid, self.ratio)
-        few = [merging.merge(t) for t in (query, key, value)]
-        return merging.unmerge(dense(few[0], few[1], few[2], scale, merging.kept(key_mask))), None
+    def compute(self, call: Call) -> tuple[Tensor, None]:
+        """There is no LSE."""
+        merging = Merging.of(call.key, call.grid, self.ratio)
+        few = [merging.merge(t) for t in call[:3]]
+        return merging.unmerge(dense(few[0], few[1], few[2], call.scale, merging.kept(call.key_mask))), None
 
     def cost(self, grid: TokenGrid, head_dim: int, masks: MaskCache) -> float:
         """The square of the share of tokens that is left."""
