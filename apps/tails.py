@@ -125,6 +125,6 @@ def variants(pattern: Any, block_size: int) -> list[NaiveTail]:
     """The tails to compare on a pattern whose blocks have this size."""
     runs = [run for run in (16, 32, 64, 128) if run <= block_size]
     tails = [NaiveTail(pattern, run) for run in runs]
-    tails += [NaiveTail(pattern, block_size, near=16, reach=reach) for reach in (8, 24)]
+    tails += [NaiveTail(pattern, block_size, near=16, reach=reach) for reach in (8, 24) if block_size > 16]
     tails += [NaiveTail(pattern, run, order=order) for run in runs[::-2] for order in ("mean", 1)]
     return tails
