@@ -28,6 +28,7 @@ class Row:
         why: why that backend, or why the layer was left alone, and what was clamped.
         flops_dense: dense attention; None before a call.
         flops_computed: what a sparse step of this layer computes.
+        memory: bytes that an operator keeps from step to step.
     """
 
     index: int
@@ -40,6 +41,7 @@ class Row:
     why: str
     flops_dense: int | None
     flops_computed: int | None
+    memory: int = 0
 
     @property
     def saved(self) -> float | None:
@@ -135,10 +137,17 @@ def _row(layer: Layer) -> Row:
         density=mask.density if mask else None,
         tail_share=mask.tail_share if mask else None,
         backend="stock" if stock else run.backend,
-        why="; ".join(part for part in (stock or run.reason, layer.note, known and layer.concrete.untuned) if part),
+        why="; ".join(part for part in (stock or run.reason, layer.note, *_remarks(layer, known)) if part),
         flops_dense=flops,
         flops_computed=None if flops is None else round(flops * share),
+        memory=layer.held(),
     )
+
+
+def _remarks(layer: Layer, known: bool) -> list[str]:
+    """What an operator has to say about itself."""
+    held = layer.held()
+    return [layer.concrete.untuned if known else "", f"keeps {held / 1e6:.1f} MB" if held else ""]
 
 
 def _flops(layer: Layer) -> int | None:

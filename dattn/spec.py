@@ -127,6 +127,10 @@ class Operator(Spec):
         """Its work ÷ that of dense attention, on average over the steps."""
         return 1.0
 
+    def held(self, state: State) -> int:
+        """Bytes of tensors that it keeps in a state."""
+        return 0
+
 
 @dataclass(frozen=True)
 class TorchOperator(Operator):

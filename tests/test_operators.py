@@ -295,14 +295,16 @@ def test_memory_is_counted_before_it_is_taken(monkeypatch):
     pooled = Reshaped(operator.pattern, residual="pooled").memory(GRID, 2, 4, 8, torch.float32)
     assert pooled == 2 * 4 * GRID.tokens * 4 + 2 * 4 * GRID.tokens * 8 * 4 // 16
     monkeypatch.setattr(reshaped, "free_memory", lambda device: 5 * 2 * 4 * GRID.tokens * 9 * 4)
-    with pytest.raises(ValueError, match=r"in each of 6 layers .* residual='pooled'"):
+    with pytest.raises(ValueError, match=r"in each of 10 layers .* residual='pooled'"):
         call(operator, tensors, state)
     assert not any(isinstance(value, reshaped._Kept) for value in state.values())
+    monkeypatch.setattr(reshaped, "free_memory", lambda device: 7 * 2 * 4 * GRID.tokens * 9 * 4)
+    with pytest.warns(UserWarning, match=r"keeps 0.00 GB in each of 2 layers"):
+        call(operator, tensors, {"layers": 2, "layer": 0})
     monkeypatch.undo()
     assert reshaped.free_memory(torch.device("cpu")) > 0
     call(operator, tensors, state)
-    kept = state[reshaped.MEMORY]
-    assert sum(t.nbytes for t in (kept.share, kept.residual)) == operator.memory(GRID, 2, 4, 8, torch.float32)
+    assert operator.held(state) == operator.memory(GRID, 2, 4, 8, torch.float32)
 
 
 def test_reshaped_has_no_gradient():

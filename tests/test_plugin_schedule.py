@@ -251,6 +251,9 @@ def test_reshaped_is_dense_at_its_refreshes_and_the_pattern_between():
         assert row.backend == "torch" and row.density is None
         density = RESHAPED.pattern.mask(pipe.family.grids[0]).density
         assert row.saved == pytest.approx(1 - density - 1 / 3, abs=1e-4)
+        grid = pipe.family.grids[0]
+        assert row.memory == 2 * RESHAPED.memory(grid, 1, 2, 12, torch.float32)  # two branches
+        assert "keeps 0.0 MB" in row.why
     torch.testing.assert_close(one, pipe(pipe.transformer, steps=1), rtol=1e-3, atol=1e-4)
     assert not torch.allclose(two, stock, atol=1e-3)
     with apply(pipe, Neighborhood(1)):

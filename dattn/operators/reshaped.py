@@ -16,6 +16,7 @@ al., NeurIPS 2024, arXiv 2406.08552).
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,7 @@ from dattn.spec import Call, OverPattern, Spec, State
 
 RESIDUALS = ("full", "pooled", "cached", "none")
 MEMORY = "reshaped"
+NOTABLE = 0.1  # of the free memory: worth a warning before it is taken
 
 
 @dataclass(frozen=True)
@@ -112,16 +114,25 @@ class Reshaped(OverPattern):
         return shares + (0 if self.residual == "none" else whole)
 
     def _check_memory(self, query: Tensor, grid: TokenGrid, state: State) -> None:
-        """Raise before the first layer takes what the last would not get."""
+        """Say what all layers will keep; raise where the last would not get its share."""
         batch, heads, _, head_dim = query.shape
         each = self.memory(grid, batch, heads, head_dim, query.dtype)
-        layers, free = state.get("layers", 1) - state.get("layer", 0), free_memory(query.device)
-        if each * layers > free:
+        layers, free = state.get("layers", 1), free_memory(query.device)
+        size = (
+            f"Reshaped(residual={self.residual!r}) keeps {each / 1e9:.2f} GB in each of {layers} layers for one branch"
+        )
+        if each * (layers - state.get("layer", 0)) > free:
             raise ValueError(
-                f"Reshaped(residual={self.residual!r}) keeps {each / 1e9:.2f} GB in each of {layers} layers for one "
-                f"guidance branch, and {query.device} has {free / 1e9:.2f} GB left: use residual='pooled' or 'none', "
-                "or fewer layers with layers="
+                f"{size}, and {query.device} has {free / 1e9:.2f} GB left: use residual='pooled' or 'none', or fewer "
+                "layers with layers="
             )
+        if each * layers > free * NOTABLE:
+            warnings.warn(f"dattn: {size}", stacklevel=2)  # the same words in every layer: shown once
+
+    def held(self, state: State) -> int:
+        """Bytes of what the last refresh left behind."""
+        kept = state.get(MEMORY)
+        return 0 if kept is None else sum(t.nbytes for t in (kept.share, kept.residual) if t is not None)
 
     def cost(self, grid: TokenGrid, head_dim: int, masks: MaskCache) -> float:
         """The pattern at every step, and a dense one every ``refresh`` steps."""

@@ -175,6 +175,12 @@ class Layer:
         device = next((p.device for p in self.module.parameters()), torch.device("cpu"))
         return self.masks.get(self.concrete, self.grid, "cpu" if device.type == "meta" else device)
 
+    def held(self) -> int:
+        """Bytes of tensors that an operator keeps here, all guidance branches together."""
+        if self.concrete is None or self.concrete.static:
+            return 0
+        return sum(self.concrete.held(state) for state in self._states.values())
+
     def share(self) -> float:
         """What the pattern or operator computes on the layer's grid ÷ dense work, pooled keys included."""
         mask = self.mask()
