@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -54,11 +55,13 @@ def parser() -> Parser:
     p = Parser("probe", "Compare patterns with dense attention inside a model.", EXAMPLES)
     p.add_argument("--patterns", nargs="+", required=True, metavar="PATTERN", help="patterns and operators")
     p.add_argument("--tails", action="store_true", help="ways to stand in for what each pattern skips as well")
-    p.add_argument("--prompt", help="(default: the demo model's)")
+    p.add_argument("--prompts", nargs="+", metavar="PROMPT", help="(default: the demo model's)")
     p.add_argument("--frames", type=at_least(1), help="of a clip (default: the demo's, four times its native length)")
     p.add_argument("--steps", type=at_least(1), default=12, help="denoising steps (default: %(default)s)")
     p.add_argument("--every", type=at_least(1), default=4, help="probe every so many steps (default: %(default)s)")
-    p.add_argument("--seed", type=at_least(0), default=0, help="(default: %(default)s)")
+    p.add_argument(
+        "--seeds", nargs="+", type=at_least(0), default=[0], metavar="SEED", help="of each prompt (default: 0)"
+    )
     p.add_argument("--output", type=Path, help="write the figures to this JSON file")
     add_model_options(p)
     return p
@@ -84,26 +87,27 @@ def main(argv: Sequence[str]) -> int:
     print("\nwork: of dense attention, pooled keys counted; error: of a layer's output; kept: share of the weight")
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        write_json(options.output, {**provenance("probe", argv), "steps": options.steps, "rows": rows})
+        write_json(options.output, {**provenance("probe", argv), "rows": rows})
         print(f"written: {options.output}")
     return 0
 
 
 def probe(loaded: Any, specs: dict[str, Spec], options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Run the pipeline once with every layer probed; a row of figures for each pattern."""
+    """Run the pipeline for every prompt and seed with every layer probed; a row of figures for each pattern."""
     import torch
 
     import dattn
 
     from .running import Request
 
-    prompt = options.prompt or (loaded.native.prompt if loaded.native else "")
-    request = Request(prompt, options.seed, options.frames, steps=options.steps).filled(loaded)
+    prompts = options.prompts or [loaded.native.prompt if loaded.native else ""]
     found: dict[str, Figures] = {}
     probing = _probe_class()(tuple(specs.items()), options.every, options.tails, found)
     with torch.no_grad(), dattn.apply(loaded.pipe, probing):
         loaded.pipe.set_progress_bar_config(desc="probing", leave=False, disable=None)
-        loaded.pipe(**request.call(loaded))
+        for prompt, seed in product(prompts, options.seeds):
+            request = Request(prompt, seed, options.frames, steps=options.steps).filled(loaded)
+            loaded.pipe(**request.call(loaded))
     return [figures.row(name) for name, figures in found.items()]
 
 
