@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +18,7 @@ from diffusers import AutoencoderKL
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+from .captions import parse_caption
 from .picture_codec import to_tensor
 from .pictures import caption_of, draw_pictures, sample_picture
 from .training import Clock, Ema, scale_rates
@@ -33,9 +35,15 @@ class Pictures:
     latents: torch.Tensor
     captions: list[str]
 
-    def sample(self, rng: np.random.Generator, count: int) -> tuple[torch.Tensor, list[str]]:
-        """Random pictures; one caption in ten is left out."""
-        rows = rng.integers(len(self.captions), size=count)
+    @cached_property
+    def _by_objects(self) -> tuple[np.ndarray, np.ndarray]:
+        """int64, the pictures of one object and those of two."""
+        pairs = np.array([len(parse_caption(caption).objects) == 2 for caption in self.captions])
+        return np.flatnonzero(~pairs), np.flatnonzero(pairs)
+
+    def sample(self, rng: np.random.Generator, count: int, pairs: float) -> tuple[torch.Tensor, list[str]]:
+        """Random pictures, a share of ``pairs`` with two objects; one caption in ten is left out."""
+        rows = np.array([rng.choice(self._by_objects[int(rng.random() < pairs)]) for _ in range(count)])
         return self.latents[rows].float(), [self.captions[i] if rng.random() > UNCONDITIONAL else "" for i in rows]
 
 
@@ -85,7 +93,7 @@ def fit(
     recent: list[float] = []
     while clock.done < 1:
         scale_rates(steppers, clock.rate(warmup=100))
-        loss = loss_of(*data.sample(rng, args.batch))
+        loss = loss_of(*data.sample(rng, args.batch, args.pairs))
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for stepper in steppers:
@@ -108,6 +116,7 @@ def options(doc: str | None, out: Path) -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="start from the weights in --out")
     parser.add_argument("--cache", type=Path, default=Path("runs"), help="folder for encoded pictures")
     parser.add_argument("--pictures", type=int, default=12000, help="pictures to train on")
+    parser.add_argument("--pairs", type=float, default=0.7, help="share of pictures with two objects, the harder ones")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--minutes", type=float, default=math.inf)
     parser.add_argument("--steps", type=float, default=math.inf)
