@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -301,17 +301,20 @@ def tail_run(tail: bool | int, block_size: int) -> int:
 
 @dataclass
 class MaskCache:
-    """Masks of the grids met lately, at most ``size`` of them, per (pattern, grid, device)."""
+    """Masks, and what operators derive from a grid, of the grids met lately: at most ``size`` of them."""
 
     size: int = 16
-    _masks: OrderedDict[tuple[Any, TokenGrid, torch.device], BlockMask] = field(default_factory=OrderedDict, repr=False)
+    _kept: OrderedDict[Hashable, Any] = field(default_factory=OrderedDict, repr=False)
 
     def get(self, pattern: Any, grid: TokenGrid, device: torch.device | str) -> BlockMask:
         """A static pattern's mask of this grid on this device, built on first use."""
-        key = (pattern, grid, torch.device(device))
-        if key not in self._masks:
-            self._masks[key] = pattern.mask(grid).to(device)
-            if len(self._masks) > self.size:
-                self._masks.popitem(last=False)
-        self._masks.move_to_end(key)
-        return self._masks[key]
+        return self.keep((pattern, grid, torch.device(device)), lambda: pattern.mask(grid).to(device))
+
+    def keep(self, key: Hashable, build: Callable[[], Any]) -> Any:
+        """What ``build`` gives, built when ``key`` is met first."""
+        if key not in self._kept:
+            self._kept[key] = build()
+            if len(self._kept) > self.size:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(key)
+        return self._kept[key]

@@ -27,6 +27,7 @@ from dattn import (
     pattern_from_dict,
     pattern_from_string,
 )
+from dattn.block_mask import MaskCache
 from dattn.operators import reshaped
 from dattn.operators.merging import Merging
 from tests.oracles import (
@@ -61,7 +62,7 @@ def text(grid):
 @settings(max_examples=60, deadline=None)
 def test_what_is_merged(grid, ratio):
     features = inputs(grid, batch=1, heads=2)[0]
-    merging = Merging.of(features, grid, ratio)
+    merging = Merging.of(features, grid, ratio, MaskCache())
     groups = merge_oracle(features[0], grid.shape, text(grid), ratio)
     assert merging.count == len(groups) == grid.tokens - min(int(grid.visual * ratio), grid.visual - grid.frames)
     for number, group in enumerate(groups):
@@ -428,7 +429,10 @@ def test_a_bias_round_trips_as_numbers():
         (lambda: RadialBias(0), "alpha=0"),
         (lambda: RadialBias(0.1, pattern=Agent(0.5)), "RadialBias works on a static pattern"),
         (lambda: Bias([[1.0]], [[1.0, 2.0]]), "phi_q and phi_k of"),
-        (lambda: Bias([[1.0]], [[1.0]]).channels(GRID, torch.device("cpu")), "for 1 tokens on a grid of 95"),
+        (
+            lambda: Bias([[1.0]], [[1.0]]).channels(GRID, torch.device("cpu"), MaskCache()),
+            "for 1 tokens on a grid of 95",
+        ),
         (lambda: PerLayer({}), "layers={}"),
         (lambda: PerLayer({-1: Radial()}), "counted from 0"),
         (lambda: PerLayer({0: Radial(), (0, 1): Dense()}), "each layer once"),

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dattn.attention import masks_in
 from dattn.backends.torch_blocks import dense
 from dattn.block_mask import MaskCache
 from dattn.grid import TokenGrid
@@ -50,7 +51,7 @@ class Agent(TorchOperator):
     def compute(self, call: Call) -> tuple[Tensor, None]:
         """There is no LSE."""
         query, key, value, grid = call[:4]
-        merging = Merging.of(query, grid, self.ratio)
+        merging = Merging.of(query, grid, self.ratio, masks_in(call.state))
         agents = merging.merge(query)
         seen = dense(agents, key, value, call.scale, call.key_mask)
         visual = slice(grid.text_before, grid.text_before + grid.visual)

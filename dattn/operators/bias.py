@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from dattn.attention import attend
+from dattn.attention import attend, masks_in
 from dattn.block_mask import MaskCache
 from dattn.grid import TokenGrid
 from dattn.patterns.dense import Dense
@@ -38,13 +38,13 @@ class ChannelBias(OverPattern):
         """A bias changes every weight."""
         return "another function than the pretrained one: fine-tune the model for it"
 
-    def channels(self, grid: TokenGrid, device: torch.device) -> tuple[Tensor, Tensor]:
+    def channels(self, grid: TokenGrid, device: torch.device, masks: MaskCache) -> tuple[Tensor, Tensor]:
         """φq and φk: [tokens, rank], or [heads, tokens, rank]."""
         raise NotImplementedError
 
     def compute(self, call: Call) -> tuple[Tensor, Tensor | None]:
         """Output and LSE."""
-        phi_query, phi_key = self.channels(call.grid, call.query.device)
+        phi_query, phi_key = self.channels(call.grid, call.query.device, masks_in(call.state))
         query, key = _joined(call.query, phi_query / call.scale, False), _joined(call.key, phi_key, True)
         width = call.value.shape[-1]
         value = pad(call.value, (0, query.shape[-1] - width))
@@ -55,7 +55,7 @@ class ChannelBias(OverPattern):
     def cost(self, grid: TokenGrid, head_dim: int, masks: MaskCache) -> float:
         """The mask's, and the channels'."""
         mask = masks.get(self.pattern, grid, "cpu")
-        rank = self.channels(grid, torch.device("cpu"))[0].shape[-1]
+        rank = self.channels(grid, torch.device("cpu"), masks)[0].shape[-1]
         return (mask.density + mask.tail_share) * (1 + rank / head_dim)
 
 
@@ -99,7 +99,7 @@ class Bias(ChannelBias):
             raise ValueError(f"phi_q and phi_k of {shapes}: both are [tokens, rank], or both [heads, tokens, rank]")
         super().__post_init__()
 
-    def channels(self, grid: TokenGrid, device: torch.device) -> tuple[Tensor, Tensor]:
+    def channels(self, grid: TokenGrid, device: torch.device, masks: MaskCache) -> tuple[Tensor, Tensor]:
         """The factors, zeros added for text where they lack it."""
         count = self.phi_q.shape[-2]
         if count not in (grid.tokens, grid.visual):
@@ -131,7 +131,11 @@ class RadialBias(ChannelBias):
             raise ValueError(f"alpha={self.alpha!r}: give a number above 0")
         super().__post_init__()
 
-    def channels(self, grid: TokenGrid, device: torch.device) -> tuple[Tensor, Tensor]:
+    def channels(self, grid: TokenGrid, device: torch.device, masks: MaskCache) -> tuple[Tensor, Tensor]:
+        """Worked out once for a grid."""
+        return masks.keep((self, grid, device), lambda: self._channels(grid, device))
+
+    def _channels(self, grid: TokenGrid, device: torch.device) -> tuple[Tensor, Tensor]:
         """(2 α p, -α |p|², 1) for queries, (p, 1, -α |p|²) for keys; zeros for text."""
         long = [n > 1 for n in grid.shape]
         middle = torch.tensor([(n - 1) / 2 for n in grid.shape])

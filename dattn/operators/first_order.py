@@ -51,13 +51,13 @@ class FirstOrder(OverPattern):
     def compute(self, call: Call) -> tuple[Tensor, Tensor]:
         """The pattern, and the tail merged with it by their log-sums."""
         masks, (query, key, value) = masks_in(call.state), call[:3]
-        mask = self._with_tail(masks.get(self.pattern, call.grid, query.device))
+        mask = masks.get(self.pattern, call.grid, query.device)
         options = {**call.options, "state": {"masks": masks}, "return_lse": True}
         output, lse = attend(query, key, value, self.pattern, call.grid, **options)
         outputs, sums = [], []
         for group, heads in enumerate(head_groups(query.shape[1], mask.groups)):
             q, k, v, kept, known = (t[:, heads].to(lse.dtype) for t in (query, key, value, output, lse))
-            tail = _Tail.of(mask, group, k, v, call.key_mask)
+            tail = _Tail.of(self._runs(mask, group), k, v, call.key_mask)
             merged = [tail.merge(q, kept, known, rows, call.scale) for rows in tail.chunks(q)]
             outputs.append(torch.cat([out for out, _ in merged], 2))
             sums.append(torch.cat([total for _, total in merged], 2))
@@ -68,45 +68,68 @@ class FirstOrder(OverPattern):
         pooled = self._with_tail(masks.get(self.pattern, grid, "cpu")).tail_share
         return cost_of(self.pattern, grid, head_dim, masks) + pooled + head_dim / grid.tokens
 
+    def _runs(self, mask: BlockMask, group: int) -> _Runs:
+        """The runs of a head group, kept with the mask."""
+        key = "first order", self.tail, group
+        if key not in mask.derived:
+            mask.derived[key] = _Runs.of(self._with_tail(mask), group)
+        return mask.derived[key]
+
     def _with_tail(self, mask: BlockMask) -> BlockMask:
         return replace(mask, tail=tail_run(self.tail, mask.block_size))
 
 
 @dataclass(frozen=True, eq=False)
-class _Tail:
-    """The runs of a head group.
+class _Runs:
+    """Which runs a head group has, and who skips them.
 
     Attributes:
-        key, value: [batch, heads, runs, head_dim], the means.
-        log_count: [batch, 1, 1, runs], ln n.
-        slope: H, [batch, heads, head_dim, head_dim].
-        skipped: bool [query blocks, runs], which of them a query block does not visit.
+        slots: int64 [visual key blocks, runs, run], raster positions, -1 where there is no token.
+        skipped: bool [query blocks, all runs].
         block: int64 [tokens], the query block of every token.
     """
 
-    key: Tensor
-    value: Tensor
-    log_count: Tensor
-    slope: Tensor
+    slots: Tensor
     skipped: Tensor
     block: Tensor
 
     @classmethod
-    def of(cls, mask: BlockMask, group: int, key: Tensor, value: Tensor, key_mask: Tensor | None) -> _Tail:
-        """Pool keys [batch, heads, tokens, head_dim] and values alike."""
+    def of(cls, mask: BlockMask, group: int) -> _Runs:
+        """Those of a mask with a tail."""
         slots = run_slots(mask, 0, group)[mask.key.pooled]
-        index, weight, count = members(slots, key_mask, key)
+        visited = mask.full.rows(0, group, 0, *mask.num_blocks) | mask.partial.rows(0, group, 0, *mask.num_blocks)
+        skipped = ~visited[:, mask.key.pooled].repeat_interleave(slots.shape[1], 1)
+        return cls(slots, skipped, mask.query_blocks(group))
+
+
+@dataclass(frozen=True, eq=False)
+class _Tail:
+    """The runs of a head group, pooled.
+
+    Attributes:
+        runs: which they are.
+        key, value: [batch, heads, runs, head_dim], the means.
+        log_count: [batch, 1, 1, runs], ln n.
+        slope: H, [batch, heads, head_dim, head_dim].
+    """
+
+    runs: _Runs
+    key: Tensor
+    value: Tensor
+    log_count: Tensor
+    slope: Tensor
+
+    @classmethod
+    def of(cls, runs: _Runs, key: Tensor, value: Tensor, key_mask: Tensor | None) -> _Tail:
+        """Pool keys [batch, heads, tokens, head_dim] and values alike."""
+        index, weight, count = members(runs.slots, key_mask, key)
         k, v = (t[:, :, index] for t in (key, value))
         weight = weight[:, None, ..., None]
         mean_key, mean_value = ((t * weight).sum(-2) for t in (k, v))
         there = (count > 0).sum((1, 2)).clamp_min(1).view(-1, 1, 1, 1)
         slope = torch.einsum("bhcrnd,bhcrne->bhde", (k - mean_key[..., None, :]) * weight, v) / there
-        visited = mask.full.rows(0, group, 0, *mask.num_blocks) | mask.partial.rows(0, group, 0, *mask.num_blocks)
-        skipped = ~visited[:, mask.key.pooled].repeat_interleave(slots.shape[1], 1)
         log_count = count.to(key.dtype).log().flatten(1)[:, None, None]
-        return cls(
-            mean_key.flatten(2, 3), mean_value.flatten(2, 3), log_count, slope, skipped, mask.query_blocks(group)
-        )
+        return cls(runs, mean_key.flatten(2, 3), mean_value.flatten(2, 3), log_count, slope)
 
     def chunks(self, query: Tensor) -> list[slice]:
         """Runs of tokens whose logits are ``CHUNK`` numbers at most, or one token's."""
@@ -116,7 +139,7 @@ class _Tail:
     def merge(self, query: Tensor, kept: Tensor, lse: Tensor, rows: slice, scale: float) -> tuple[Tensor, Tensor]:
         """Output and LSE of the tokens ``rows`` with their tail, from those without."""
         query, kept, lse = (t[:, :, rows] for t in (query, kept, lse))
-        seen = self.skipped[self.block[rows]]
+        seen = self.runs.skipped[self.runs.block[rows]]
         logits = (query @ self.key.mT * scale + self.log_count).masked_fill(~seen, -torch.inf)
         sums = logits.logsumexp(-1)
         total = torch.logaddexp(lse, sums)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from dattn.block_mask import MaskCache
 from dattn.grid import TokenGrid
 
 CHUNK = 1 << 22  # similarities held at a time, per sample
@@ -34,22 +35,22 @@ class Merging:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, features: Tensor, grid: TokenGrid, ratio: float) -> Merging:
+    def of(cls, features: Tensor, grid: TokenGrid, ratio: float, masks: MaskCache) -> Merging:
         """Merge away ``ratio`` of the visual tokens by their features [batch, heads, tokens, head_dim]."""
-        before, merged = grid.text_before, merged_away(grid, ratio)
-        is_target = destinations(grid, merged).to(features.device)
+        before, merged, device = grid.text_before, merged_away(grid, ratio), features.device
+        cells: tuple[Tensor, Tensor] = masks.keep(
+            (grid, merged, device), lambda: tuple(t.to(device) for t in sources_and_destinations(grid, merged))
+        )
+        sources, destinations = cells
         metric = normalize(features[:, :, before : before + grid.visual].float().mean(1), dim=-1)
-        score, best = _best(metric[:, ~is_target], metric[:, is_target])
+        score, best = _best(metric[:, sources], metric[:, destinations])
         rank = score.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
-        lone = int((~is_target).sum()) - merged
-        placed = torch.where(rank < merged, best + lone, rank - merged)
-        target = torch.empty(len(features), grid.tokens, dtype=torch.int64, device=features.device)
-        visual = target[:, before : before + grid.visual]
-        visual[:, ~is_target] = placed + before
-        visual[:, is_target] = before + lone + torch.arange(int(is_target.sum()), device=features.device)
-        target[:, :before] = torch.arange(before, device=features.device)
-        count = grid.tokens - merged
-        target[:, before + grid.visual :] = torch.arange(count - grid.text_after, count, device=features.device)
+        lone, count = len(sources) - merged, grid.tokens - merged
+        target = torch.empty(len(features), grid.tokens, dtype=torch.int64, device=device)
+        target[:, before + sources] = torch.where(rank < merged, best + lone, rank - merged) + before
+        target[:, before + destinations] = before + lone + torch.arange(len(destinations), device=device)
+        target[:, :before] = torch.arange(before, device=device)
+        target[:, before + grid.visual :] = torch.arange(count - grid.text_after, count, device=device)
         return cls(target, count)
 
     def merge(self, tokens: Tensor) -> Tensor:
@@ -82,15 +83,15 @@ def merged_away(grid: TokenGrid, ratio: float) -> int:
     return min(int(grid.visual * ratio), grid.visual - grid.frames)
 
 
-def destinations(grid: TokenGrid, merged: int) -> Tensor:
-    """bool [visual]: the middle tokens of cells that are as small as ``merged`` sources allow."""
+def sources_and_destinations(grid: TokenGrid, merged: int) -> tuple[Tensor, Tensor]:
+    """int64, visual tokens: destinations are the middles of cells, which are as small as ``merged`` sources allow."""
     frames, height, width = grid.shape
     side = 2
     while True:
         rows, columns = (torch.arange(n) % side == min(side, n) // 2 for n in (height, width))
         chosen = (rows[:, None] & columns).flatten().repeat(frames)
         if grid.visual - int(chosen.sum()) >= merged:
-            return chosen
+            return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()
         side *= 2
 
 

@@ -16,9 +16,10 @@ al., NeurIPS 2024, arXiv 2406.08552).
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ from dattn.block_mask import BlockMask, MaskCache
 from dattn.grid import TokenGrid
 from dattn.heads import head_groups
 from dattn.operators.per_head import cost_of
+from dattn.patterns.base import Pattern
 from dattn.patterns.dense import Dense
 from dattn.spec import Call, OverPattern, Spec, State
 
@@ -88,7 +90,7 @@ class Reshaped(OverPattern):
     def _refresh(self, call: Call) -> tuple[Tensor, Tensor]:
         """A dense step, and what it leaves behind."""
         call.state.pop(MEMORY, None)  # before the new one is taken, or both would be held
-        self._check_memory(call.query, call.grid, call.state)
+        self._check_memory(call)
         full, lse_full = _part(call, Dense())
         if self.refresh == 1:
             return full, lse_full
@@ -106,17 +108,21 @@ class Reshaped(OverPattern):
 
     def memory(self, grid: TokenGrid, batch: int, heads: int, head_dim: int, dtype: torch.dtype) -> int:
         """Bytes that one layer keeps for one guidance branch."""
-        rows = batch * heads * grid.tokens
-        shares = 0 if self.residual == "cached" else rows * torch.promote_types(dtype, torch.float32).itemsize
-        whole = rows * head_dim * dtype.itemsize
-        if self.residual == "pooled":
-            whole //= self.pattern.mask(grid).block_size  # type: ignore[attr-defined]
-        return shares + (0 if self.residual == "none" else whole)
+        size = cast(Pattern, self.pattern).mask(grid).block_size if self.residual == "pooled" else 1
+        return self._bytes((batch, heads, grid.tokens, head_dim), dtype, size)
 
-    def _check_memory(self, query: Tensor, grid: TokenGrid, state: State) -> None:
+    def _bytes(self, shape: tuple[int, ...], dtype: torch.dtype, block_size: int) -> int:
+        rows = math.prod(shape[:3])
+        shares = 0 if self.residual == "cached" else rows * torch.promote_types(dtype, torch.float32).itemsize
+        whole = 0 if self.residual == "none" else rows * shape[3] * dtype.itemsize
+        return shares + whole // block_size
+
+    def _check_memory(self, call: Call) -> None:
         """Say what all layers will keep; raise where the last would not get its share."""
-        batch, heads, _, head_dim = query.shape
-        each = self.memory(grid, batch, heads, head_dim, query.dtype)
+        query, state, block_size = call.query, call.state, 1
+        if self.residual == "pooled":
+            block_size = masks_in(state).get(self.pattern, call.grid, query.device).block_size
+        each = self._bytes(query.shape, query.dtype, block_size)
         layers, free = state.get("layers", 1), free_memory(query.device)
         size = (
             f"Reshaped(residual={self.residual!r}) keeps {each / 1e9:.2f} GB in each of {layers} layers for one branch"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from dattn.attention import masks_in
 from dattn.backends.torch_blocks import dense
 from dattn.block_mask import MaskCache
 from dattn.grid import TokenGrid
@@ -35,7 +36,7 @@ class TokenMerge(TorchOperator):
 
     def compute(self, call: Call) -> tuple[Tensor, None]:
         """There is no LSE."""
-        merging = Merging.of(call.key, call.grid, self.ratio)
+        merging = Merging.of(call.key, call.grid, self.ratio, masks_in(call.state))
         few = [merging.merge(t) for t in call[:3]]
         return merging.unmerge(dense(few[0], few[1], few[2], call.scale, merging.kept(call.key_mask))), None
 
