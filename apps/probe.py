@@ -84,7 +84,7 @@ def main(argv: Sequence[str]) -> int:
     resolve(options.model)
     rows = probe(load(options.model, options.device, options.dtype), specs, options)
     print(table(COLUMNS, [[row[name] for name in COLUMNS] for row in rows]))
-    print("\nwork: of dense attention, pooled keys counted; error: of a layer's output; kept: share of the weight")
+    print("\nwork: of dense attention, pooled keys counted; error: of a layer's output; kept: share of the weight, pooled keys included")
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         write_json(options.output, {**provenance("probe", argv), "rows": rows})
@@ -102,7 +102,7 @@ def probe(loaded: Any, specs: dict[str, Spec], options: argparse.Namespace) -> l
 
     prompts = options.prompts or [loaded.native.prompt if loaded.native else ""]
     found: dict[str, Figures] = {}
-    probing = _probe_class()(tuple(specs.items()), options.every, options.tails, found)
+    probing = _probe_class()(tuple(specs.items()), options.steps, options.every, options.tails, found)
     with torch.no_grad(), dattn.apply(loaded.pipe, probing):
         loaded.pipe.set_progress_bar_config(desc="probing", leave=False, disable=None)
         for prompt, seed in product(prompts, options.seeds):
@@ -125,6 +125,7 @@ def _probe_class() -> Any:
         """Dense attention that notes, every so often, what patterns would have said."""
 
         specs: tuple[tuple[str, Spec], ...]
+        steps: int
         every: int
         tails: bool
         found: dict[str, Figures]
@@ -151,7 +152,7 @@ def _probe_class() -> Any:
 
         def _placed(self, state: Any, step: int, grid: Any) -> Any:
             for name, spec in self.specs:
-                placed: Any = spec.at(state["layer"], state["layers"], step, step + 1).fit(grid)[0]
+                placed: Any = spec.at(state["layer"], state["layers"], step, self.steps).fit(grid)[0]
                 yield name, placed
                 if self.tails:
                     for tail in variants(placed, placed.mask(grid).block_size):

@@ -47,13 +47,11 @@ class NaiveTail(TorchOperator):
         order = {0: "", 1: ", first order", "mean": ", first order by the mean"}[self.order]
         return f"{self.pattern} + tail {runs}{order}"
 
-    def fit(self, grid: TokenGrid) -> tuple[Spec, str | None]:
-        """As it is: a probe does not clamp."""
-        return self, None
-
     def compute(self, call: Call) -> tuple[Tensor, None]:
         """Query block after query block; there is no LSE."""
         query, key, value = call[:3]
+        if call.key_mask is not None:
+            raise ValueError("key_mask: a naive tail has none; leave it out")
         mask = masks_in(call.state).get(self.pattern, call.grid, query.device)
         output = torch.empty_like(value)
         slots, visited = mask.key.slots(0, 0, mask.block_size), self._visited(mask)
@@ -72,7 +70,7 @@ class NaiveTail(TorchOperator):
         return mask.full.rows(0, 0, 0, *mask.num_blocks) | ~mask.key.pooled
 
     def _near_and_far(self, row: int, mask: BlockMask) -> list[tuple[int, Tensor]]:
-        near = (torch.arange(mask.num_blocks[1]) - row).abs() <= self.reach
+        near = (torch.arange(mask.num_blocks[1], device=mask.tile.device) - row).abs() <= self.reach
         return [(self.near, near & (self.reach > 0)), (self.far, ~near | (self.reach == 0))]
 
     def _runs(self, pool: list[Tensor], blocks: Tensor) -> list[Tensor]:

@@ -112,6 +112,8 @@ def _split(mask: BlockMask, parts: int) -> BlockMask:
     key, key_number = _split_layout(mask.key, parts, size)
     full, _ = _split_lists(mask.full, torch.zeros_like(mask.full.index), query_number, key_number)
     partial, tile = _split_lists(mask.partial, mask.tile, query_number, key_number)
+    if not mask.tail:  # a block that is seen in no part counts as skipped for a tail alone
+        partial, tile = _without_empty(partial, tile, cut.flatten(0, 2).flatten(1).any(1))
     tiles = pack_bits(cut.flatten(0, 2))
     return BlockMask(query, key, full, partial, tile, tiles, size, min(mask.tail, size))
 
@@ -139,3 +141,11 @@ def _split_lists(blocks: BlockList, tile: Tensor, query: Tensor, key: Tensor) ->
     offsets = pad(rows.bincount(minlength=int(query.max()) + 1).cumsum(0), (1, 0))
     together = BlockList(offsets.int()[None, None], columns[order].int()[None, None])
     return together, tiles[order].int()[None, None]
+
+
+def _without_empty(blocks: BlockList, tile: Tensor, some: Tensor) -> tuple[BlockList, Tensor]:
+    """Lists without the entries whose tile is all 0; ``some`` is bool [tiles]."""
+    keep = some[tile[0, 0].long()]
+    row = torch.arange(blocks.offsets.shape[-1] - 1).repeat_interleave(blocks.counts()[0, 0].long())[keep]
+    offsets = pad(row.bincount(minlength=blocks.offsets.shape[-1] - 1).cumsum(0), (1, 0)).int()
+    return BlockList(offsets[None, None], blocks.index[..., keep]), tile[..., keep]

@@ -100,7 +100,7 @@ class Handle:
         self.settings = settings
         self._parts, self._backend = parts, backend
         self._pipeline = weakref.ref(target) if hasattr(target, "scheduler") else lambda: None
-        self._masks = MaskCache()
+        self._masks = MaskCache(4 * max(4, sum(len(part.sites) for part in parts)))
         self._patches: list[Patch] = []
         self._removed = False
         self._clock = Clock(self._forget, self._place)
@@ -178,7 +178,7 @@ class Handle:
                 f"dense_steps={self.settings.dense_steps!r}, but no step has been reported: on a bare model call "
                 "handle.step(index, total) before each forward pass, or apply to the pipeline"
             )
-        if any(layer.state for layer in self.layers):
+        if any(layer.keeps for layer in self.layers):
             self._forget()
 
     def _follow_scheduler(self) -> None:

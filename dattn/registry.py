@@ -72,6 +72,8 @@ def _parse(node: ast.expr) -> Any:
             raise _NoLiteralError
         arguments = {k.arg: _parse(k.value) for k in node.keywords if k.arg}
         return _make(node.func.id, tuple(map(_parse, node.args)), arguments)
+    if isinstance(node, ast.Name):
+        return _make(node.id, (), {})
     if isinstance(node, ast.Tuple | ast.List):
         return tuple(map(_parse, node.elts))
     if isinstance(node, ast.Dict):

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from torch import Tensor
+
 from dattn.processors.layer import Layer, Run
 from dattn.recipe import Settings
 from dattn.schedule import Clock, resolve_amount
@@ -127,7 +129,7 @@ def _row(layer: Layer) -> Row:
     known = layer.pattern is not None and layer.grid is not None
     mask = layer.mask() if known else None
     flops = _flops(layer)
-    share = layer.share() if known and not stock else 1.0
+    share = layer.spent() if known and not stock else 1.0
     run = layer.run or Run(None, "")
     return Row(
         index=layer.index,
@@ -159,8 +161,17 @@ def describe(pattern: Any) -> str | None:
     """``Radial(decay=0.2)``: a pattern with the fields that differ from their defaults."""
     if pattern is None:
         return None
-    changed = [f.name for f in fields(pattern) if getattr(pattern, f.name) != f.default]
-    return f"{type(pattern).__name__}({', '.join(f'{name}={getattr(pattern, name)!r}' for name in changed)})"
+    changed = [
+        f.name
+        for f in fields(pattern)
+        if isinstance(getattr(pattern, f.name), Tensor) or getattr(pattern, f.name) != f.default
+    ]
+    return f"{type(pattern).__name__}({', '.join(f'{name}={_shown(getattr(pattern, name))}' for name in changed)})"
+
+
+def _shown(value: Any) -> str:
+    """A field; a tensor by its shape."""
+    return f"tensor of {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
 
 
 def _grid_text(grid: tuple[int, ...]) -> str:

@@ -101,7 +101,8 @@ class Operator(Spec):
             query, key, value: [batch, heads, tokens, head_dim] in raster order.
             grid: where the tokens sit.
             state: what this operator keeps from step to step; it belongs to one denoising call, layer and guidance
-                branch. A handle puts in "masks", its cache of block masks, "layer" and "layers", which of how many.
+                branch. A handle puts in "masks", its cache of block masks, "step", and "layer" and "layers", which of
+                how many, and "sharing", the same among those of its level that a pattern may run in.
             scale: factor of the logits.
             key_mask: bool [batch, tokens], False for keys that nobody sees; or None.
             backend: "auto" or an explicit one, for the masks inside.

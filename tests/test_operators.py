@@ -90,11 +90,12 @@ def test_agent(ratio):
     torch.testing.assert_close(attention(q, k, v, Agent(ratio), GRID, scale=0.5), per_sample(oracle, q, k, v))
 
 
-def test_merging_equal_tokens_changes_nothing():
-    """Frames of one colour: whatever is merged is equal, so attention among equals is exact up to multiplicity."""
-    grid = TokenGrid(2, 4, 4)
-    q, k, v = (t[:, :, :1].expand(-1, -1, 32, -1).contiguous() for t in inputs(grid))
-    torch.testing.assert_close(attention(q, k, v, TokenMerge(0.5), grid), attention(q, k, v, Dense(), grid))
+def test_merging_tokens_that_are_equal_within_a_cell_is_exact():
+    """Cells of 2 x 2 of one colour each: merged threefold, every cell is one token, and weighs what it weighed."""
+    grid = TokenGrid(2, 4, 6)
+    spread = lambda t: t.unflatten(2, (2, 2, 3)).repeat_interleave(2, 3).repeat_interleave(2, 4).flatten(2, 4)
+    q, k, v = (spread(t[:, :, :12]) for t in inputs(grid))
+    torch.testing.assert_close(attention(q, k, v, TokenMerge(0.75), grid), attention(q, k, v, Dense(), grid))
 
 
 @pytest.mark.parametrize("feature", ["identity", "relu", "exp"])
@@ -290,7 +291,7 @@ def test_a_residual_serves_one_shape_only():
 
 
 def test_memory_is_counted_before_it_is_taken(monkeypatch):
-    operator, state = Reshaped(Neighborhood(3, tile=(1, 4, 4))), {"layers": 10, "layer": 4}
+    operator, state = Reshaped(Neighborhood(3, tile=(1, 4, 4))), {"sharing": (4, 10)}
     tensors = inputs(dtype=torch.float32)
     assert operator.memory(GRID, 2, 4, 8, torch.float32) == 2 * 4 * GRID.tokens * (8 + 1) * 4
     pooled = Reshaped(operator.pattern, residual="pooled").memory(GRID, 2, 4, 8, torch.float32)
@@ -301,11 +302,49 @@ def test_memory_is_counted_before_it_is_taken(monkeypatch):
     assert not any(isinstance(value, reshaped._Kept) for value in state.values())
     monkeypatch.setattr(reshaped, "free_memory", lambda device: 7 * 2 * 4 * GRID.tokens * 9 * 4)
     with pytest.warns(UserWarning, match=r"keeps 0.00 GB in each of 2 layers"):
-        call(operator, tensors, {"layers": 2, "layer": 0})
+        call(operator, tensors, {"sharing": (0, 2)})
     monkeypatch.undo()
     assert reshaped.free_memory(torch.device("cpu")) > 0
     call(operator, tensors, state)
     assert operator.held(state) == operator.memory(GRID, 2, 4, 8, torch.float32)
+
+
+def test_a_second_refresh_needs_no_more_memory(monkeypatch):
+    operator, state, tensors = Reshaped(Neighborhood(3), refresh=2), {"sharing": (0, 10)}, inputs()
+    each = operator.memory(GRID, 2, 4, 8, torch.float64)
+    left = iter([10 * each])
+    monkeypatch.setattr(reshaped, "free_memory", lambda device: next(left))  # asked once
+    with pytest.warns(UserWarning, match="in each of 10 layers"):
+        for _ in range(6):
+            call(operator, tensors, state)
+
+
+def test_a_residual_serves_the_next_step_of_the_same_terms_only():
+    tensors, pattern = inputs(), Neighborhood(3)
+    dense = attention(*tensors, Dense(), GRID)
+    state = {"step": 0}
+    call(Reshaped(pattern, residual="none"), tensors, state)
+    state["step"] = 1
+    assert not torch.allclose(call(Reshaped(pattern, residual="none"), tensors, state)[0], dense)
+    state["step"] = 3  # one was missed
+    torch.testing.assert_close(call(Reshaped(pattern, residual="none"), tensors, state)[0], dense)
+    state["step"] = 4
+    torch.testing.assert_close(call(Reshaped(pattern, residual="cached"), tensors, state)[0], dense)
+
+
+def test_masked_keys_say_nothing_between_refreshes():
+    operator, kept = Reshaped(Neighborhood(3), growth=0.0), torch.ones(2, GRID.tokens, dtype=torch.bool)
+    kept[0, -2:], kept[1] = False, False
+    tensors, state, outputs = inputs(), {}, []
+    options = {"scale": 8**-0.5, "key_mask": kept, "backend": "auto"}
+    with torch.no_grad():
+        operator.attend(*tensors, GRID, state, **options)
+        for filling in (0.0, 9.0):
+            for t in tensors[1:]:
+                t[0, :, -2:] = filling
+            outputs.append(operator.attend(*tensors, GRID, state, **options))
+    assert torch.equal(outputs[0][0], outputs[1][0])
+    assert outputs[0][0][1].eq(0).all() and outputs[0][1][1].eq(-torch.inf).all()
 
 
 def test_reshaped_has_no_gradient():
@@ -341,6 +380,17 @@ def test_the_first_order_of_equal_tokens_is_exact():
     torch.testing.assert_close(attention(q, k, v, FirstOrder(pattern), grid), attention(q, k, v, Dense(), grid))
 
 
+def test_first_order_gradients_of_a_sample_that_sees_nothing():
+    grid, pattern = TokenGrid(8, 4, 4), Radial(0.3, False, 16)
+    tensors = [t.requires_grad_() for t in inputs(grid)]
+    kept = torch.ones(2, grid.tokens, dtype=torch.bool)
+    kept[1] = False
+    output = attention(*tensors, FirstOrder(pattern), grid, key_mask=kept)
+    assert output[1].eq(0).all()
+    for grad in torch.autograd.grad(output.square().sum(), tensors):
+        assert grad.isfinite().all() and grad[1].eq(0).all() and grad[0].any()
+
+
 def test_first_order_with_head_groups():
     grid, q_k_v = TokenGrid(9, 3, 5), inputs(TokenGrid(9, 3, 5))
     both = PerHead((Radial(0.3, False, 16), Grouped((1, 3, 3), reach=0)))
@@ -357,6 +407,13 @@ def test_operators_and_masks_share_the_heads():
         mixed[:, :2], attention(q[:, :2], k[:, :2], v[:, :2], Neighborhood(3), GRID), rtol=1e-10, atol=1e-10
     )
     torch.testing.assert_close(mixed[:, 2:], attention(q[:, 2:], k[:, 2:], v[:, 2:], Agent(0.7), GRID))
+
+
+def test_a_placed_pattern_beside_an_operator():
+    q, k, v = inputs()
+    mixed = attention(q, k, v, PerHead((PerLayer({0: Radial()}), Agent(0.5))), GRID)
+    torch.testing.assert_close(mixed[:, :2], attention(q, k, v, Radial(), GRID)[:, :2])
+    assert pattern_from_string("PerHead((radial, Agent(0.5)))") == PerHead((Radial(), Agent(0.5)))
 
 
 def test_layers():
@@ -378,6 +435,8 @@ def test_steps():
     few = PerStep({0: PerLayer({1: Radial()}, Dense())})
     assert [few.at(layer, 2, 3, 4) for layer in range(2)] == [Dense(), Radial()]
     q, k, v = inputs()
+    at_once = PerStep({0: Dense(), 0.1: Neighborhood(5), 0.2: Neighborhood(3)})
+    assert [at_once.at(0, 1, step, 4) for step in range(2)] == [Dense(), Neighborhood(3)]
     pattern = PerStep({0.5: Dense(), 0: Neighborhood(3)})
     torch.testing.assert_close(attention(q, k, v, pattern, GRID), attention(q, k, v, Neighborhood(3), GRID))
 
@@ -438,6 +497,12 @@ def test_a_bias_round_trips_as_numbers():
         (lambda: PerLayer({0: Radial(), (0, 1): Dense()}), "each layer once"),
         (lambda: PerLayer({0: "radial"}), "'radial' in PerLayer"),
         (lambda: PerStep({}), "one of them from 0 on"),
+        (lambda: PerStep(5), "steps=5"),
+        (lambda: PerLayer(Radial()), "give a dict"),
+        (lambda: InLine([]), r"feature=\[\]"),
+        (lambda: Agent(0.5, float("nan")), "scale_power=nan"),
+        (lambda: attention(*inputs(), Bias(torch.ones(3, 95, 1), torch.ones(3, 95, 1)), GRID), "3 heads on 4"),
+        (lambda: attention(*inputs(), FirstOrder(PerHead((Radial(tail=True),))), GRID), "a tail of its own"),
         (lambda: PerStep({0.5: Dense()}), "one of them from 0 on"),
         (lambda: PerStep({0: Dense(), 1.5: Dense()}), "begin=1.5"),
         (lambda: PerStep({0: "dense"}), "'dense' in PerStep"),
@@ -446,7 +511,7 @@ def test_a_bias_round_trips_as_numbers():
         (lambda: attention(*inputs(), Agent(0.5), GRID, return_lse=True), "Agent has no sum of exponentials"),
         (lambda: attention(*inputs(), Agent(0.5), GRID, backend="triton"), "made of PyTorch's own operations"),
         (lambda: pattern_from_string("Reshaped(open('x'))"), "unknown pattern 'open'"),
-        (lambda: pattern_from_string("Reshaped(Radial(decay=[x]))"), "is no pattern"),
+        (lambda: pattern_from_string("Reshaped(Radial(decay=[1 + 2 * 3]))"), "is no pattern"),
     ],
 )
 def test_refusals(make, message):

@@ -191,6 +191,15 @@ def test_cogvideox_joins_frames_of_version_one_five():
     assert (out - stock).abs().max() < tolerance(stock)
 
 
+@pytest.mark.parametrize("size", [(3, 258), (258, 3), (1, 5), (5, 1)])
+def test_flux_reads_its_size_from_short_numbers(size):
+    from dattn.adapters import Inputs, flux
+
+    inputs = FAMILIES["flux"].inputs(latent=size)
+    ids = inputs["img_ids"].bfloat16()
+    assert flux.grids(None, Inputs((), inputs | {"img_ids": ids}))[""].sizes == (1, *size, 6, 0)
+
+
 def test_reference_pictures_of_flux_are_kept():
     family = FAMILIES["flux"]
     model = family.model()

@@ -175,7 +175,7 @@ def test_guidance_hooks_find_our_processors(family):
     hidden, text = torch.ones(1), torch.zeros(1)
     for layer in handle.layers:
         skip = AttentionProcessorRegistry.get(type(layer.module.processor)).skip_processor_output_fn
-        joint = family.name == "cogvideox"
+        joint = family.name in ("cogvideox", "flux")
         given = {"hidden_states": hidden} | ({"encoder_hidden_states": text} if joint else {})
         assert skip(layer.module, **given) == ((hidden, text) if joint else hidden)
     if family.name == "cogvideox":

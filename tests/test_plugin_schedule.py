@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import pytest
@@ -15,7 +16,7 @@ from diffusers import (
 )
 
 from dattn.operators import PerLayer, PerStep, Reshaped
-from dattn.patterns import Dense, MultiAxis, Neighborhood, SparseFrames, Windows
+from dattn.patterns import Dense, MultiAxis, Neighborhood, SparseFrames, StridedHeads, Windows
 from dattn.plugin import apply
 from dattn.schedule import resolve_amount
 from dattn.spec import Operator
@@ -279,26 +280,46 @@ def test_what_is_kept_belongs_to_one_call(name, residual):
             )
         assert torch.equal(pipe(model, steps=5), expected)
         both = pipe(model, steps=5, batch=2)
-        assert any(layer.state for layer in handle.layers) or hasattr(model, "cache_context")
+        assert all(layer.keeps for layer in handle.layers)
     for row in (0, 1):
         with apply(pipe, replace(RESHAPED, residual=residual)):
             alone = pipe(model, steps=5, batch=2, only=row)
         torch.testing.assert_close(alone, both[row : row + 1], rtol=1e-3, atol=1e-4)
 
 
-def test_branches_of_guidance_keep_their_own():
-    """A branch gives the same whatever the other one is fed with."""
+def test_the_report_averages_over_the_steps():
+    pipe = pipeline()
+    with apply(pipe, PerStep({0: Dense(), 0.5: Neighborhood(1)})) as handle:
+        pipe(pipe.transformer, steps=8)
+        density = Neighborhood(1).mask(pipe.family.grids[0]).density
+        assert handle.report().flops_share == pytest.approx((1 + density) / 2, abs=1e-3)
+
+
+def test_more_head_groups_than_heads_leave_a_layer_stock_and_say_so():
+    family = FAMILIES["unet"]
+    model = family.model(attention_head_dim=(1, 2, 4))
+    with apply(model, StridedHeads(2, 0, 16)) as handle:
+        with pytest.warns(UserWarning, match="has 2 head groups, the layer 1 heads"):
+            family.run(model)
+        ran = {row.backend for row in handle.report().layers}
+        assert ran == {"stock", "torch"}
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_branches_of_guidance_keep_their_own(named):
+    """A branch gives the same whatever the other one is fed with, where the pipeline names them and where not."""
     pipe = pipeline()
     model, family = pipe.transformer, pipe.family
+    context = model.cache_context if named else lambda name: nullcontext()
 
     def branch(other):
         outputs = []
         with apply(pipe, RESHAPED):
             pipe.scheduler.set_timesteps(3)
             for step in range(3):
-                with model.cache_context("cond"):
+                with context("cond"):
                     outputs.append(family.run(model, seed=step))
-                with model.cache_context("uncond"):
+                with context("uncond"):
                     family.run(model, seed=step + other)
                 pipe.scheduler.step(outputs[0], pipe.scheduler.timesteps[step], outputs[0])
         return torch.stack(outputs)

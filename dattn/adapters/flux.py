@@ -23,9 +23,9 @@ def grids(model: Any, inputs: Inputs) -> dict[str, TokenGrid]:
     text = inputs.get(1, "encoder_hidden_states").shape[1]
     ids = inputs.get(4, "img_ids")
     ids = (ids[0] if ids.ndim == 3 else ids)[:, :3]
-    own = ids[ids[:, 0] == ids[0, 0]]
-    height, width = (own[:, 1:].amax(0) - own[:, 1:].amin(0) + 1).long().tolist()
-    return {"": TokenGrid(1, height, width, text=(text, len(ids) - height * width))}
+    own = int((ids[:, 0] == ids[0, 0]).sum())
+    width = int((ids[:own, 1] == ids[0, 1]).sum())  # counted, not read: bfloat16 has no numbers like 257
+    return {"": TokenGrid(1, own // width, width, text=(text, len(ids) - own))}
 
 
 ADAPTER = Adapter(

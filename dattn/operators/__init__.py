@@ -17,6 +17,7 @@ __all__ = [
     "OPERATORS",
     "Agent",
     "Bias",
+    "FirstOrder",
     "InLine",
     "PerHead",
     "PerLayer",

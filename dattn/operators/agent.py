@@ -11,6 +11,7 @@ attention on q, k and v alone. Text tokens are agents of their own and see all k
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -45,7 +46,7 @@ class Agent(TorchOperator):
         check_ratio(self.ratio)
         for name in ("scale_power", "shortcut"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
                 raise ValueError(f"{name}={value!r}: give a number of 0 or more")
 
     def compute(self, call: Call) -> tuple[Tensor, None]:

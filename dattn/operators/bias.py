@@ -60,7 +60,15 @@ class ChannelBias(OverPattern):
 
 
 def _joined(tokens: Tensor, phi: Tensor, is_key: bool) -> Tensor:
-    """[batch, heads, tokens, head_dim + channels]: tokens with their channels, split where they are short."""
+    """[batch, heads, tokens, head_dim + channels]: tokens with their channels, split where they are short.
+
+    Raises:
+        ValueError: channels for other heads, or too large for the dtype.
+    """
+    if phi.ndim == 3 and len(phi) not in (1, tokens.shape[1]):
+        raise ValueError(f"phi for {len(phi)} heads on {tokens.shape[1]}: give one for each, or none for all alike")
+    if tokens.dtype == torch.float16 and phi.abs().max() > torch.finfo(torch.float16).max:
+        raise ValueError(f"a bias with factors up to {phi.abs().max():.0f}: too large for float16; use bfloat16")
     if tokens.dtype in (torch.float32, torch.float64):
         parts = [phi.to(tokens.dtype)]
     else:
@@ -138,9 +146,9 @@ class RadialBias(ChannelBias):
     def _channels(self, grid: TokenGrid, device: torch.device) -> tuple[Tensor, Tensor]:
         """(2 α p, -α |p|², 1) for queries, (p, 1, -α |p|²) for keys; zeros for text."""
         long = [n > 1 for n in grid.shape]
-        middle = torch.tensor([(n - 1) / 2 for n in grid.shape])
+        middle = torch.tensor([(n - 1) / 2 for n in grid.shape], dtype=torch.float64)
         at = (grid.coordinates() - middle)[:, long]
-        square, one = -self.alpha * (at**2).sum(-1, keepdim=True), torch.ones(grid.visual, 1)
+        square, one = -self.alpha * (at**2).sum(-1, keepdim=True), torch.ones(grid.visual, 1, dtype=torch.float64)
         text = (0, 0, grid.text_before, grid.text_after)
         phi_q = torch.cat([2 * self.alpha * at, square, one], -1)
         phi_k = torch.cat([at, one, square], -1)

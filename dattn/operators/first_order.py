@@ -52,6 +52,8 @@ class FirstOrder(OverPattern):
         """The pattern, and the tail merged with it by their log-sums."""
         masks, (query, key, value) = masks_in(call.state), call[:3]
         mask = masks.get(self.pattern, call.grid, query.device)
+        if mask.tail:
+            raise ValueError(f"{self.pattern} in FirstOrder: it has a tail of its own; leave that out")
         options = {**call.options, "state": {"masks": masks}, "return_lse": True}
         output, lse = attend(query, key, value, self.pattern, call.grid, **options)
         outputs, sums = [], []
@@ -141,9 +143,12 @@ class _Tail:
         query, kept, lse = (t[:, :, rows] for t in (query, kept, lse))
         seen = self.runs.skipped[self.runs.block[rows]]
         logits = (query @ self.key.mT * scale + self.log_count).masked_fill(~seen, -torch.inf)
-        sums = logits.logsumexp(-1)
-        total = torch.logaddexp(lse, sums)
-        weights = (logits - total.masked_fill(total == -torch.inf, 0)[..., None]).exp()
+        blind = (logits == -torch.inf).all(-1)
+        sums = logits.masked_fill(blind[..., None], 0).logsumexp(-1).masked_fill(blind, -torch.inf)
+        nothing = blind & (lse == -torch.inf)
+        known = torch.logaddexp(lse.masked_fill(nothing, 0), sums.masked_fill(nothing, 0))
+        total = known.masked_fill(nothing, -torch.inf)
+        weights = (logits - known[..., None]).exp()
         share = weights.sum(-1, keepdim=True)
         tail = weights @ self.value + share * (scale * query @ self.slope)
         return (1 - share) * kept + tail, total

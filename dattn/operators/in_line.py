@@ -36,7 +36,7 @@ class InLine(TorchOperator):
     feature: str = "identity"
 
     def __post_init__(self) -> None:
-        if self.feature not in FEATURES:
+        if self.feature not in tuple(FEATURES):
             raise ValueError(f"feature={self.feature!r}: choose one of {', '.join(FEATURES)}")
 
     @property

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from dattn.grid import TokenGrid
 from dattn.head_masks import for_head_groups
 from dattn.heads import head_groups
 from dattn.patterns.base import Pattern
-from dattn.spec import Call, Operator, Spec
+from dattn.spec import Call, Operator, Spec, State
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,13 @@ class PerHead(Operator):
         outputs = []
         for number, heads in enumerate(head_groups(call.query.shape[1], len(self.patterns))):
             own = call.state.setdefault(f"heads {number}", {})
-            own.update({name: call.state[name] for name in ("masks", "layer", "layers") if name in call.state})
+            own.update(
+                {
+                    name: call.state[name]
+                    for name in ("masks", "step", "layer", "layers", "sharing")
+                    if name in call.state
+                }
+            )
             q, k, v = (t[:, heads] for t in call[:3])
             outputs.append(attend(q, k, v, self.patterns[number], call.grid, state=own, **call.options))
         return torch.cat(outputs, 1), None
@@ -107,10 +113,15 @@ class PerHead(Operator):
         """What each of them runs on."""
         general = super().choose
         choices = [
-            p.choose(backend, query) if isinstance(p, Operator) else general(backend, query) for p in self.patterns
+            general(backend, query) if p.static else cast(Operator, p).choose(backend, query) for p in self.patterns
         ]
         names = list(dict.fromkeys(choice.name for choice in choices))
         return Choice("+".join(names), "; ".join(dict.fromkeys(choice.reason for choice in choices)))
+
+    def held(self, state: State) -> int:
+        """What they keep, all together."""
+        states = [(p, state.get(f"heads {number}", {})) for number, p in enumerate(self.patterns) if not p.static]
+        return sum(cast(Operator, p).held(own) for p, own in states)
 
     def cost(self, grid: TokenGrid, head_dim: int, masks: MaskCache) -> float:
         """The mean over the groups."""

@@ -29,7 +29,7 @@ class PerLayer(Placed):
     default: Spec = field(default=Dense())
 
     def __post_init__(self) -> None:
-        rows = tuple((tuple(k) if isinstance(k, tuple | list) else (k,), p) for k, p in rows_of(self.layers))
+        rows = tuple((tuple(k) if isinstance(k, tuple | list) else (k,), p) for k, p in rows_of("layers", self.layers))
         numbers = [n for row, _ in rows for n in row]
         if not numbers or any(type(n) is not int or n < 0 for n in numbers) or len(set(numbers)) < len(numbers):
             raise ValueError(f"layers={self.layers!r}: give {{layer: pattern}}, each layer once, counted from 0")

@@ -27,7 +27,7 @@ class PerStep(Placed):
     steps: Any
 
     def __post_init__(self) -> None:
-        rows = rows_of(self.steps)
+        rows = rows_of("steps", self.steps)
         for begin, _ in rows:
             check_amount("begin", begin)
         if 0 not in [begin for begin, _ in rows]:
@@ -47,6 +47,8 @@ class PerStep(Placed):
 
     def at(self, layer: int, layers: int, step: int, steps: int) -> Spec:
         """What that step has, at that place: of those that have begun, the one that began last."""
-        begins = [(resolve_amount(begin, steps), pattern) for begin, pattern in self.steps]
-        begun = [row for row in begins if row[0] <= step]
-        return max(begun, key=lambda row: row[0])[1].at(layer, layers, step, steps)
+        begins = [(resolve_amount(begin, steps), number) for number, (begin, _) in enumerate(self.steps)]
+        _, number = max(
+            row for row in begins if row[0] <= step
+        )  # where few steps make two begin at once, the later one
+        return self.steps[number][1].at(layer, layers, step, steps)

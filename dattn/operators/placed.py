@@ -72,6 +72,13 @@ def check_specs(name: str, specs: tuple[Any, ...]) -> None:
         raise ValueError(f"{wrong[0]!r} in {name}: give patterns or operators, such as Radial()")
 
 
-def rows_of(given: Any) -> tuple[tuple[Any, Any], ...]:
-    """The pairs of a dict, or of what ``to_dict`` makes of one."""
-    return tuple((key, value) for key, value in (given.items() if isinstance(given, dict) else given))
+def rows_of(name: str, given: Any) -> tuple[tuple[Any, Any], ...]:
+    """The pairs of a dict, or of what ``to_dict`` makes of one.
+
+    Raises:
+        ValueError: neither of them.
+    """
+    rows = tuple(given.items()) if isinstance(given, dict) else given
+    if not isinstance(rows, tuple | list) or any(not isinstance(r, tuple | list) or len(r) != 2 for r in rows):
+        raise ValueError(f"{name}={given!r}: give a dict, such as {{0: Radial()}}")
+    return tuple((key, value) for key, value in rows)

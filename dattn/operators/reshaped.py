@@ -60,7 +60,7 @@ class Reshaped(OverPattern):
         super().__post_init__()
         if type(self.refresh) is not int or self.refresh < 1:
             raise ValueError(f"refresh={self.refresh!r}: a dense step comes every 1 or more steps")
-        if isinstance(self.growth, bool) or not isinstance(self.growth, int | float) or self.growth < 0:
+        if isinstance(self.growth, bool) or not isinstance(self.growth, int | float) or not 0 <= self.growth < math.inf:
             raise ValueError(f"growth={self.growth!r}: give a number of 0 or more")
         if self.residual not in RESIDUALS:
             raise ValueError(f"residual={self.residual!r}: choose one of {', '.join(RESIDUALS)}")
@@ -78,19 +78,22 @@ class Reshaped(OverPattern):
                 f"{self.pattern.name} itself"
             )
         kept = call.state.get(MEMORY)
-        if kept is None or kept.age + 1 >= self.refresh or not kept.serves(call):
+        if kept is None or kept.age + 1 >= self.refresh or not kept.serves(self, call):
             return self._refresh(call)
-        kept.age += 1
+        kept.age, kept.step = kept.age + 1, call.state.get("step")
         output, lse = _part(call, kept.pattern)
         if kept.share is None:
             return output + kept.rest(output.dtype), None
         share = kept.share + self.growth * kept.age
-        return _scaled(output, share) + kept.rest(output.dtype), lse - share.log()
+        lse = torch.where(lse == -torch.inf, lse, lse - share.log())
+        return _scaled(output, share) + kept.rest(output.dtype), lse
 
     def _refresh(self, call: Call) -> tuple[Tensor, Tensor]:
         """A dense step, and what it leaves behind."""
-        call.state.pop(MEMORY, None)  # before the new one is taken, or both would be held
-        self._check_memory(call)
+        before = call.state.pop(MEMORY, None)  # or both would be held
+        if before is None or before.shape != call.query.shape:
+            self._check_memory(call)
+        del before
         full, lse_full = _part(call, Dense())
         if self.refresh == 1:
             return full, lse_full
@@ -103,8 +106,15 @@ class Reshaped(OverPattern):
             blocks = _block_of(mask, call.query.shape[1])
             rest = _means(rest, blocks)
         kept = None if self.residual == "none" else rest
-        call.state[MEMORY] = _Kept(self.pattern, call.grid, call.query.shape, share, kept, blocks)
+        call.state[MEMORY] = _Kept(
+            self.pattern, self._terms, call.grid, call.query.shape, share, kept, blocks, call.state.get("step")
+        )
         return full, lse_full
+
+    @property
+    def _terms(self) -> tuple[int, float, str]:
+        """What must be the same for a residual to go on serving."""
+        return self.refresh, self.growth, self.residual
 
     def memory(self, grid: TokenGrid, batch: int, heads: int, head_dim: int, dtype: torch.dtype) -> int:
         """Bytes that one layer keeps for one guidance branch."""
@@ -123,11 +133,11 @@ class Reshaped(OverPattern):
         if self.residual == "pooled":
             block_size = masks_in(state).get(self.pattern, call.grid, query.device).block_size
         each = self._bytes(query.shape, query.dtype, block_size)
-        layers, free = state.get("layers", 1), free_memory(query.device)
+        (number, layers), free = state.get("sharing", (0, 1)), free_memory(query.device)
         size = (
             f"Reshaped(residual={self.residual!r}) keeps {each / 1e9:.2f} GB in each of {layers} layers for one branch"
         )
-        if each * (layers - state.get("layer", 0)) > free:
+        if each * (layers - number) > free:
             raise ValueError(
                 f"{size}, and {query.device} has {free / 1e9:.2f} GB left: use residual='pooled' or 'none', or fewer "
                 "layers with layers="
@@ -153,19 +163,25 @@ class _Kept:
         share: ρ, [batch, heads, tokens]; None where it is 1.
         residual: [batch, heads, tokens or blocks, head_dim]; None where there is none.
         blocks: int64 [heads, tokens], each token's block, where the residual is pooled.
+        step: the denoising step that it served last; None where there are no steps.
         age: steps since the refresh.
     """
 
     pattern: Spec
+    terms: tuple[int, float, str]
     grid: TokenGrid
     shape: torch.Size
     share: Tensor | None
     residual: Tensor | None
     blocks: Tensor | None
+    step: int | None
     age: int = 0
 
-    def serves(self, call: Call) -> bool:
-        return call.query.shape == self.shape and call.grid == self.grid
+    def serves(self, operator: Reshaped, call: Call) -> bool:
+        """Whether this is the next step of what it was left behind for."""
+        step = call.state.get("step")
+        next_ = step is None or self.step is None or step == self.step + 1
+        return next_ and operator._terms == self.terms and call.query.shape == self.shape and call.grid == self.grid
 
     def rest(self, dtype: torch.dtype) -> Tensor | float:
         """R, [batch, heads, tokens, head_dim], or 0."""
@@ -187,8 +203,12 @@ def _scaled(output: Tensor, share: Tensor) -> Tensor:
 
 def _block_of(mask: BlockMask, heads: int) -> Tensor:
     """int64 [heads, tokens]: the query block of every token."""
-    groups = enumerate(head_groups(heads, mask.groups))
-    return torch.cat([mask.query_blocks(group).expand(of.stop - of.start, -1) for group, of in groups])
+    key = "query blocks", heads
+    if key not in mask.derived:
+        groups = enumerate(head_groups(heads, mask.groups))
+        rows = [mask.query_blocks(group).expand(of.stop - of.start, -1) for group, of in groups]
+        mask.derived[key] = rows[0] if len(rows) == 1 else torch.cat(rows)
+    return mask.derived[key]
 
 
 def _means(tokens: Tensor, blocks: Tensor) -> Tensor:

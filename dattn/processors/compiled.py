@@ -21,6 +21,7 @@ from dattn.grid import TokenGrid
 if TYPE_CHECKING:
     from dattn.processors.layer import Layer
 
+UNSAFE = (torch.Tag.cudagraph_unsafe,)  # a captured graph would repeat what Python decided once
 _layers: WeakValueDictionary[int, Layer] = WeakValueDictionary()
 _numbers = count()
 
@@ -37,20 +38,20 @@ def attend(number: int, grid: TokenGrid, query: Tensor, key: Tensor, value: Tens
     return _attend(query, key, value, number, grid.sizes, scale)[0]
 
 
-@torch.library.custom_op("dattn::attend", mutates_args=())
+@torch.library.custom_op("dattn::attend", mutates_args=(), tags=UNSAFE)
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, number: int, sizes: Sequence[int], scale: float
 ) -> tuple[Tensor, Tensor]:
     layer, grid = _entered(number, sizes)
     with torch.autocast(query.device.type, enabled=False):
         if not layer.concrete.static:
-            output = layer.eager(query, key, value, scale, layer.state)
+            output = layer.eager(query, key, value, scale)
             return _placed(output), query.new_zeros(query.shape[:3], dtype=_wide(query))
         output, lse = _backend(layer, query).forward(_problem(layer, grid, query, key, value, scale))
     return _placed(output), lse.contiguous()
 
 
-@torch.library.custom_op("dattn::attend_backward", mutates_args=())
+@torch.library.custom_op("dattn::attend_backward", mutates_args=(), tags=UNSAFE)
 def _gradients(
     query: Tensor,
     key: Tensor,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -74,16 +75,21 @@ class Layer:
         self.blocked = ""
         self.refusal = ""
         self.run: Run | None = None
-        self.state: State = {}
-        self._states: dict[str, State] = {"": self.state}
+        self.sharing = 0, 1  # number among the layers of its level that a pattern may run in, and how many those are
+        self._states: dict[tuple[str, int], State] = {}
+        self._branch = ""
+        self._turns: dict[str, int] = {}
+        self._spent: list[float] = []
         self._placed = pattern
+        self._step = 0
         self._dense_step = False
 
     def place(self, step: int, steps: int, dense: bool) -> None:
         """The denoising loop is at ``step`` of ``steps``, and that step is dense or not."""
         if self.pattern is None:
             return
-        self._dense_step = dense
+        self._dense_step, self._step = dense, step
+        self._turns.clear()
         self._placed = self.pattern.at(self.index, self.count, step, steps)
         self._settle()
 
@@ -113,13 +119,27 @@ class Layer:
 
     def forget(self) -> None:
         """Drop the state of the last call, and what it said about itself."""
-        self.state = {}
-        self._states = {"": self.state}
+        self._states.clear()
+        self._turns.clear()
+        self._spent.clear()
         self.refusal, self.run = "", None
 
     def select(self, branch: str) -> None:
         """The calls that follow belong to a guidance branch; ``""`` outside any ``cache_context``."""
-        self.state = self._states.setdefault(branch, {})
+        self._branch = branch
+
+    @property
+    def keeps(self) -> bool:
+        """Whether an operator has been given a state in this call."""
+        return bool(self._states)
+
+    def _state(self) -> State:
+        """The state of this branch; calls of one step that no context tells apart are branches in their order."""
+        turn = self._turns.get(self._branch, 0)
+        self._turns[self._branch] = turn + 1
+        state = self._states.setdefault((self._branch, turn), {})
+        state.update(masks=self.masks, step=self._step, layer=self.index, layers=self.count, sharing=self.sharing)
+        return state
 
     def refuse(self, reason: str) -> None:
         """This call runs the model's own processor; the report says why, and a warning says so once."""
@@ -137,10 +157,19 @@ class Layer:
             self.refuse("a context was passed, so this is cross-attention")
         elif self.grid is None or tokens != self.grid.tokens:
             self.refuse(f"the sequence has {tokens} tokens, its grid {self.grid and self.grid.tokens}")
+        elif self._groups() > self.module.heads:
+            self.refuse(f"{self.concrete.name} has {self._groups()} head groups, the layer {self.module.heads} heads")
         else:
             self.refusal = ""
             return True
         return False
+
+    def _groups(self) -> int:
+        """Head groups of the pattern on this grid."""
+        if torch.compiler.is_compiling() or not self.concrete.static:
+            return 1
+        mask = self.mask()
+        return 1 if mask is None else mask.groups
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None = None) -> Tensor:
         """The pattern on [batch, heads, tokens, head_dim] in raster order; the same shape comes back."""
@@ -149,14 +178,13 @@ class Layer:
             scale = query.shape[-1] ** -0.5 if scale is None else scale
             query, key, value = autocast(query, key, value)
             return self._as_one_node(self.number, self.grid, query, key, value, scale)
-        return self.eager(query, key, value, scale, self.state)
+        return self.eager(query, key, value, scale)
 
-    def eager(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, state: State) -> Tensor:
-        """``attend`` outside of any graph, with a state of the caller's."""
+    def eager(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        """``attend`` outside of any graph."""
         assert self.grid is not None
         self.chosen(query)
-        state = {} if self.concrete.static else state
-        state.update(masks=self.masks, layer=self.index, layers=self.count)
+        state = {"masks": self.masks} if self.concrete.static else self._state()
         return attend(query, key, value, self.concrete, self.grid, scale=scale, backend=self.backend, state=state)
 
     def chosen(self, query: Tensor) -> str:
@@ -166,6 +194,7 @@ class Layer:
         else:
             choice = self.concrete.choose(self.backend, query)
         self.run = Run(choice.name, choice.reason)
+        self._spent.append(self.share())
         return choice.name
 
     def mask(self) -> BlockMask | None:
@@ -180,6 +209,10 @@ class Layer:
         if self.concrete is None or self.concrete.static:
             return 0
         return sum(self.concrete.held(state) for state in self._states.values())
+
+    def spent(self) -> float:
+        """``share``, on average over the calls that have run; what it will be before the first."""
+        return fmean(self._spent) if self._spent else self.share()
 
     def share(self) -> float:
         """What the pattern or operator computes on the layer's grid ÷ dense work, pooled keys included."""

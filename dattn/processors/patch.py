@@ -37,10 +37,21 @@ class Patch:
         self._adapter, self._before = adapter, before
         self._levels = [site.level for site in adapter.sites(model)]
         self._ours = [(layer, processor(layer)) for layer in layers if layer.pattern is not None]
+        self._count_sharing()
         for pair in self._ours:
             _install(*pair)
         self._hook = model.register_forward_pre_hook(self._enter, with_kwargs=True)
         self._tap_cache_context()
+
+    def _count_sharing(self) -> None:
+        """Tell every layer which of how many it is among those of its level, whose tensors are alike."""
+        found: dict[str, list[Layer]] = {}
+        for layer, level in zip(self.layers, self._levels, strict=True):
+            if layer.pattern is not None:
+                found.setdefault(level, []).append(layer)
+        for alike in found.values():
+            for number, layer in enumerate(alike):
+                layer.sharing = number, len(alike)
 
     def _enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before a forward pass: the grid of every layer, from the model's own inputs."""
