@@ -84,7 +84,9 @@ def main(argv: Sequence[str]) -> int:
     resolve(options.model)
     rows = probe(load(options.model, options.device, options.dtype), specs, options)
     print(table(COLUMNS, [[row[name] for name in COLUMNS] for row in rows]))
-    print("\nwork: of dense attention, pooled keys counted; error: of a layer's output; kept: share of the weight, pooled keys included")
+    print(
+        "\nwork: of dense attention; error: of a layer's output; kept: of the weight; pooled keys count in both shares"
+    )
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         write_json(options.output, {**provenance("probe", argv), "rows": rows})
