@@ -11,6 +11,7 @@ from torch import Tensor
 from dattn.processors.layer import Layer, Run
 from dattn.recipe import Settings
 from dattn.schedule import Clock, resolve_amount
+from dattn.spec import Spec
 
 COLUMNS = ("#", "layer", "pattern", "grid", "density", "pooled", "backend", "FLOPs saved", "why")
 
@@ -170,7 +171,11 @@ def describe(pattern: Any) -> str | None:
 
 
 def _shown(value: Any) -> str:
-    """A field; a tensor by its shape."""
+    """A field; a pattern as the report writes it, a tensor by its shape."""
+    if isinstance(value, Spec):
+        return str(describe(value))
+    if isinstance(value, tuple) and any(isinstance(item, Spec) for item in value):
+        return f"({', '.join(map(_shown, value))})"
     return f"tensor of {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
 
 

@@ -73,6 +73,16 @@ def test_dense_steps_count_in_the_flops():
         assert "every step is dense" in str(handle.report())
 
 
+def test_nested_patterns_are_written_shortly():
+    from dattn.operators import PerHead, Reshaped
+    from dattn.report import describe
+
+    nested = Reshaped(PerHead((Radial(decay=0.5), Neighborhood(3))), refresh=3)
+    assert (
+        describe(nested) == "Reshaped(pattern=PerHead(patterns=(Radial(decay=0.5), Neighborhood(window=3))), refresh=3)"
+    )
+
+
 def test_pooled_keys_are_reported_apart():
     family = FAMILIES["wan"]
     model = family.model()
