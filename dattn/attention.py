@@ -12,7 +12,7 @@ from dattn.backends.problem import Problem
 from dattn.backends.torch_blocks import dense
 from dattn.block_mask import MaskCache
 from dattn.grid import TokenGrid
-from dattn.spec import Operator, Spec, State
+from dattn.spec import Call, Operator, Spec, State
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -38,7 +38,7 @@ def attention(
         grid: where the tokens sit; ``grid.tokens`` is their number.
         scale: factor of the logits; head_dim ** -0.5 by default.
         key_mask: bool [batch, tokens], False for keys that nobody sees (padded text).
-        backend: "auto", "torch" or "reference" (naive, for small grids).
+        backend: "auto", "triton", "torch" or "reference" (naive, for small grids).
         return_lse: also return the natural-log sum of exponentials of every row.
 
     Returns:
@@ -82,36 +82,26 @@ def attend(
     query, key, value = autocast(query, key, value)
     check_inputs(query, key, value, pattern, grid, key_mask)
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
-    state = {} if state is None else state
+    call = Call(query, key, value, grid, {} if state is None else state, scale, key_mask, backend)
     with torch.autocast(query.device.type, enabled=False):
         if pattern.static:
-            return _masked(query, key, value, pattern, grid, scale, key_mask, backend, return_lse, masks_in(state))
+            return _masked(pattern, call, return_lse)
         assert isinstance(pattern, Operator)
         pattern.choose(backend, query)
-        results = pattern.attend(query, key, value, grid, state, scale=scale, key_mask=key_mask, backend=backend)
+        results = pattern.attend(*call[:5], **call.options)
     if return_lse and results[1] is None:
         raise ValueError(f"return_lse: {pattern.name} has no sum of exponentials; leave it out")
     return results if return_lse else results[0]
 
 
-def _masked(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    pattern: Any,
-    grid: TokenGrid,
-    scale: float,
-    key_mask: Tensor | None,
-    backend: str,
-    return_lse: bool,
-    masks: MaskCache,
-) -> Any:
+def _masked(pattern: Spec, call: Call, return_lse: bool) -> Any:
     """A static pattern through its block mask."""
-    chosen = choose(backend, query.device, query.dtype, query.shape[-1])
-    mask = masks.get(pattern, grid, query.device)
+    query, key, value = call[:3]
+    chosen = choose(call.backend, query.device, query.dtype, query.shape[-1])
+    mask = masks_in(call.state).get(pattern, call.grid, query.device)
     if chosen.name == "torch" and mask.is_all and not return_lse:
-        return dense(query, key, value, scale, key_mask)
-    output, lse = run(chosen.name, Problem(query, key, value, mask, scale, key_mask))
+        return dense(query, key, value, call.scale, call.key_mask)
+    output, lse = run(chosen.name, Problem(query, key, value, mask, call.scale, call.key_mask))
     return (output, lse) if return_lse else output
 
 

@@ -168,12 +168,14 @@ class Handle:
         dense = total is not None and step < resolve_amount(self.settings.dense_steps, total)
         for layer in self.layers:
             layer.place(step, total or 1, dense)
+            if total is not None and self._clock.index >= total:
+                layer.release()
 
     def _before_forward(self) -> None:
         self._follow_scheduler()
-        if self._clock.total is not None:
+        if self._clock.total is not None and self._clock.index < self._clock.total:
             return
-        if self.settings.dense_steps:
+        if self.settings.dense_steps and self._clock.total is None:
             raise ValueError(
                 f"dense_steps={self.settings.dense_steps!r}, but no step has been reported: on a bare model call "
                 "handle.step(index, total) before each forward pass, or apply to the pipeline"

@@ -280,7 +280,8 @@ def test_what_is_kept_belongs_to_one_call(name, residual):
             )
         assert torch.equal(pipe(model, steps=5), expected)
         both = pipe(model, steps=5, batch=2)
-        assert all(layer.keeps for layer in handle.layers)
+        assert all(row.memory for row in handle.report().layers)
+        assert not any(layer.keeps for layer in handle.layers)  # the loop is over, nothing is held any more
     for row in (0, 1):
         with apply(pipe, replace(RESHAPED, residual=residual)):
             alone = pipe(model, steps=5, batch=2, only=row)

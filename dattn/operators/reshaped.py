@@ -229,6 +229,6 @@ def free_memory(device: torch.device) -> int:
             + torch.cuda.memory_reserved(device)
             - torch.cuda.memory_allocated(device)
         )
-    import psutil  # comes with accelerate
+    import psutil
 
     return psutil.virtual_memory().available

@@ -21,7 +21,7 @@ from dattn.grid import TokenGrid
 if TYPE_CHECKING:
     from dattn.processors.layer import Layer
 
-UNSAFE = (torch.Tag.cudagraph_unsafe,)  # a captured graph would repeat what Python decided once
+NO_CUDA_GRAPH = (torch.Tag.cudagraph_unsafe,)  # a captured graph would repeat what Python decided once
 _layers: WeakValueDictionary[int, Layer] = WeakValueDictionary()
 _numbers = count()
 
@@ -38,7 +38,7 @@ def attend(number: int, grid: TokenGrid, query: Tensor, key: Tensor, value: Tens
     return _attend(query, key, value, number, grid.sizes, scale)[0]
 
 
-@torch.library.custom_op("dattn::attend", mutates_args=(), tags=UNSAFE)
+@torch.library.custom_op("dattn::attend", mutates_args=(), tags=NO_CUDA_GRAPH)
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, number: int, sizes: Sequence[int], scale: float
 ) -> tuple[Tensor, Tensor]:
@@ -51,7 +51,7 @@ def _attend(
     return _placed(output), lse.contiguous()
 
 
-@torch.library.custom_op("dattn::attend_backward", mutates_args=(), tags=UNSAFE)
+@torch.library.custom_op("dattn::attend_backward", mutates_args=(), tags=NO_CUDA_GRAPH)
 def _gradients(
     query: Tensor,
     key: Tensor,

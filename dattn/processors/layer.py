@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
 import torch
@@ -79,7 +78,8 @@ class Layer:
         self._states: dict[tuple[str, int], State] = {}
         self._branch = ""
         self._turns: dict[str, int] = {}
-        self._spent: list[float] = []
+        self._spent, self._calls = 0.0, 0
+        self._held = 0
         self._placed = pattern
         self._step = 0
         self._dense_step = False
@@ -97,6 +97,7 @@ class Layer:
         """The model is called with this grid at this layer."""
         if self.grid is None or grid.sizes != self.grid.sizes:  # numbers: a compiler compares no grids
             self.grid = grid
+            self._spent, self._calls = 0.0, 0
             self._settle()
 
     def _settle(self) -> None:
@@ -121,8 +122,14 @@ class Layer:
         """Drop the state of the last call, and what it said about itself."""
         self._states.clear()
         self._turns.clear()
-        self._spent.clear()
+        self._spent, self._calls, self._held = 0.0, 0, 0
         self.refusal, self.run = "", None
+
+    def release(self) -> None:
+        """The denoising loop is over: let go of what was kept, for decoding needs the memory; note how much it was."""
+        self._held = self.held()
+        self._states.clear()
+        self._turns.clear()
 
     def select(self, branch: str) -> None:
         """The calls that follow belong to a guidance branch; ``""`` outside any ``cache_context``."""
@@ -194,7 +201,7 @@ class Layer:
         else:
             choice = self.concrete.choose(self.backend, query)
         self.run = Run(choice.name, choice.reason)
-        self._spent.append(self.share())
+        self._spent, self._calls = self._spent + self.share(), self._calls + 1
         return choice.name
 
     def mask(self) -> BlockMask | None:
@@ -205,14 +212,14 @@ class Layer:
         return self.masks.get(self.concrete, self.grid, "cpu" if device.type == "meta" else device)
 
     def held(self) -> int:
-        """Bytes of tensors that an operator keeps here, all guidance branches together."""
+        """Bytes of tensors that an operator keeps here, or kept in the last call, all guidance branches together."""
         if self.concrete is None or self.concrete.static:
-            return 0
-        return sum(self.concrete.held(state) for state in self._states.values())
+            return self._held
+        return self._held + sum(self.concrete.held(state) for state in self._states.values())
 
     def spent(self) -> float:
         """``share``, on average over the calls that have run; what it will be before the first."""
-        return fmean(self._spent) if self._spent else self.share()
+        return self._spent / self._calls if self._calls else self.share()
 
     def share(self) -> float:
         """What the pattern or operator computes on the layer's grid ÷ dense work, pooled keys included."""
