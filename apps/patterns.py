@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from dataclasses import MISSING, fields
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from .arguments import Parser
 from .table import table
@@ -21,22 +21,44 @@ def main(argv: Sequence[str]) -> int:
         "patterns", "List patterns and operators. On the command line values are literals, or patterns.", EXAMPLES
     ).parse_args(argv)
     from dattn.operators import OPERATORS
-    from dattn.patterns import PATTERNS
+    from dattn.orders import ORDERS
+    from dattn.patterns import DYNAMIC, PATTERNS, PUBLISHED
+    from dattn.scores import SCORES
+    from dattn.selection import SELECTS
 
-    for title, kinds in (("pattern", PATTERNS), ("operator", OPERATORS)):
+    titled: tuple[tuple[str, Mapping[str, Callable[..., Any]]], ...] = (
+        ("pattern", PATTERNS),
+        ("pattern that looks at queries and keys", {**DYNAMIC, **PUBLISHED}),
+        ("operator", OPERATORS),
+        ("score of blocks, for Selected", SCORES),
+        ("choice of blocks, for Selected", SELECTS),
+        ("order of tokens, for Selected", ORDERS),
+    )
+    for title, kinds in titled:
         print(table((title, "what it does"), [(signature(kind), one_line(kind)) for kind in kinds.values()]), "\n")
     return 0
 
 
-def signature(pattern: type) -> str:
-    """``Radial(decay=1.0, sink=True, …)``; a field without a default stands by its name alone."""
-    ordered = sorted(fields(pattern), key=lambda f: f.kw_only is True)
-    shown = [f.name if f.default is MISSING else f"{f.name}={f.default!r}" for f in ordered]
-    return f"{pattern.__name__}({', '.join(shown)})"
+def signature(kind: Callable[..., Any]) -> str:
+    """``Radial(decay=1.0, sink=True, …)``; an argument without a default stands by its name alone."""
+    arguments = inspect.signature(kind).parameters.values()
+    shown = [p.name if p.default is p.empty else f"{p.name}={written(p.default)}" for p in arguments]
+    return f"{kind.__name__}({', '.join(shown)})"
 
 
-def one_line(pattern: type) -> str:
-    """The first line of the file that defines a pattern, or of the class where that says more."""
-    module = inspect.getmodule(pattern)
-    text = (module.__doc__ if module else None) or pattern.__doc__ or ""
+def written(value: Any) -> str:
+    """A default; a part as the reports write it, without what is its own default."""
+    from dattn.report import describe
+    from dattn.spec import Named
+
+    return str(describe(value)) if isinstance(value, Named) else repr(value)
+
+
+def one_line(kind: Callable[..., Any]) -> str:
+    """The first line of the file that defines a pattern, or of its own text where a file holds several."""
+    from dattn.spec import Spec
+
+    module = inspect.getmodule(kind)
+    alone = isinstance(kind, type) and issubclass(kind, Spec)
+    text = (module.__doc__ if module and alone else kind.__doc__) or ""
     return text.strip().splitlines()[0].rstrip(".") if text.strip() else ""

@@ -66,6 +66,8 @@ class BlockMask:
             whether slot q of the query block sees slot k of the key block.
         block_size: slots in a block.
         tail: 0, or the run length over which the keys and values of skipped blocks are averaged.
+        passing: whether it serves a call or a few alone, so that a backend spends no time on preparing it well; it then
+            has no partial blocks.
         derived: what a backend works out from the mask and keeps with it.
     """
 
@@ -77,6 +79,7 @@ class BlockMask:
     tiles: Tensor
     block_size: int
     tail: int = 0
+    passing: bool = False
     derived: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -166,7 +169,8 @@ class BlockMask:
     def _dense(self, batch: int, group: int) -> Tensor:
         tokens, size = self.query.order.shape[-1], self.block_size
         canvas = torch.zeros(tokens + 1, tokens + 1, dtype=torch.bool, device=self.tiles.device)
-        queries, keys, tiles = self._side(self.query, batch, group), self._side(self.key, batch, group), None
+        queries, keys = (side.slots(batch, group, self.block_size) for side in (self.query, self.key))
+        tiles = None
         for blocks, partial in ((self.full, False), (self.partial, True)):
             offsets, index = blocks.offsets[batch, group].tolist(), blocks.index[batch, group].tolist()
             tiles = self.unpacked_tiles() if partial and index else None
@@ -175,10 +179,6 @@ class BlockMask:
                     part = True if tiles is None else tiles[self.tile[batch, group, entry]]
                     canvas[queries[row].view(size, 1), keys[index[entry]]] = torch.as_tensor(part)
         return canvas[:-1, :-1]  # empty slots (-1) wrote into the last row and column
-
-    def _side(self, layout: Layout, batch: int, group: int) -> Tensor:
-        one = layout.order.shape[0] == 1, layout.order.shape[1] == 1
-        return layout.slots(0 if one[0] else batch, 0 if one[1] else group, self.block_size)
 
     def query_blocks(self, group: int = 0) -> Tensor:
         """int64 [tokens], raster order: the query block of every token."""
@@ -196,8 +196,8 @@ class BlockMask:
         tokens = self.query.order.shape[-1]
         if not 0 <= token < tokens:
             raise ValueError(f"token {token}: the sequence has {tokens} tokens, 0 to {tokens - 1}")
-        row, slot = (self._side(self.query, 0, group) == token).nonzero()[0].tolist()
-        keys = self._side(self.key, 0, group)
+        row, slot = (self.query.slots(0, group, self.block_size) == token).nonzero()[0].tolist()
+        keys = self.key.slots(0, group, self.block_size)
         seen = torch.zeros(tokens + 1, dtype=torch.bool, device=keys.device)
         seen[keys[self.full.rows(0, group, row, row + 1, self.key.blocks)[0]]] = True
         first, last = self.partial.offsets[0, group, row : row + 2].tolist()

@@ -111,17 +111,22 @@ class Layout:
         return Layout(self.order.to(device), self.lengths.to(device), self.pooled.to(device))
 
     def slots(self, batch: int, group: int, block_size: int) -> Tensor:
-        """int64 [blocks, block_size]: the raster position in every slot, -1 where a ragged block has none."""
-        lengths = self.lengths[batch, group].long()
+        """int64 [blocks, block_size]: the raster position in every slot, -1 where a ragged block has none.
+
+        What the batch or the head groups share is found under any of their numbers.
+        """
+        order, lengths = (
+            t[min(batch, t.shape[0] - 1), min(group, t.shape[1] - 1)] for t in (self.order, self.lengths.long())
+        )
         starts = lengths.cumsum(0) - lengths
         within = torch.arange(block_size, device=lengths.device)
         position = (starts[:, None] + within).clamp_max(self.order.shape[-1] - 1)
-        return torch.where(within < lengths[:, None], self.order[batch, group][position], -1)
+        return torch.where(within < lengths[:, None], order[position], -1)
 
 
 def raster_layout(grid: TokenGrid, block_size: int) -> Layout:
     """Tokens as the model holds them; blocks count from the first visual token, text has blocks of its own."""
-    return _with_text(grid, torch.arange(grid.visual), _cut(grid.visual, block_size), block_size)
+    return with_text(grid, torch.arange(grid.visual), cut(grid.visual, block_size), block_size)
 
 
 class Tiles(Protocol):
@@ -196,7 +201,7 @@ def tiled_layout(grid: TokenGrid, axes: Sequence[Tiles], block_size: int) -> Lay
         tile = tile * axis.tiles + number.view([-1 if d == dim else 1 for d in range(3)])
         lengths = (lengths[:, None] * axis.sizes).flatten()
     order = index.flatten()[tile.flatten().argsort(stable=True)]
-    return _with_text(grid, order, split(lengths, block_size)[0], block_size)
+    return with_text(grid, order, split(lengths, block_size)[0], block_size)
 
 
 def split(lengths: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
@@ -207,16 +212,22 @@ def split(lengths: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
     return (lengths[run] - place * block_size).clamp_max(block_size), run
 
 
-def _cut(count: int, block_size: int) -> Tensor:
+def cut(count: int, block_size: int) -> Tensor:
     """int64 [blocks]: lengths of the blocks of ``count`` consecutive tokens."""
     starts = torch.arange(0, count, block_size)
     return (count - starts).clamp_max(block_size)
 
 
-def _with_text(grid: TokenGrid, visual_order: Tensor, visual_lengths: Tensor, block_size: int) -> Layout:
+def with_text(grid: TokenGrid, visual_order: Tensor, visual_lengths: Tensor, block_size: int) -> Layout:
+    """The layout of visual tokens in an order of theirs, in blocks of such lengths, with the grid's text around them.
+
+    Args:
+        visual_order: int64 [visual], positions among the visual tokens.
+        visual_lengths: int64 [blocks].
+    """
     before, after = grid.text_before, grid.text_after
     order = torch.cat([torch.arange(before), visual_order + before, torch.arange(grid.tokens - after, grid.tokens)])
-    parts = [_cut(before, block_size), visual_lengths, _cut(after, block_size)]
+    parts = [cut(before, block_size), visual_lengths, cut(after, block_size)]
     lengths = torch.cat(parts)
     pooled = torch.cat([torch.full((len(p),), i == 1) for i, p in enumerate(parts)])
     return Layout(order[None, None], lengths.int()[None, None], pooled)

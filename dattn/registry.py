@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import ast
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 from dattn.operators import OPERATORS
-from dattn.patterns import PATTERNS
-from dattn.spec import Spec
+from dattn.orders import ORDERS
+from dattn.patterns import DYNAMIC, PATTERNS, PUBLISHED
+from dattn.scores import SCORES
+from dattn.selection import SELECTS
+from dattn.spec import Named, Spec
 
-SPECS: dict[str, type[Spec]] = {**PATTERNS, **OPERATORS}
+SPECS: dict[str, type[Spec]] = {**PATTERNS, **DYNAMIC, **OPERATORS}
+PARTS: dict[str, type[Named]] = {**SCORES, **SELECTS, **ORDERS}
+"""What dynamic patterns are made of."""
+_KNOWN: dict[str, Callable[..., Named]] = {
+    name.lower(): make for name, make in ({**SPECS, **PUBLISHED, **PARTS}).items()
+}
 
 
 def pattern_from_dict(data: dict[str, Any]) -> Spec:
@@ -18,6 +28,10 @@ def pattern_from_dict(data: dict[str, Any]) -> Spec:
     Raises:
         ValueError: no dict with a known name, or fields that it does not take.
     """
+    return _spec(_from_dict(data))
+
+
+def _from_dict(data: dict[str, Any]) -> Named:
     if not isinstance(data, dict) or "name" not in data:
         raise ValueError(f"{data!r} describes no pattern: give a dict with a name, such as {{'name': 'Radial'}}")
     arguments = {key: _from_plain(value) for key, value in data.items() if key != "name"}
@@ -25,10 +39,10 @@ def pattern_from_dict(data: dict[str, Any]) -> Spec:
 
 
 def _from_plain(value: Any) -> Any:
-    """A field from JSON, nested dicts with a name as the specs that they are."""
+    """A field from JSON, nested dicts with a name as what they name."""
     if isinstance(value, list | tuple):
         return tuple(map(_from_plain, value))
-    return pattern_from_dict(value) if isinstance(value, dict) and "name" in value else value
+    return _from_dict(value) if isinstance(value, dict) and "name" in value else value
 
 
 def pattern_from_string(text: str) -> Spec:
@@ -46,7 +60,18 @@ def pattern_from_string(text: str) -> Spec:
         raise ValueError(
             f"{text!r} is no pattern: write a name and literal arguments, such as radial or 'Radial(decay=0.2)'"
         ) from error
-    return parsed
+    return _spec(parsed)
+
+
+def _spec(made: Named) -> Spec:
+    """What was made, if it can stand in for attention.
+
+    Raises:
+        ValueError: a part of a pattern alone.
+    """
+    if not isinstance(made, Spec):
+        raise ValueError(f"{made.name} is a part of a pattern: write one around it, such as Selected({made.name}(…))")
+    return made
 
 
 def static_from_string(text: str) -> Any:
@@ -57,7 +82,7 @@ def static_from_string(text: str) -> Any:
     """
     pattern = pattern_from_string(text)
     if not pattern.static:
-        raise ValueError(f"pattern {text}: an operator has no mask; give a static pattern, see dattn patterns")
+        raise ValueError(f"pattern {text}: only attention computes it; give a static pattern, see dattn patterns")
     return pattern
 
 
@@ -84,12 +109,14 @@ def _parse(node: ast.expr) -> Any:
         raise _NoLiteralError from error
 
 
-def _make(name: Any, positional: tuple[Any, ...], arguments: dict[str, Any]) -> Spec:
-    found = {known.lower(): cls for known, cls in SPECS.items()}.get(str(name).lower())
-    if found is None:
-        raise ValueError(f"unknown pattern {name!r}: choose one of {', '.join(SPECS)}")
+def _make(name: Any, positional: tuple[Any, ...], arguments: dict[str, Any]) -> Named:
+    make = _KNOWN.get(str(name).lower())
+    if make is None:
+        raise ValueError(f"unknown pattern {name!r}: choose one of {', '.join([*SPECS, *PUBLISHED])}")
+    signature = inspect.signature(make)
     try:
-        return found(*positional, **arguments)
+        signature.bind(*positional, **arguments)
     except TypeError as error:
-        known = ", ".join(found.__dataclass_fields__) or "none"
-        raise ValueError(f"{found.__name__} with {arguments or positional}: its arguments are {known}") from error
+        known = ", ".join(signature.parameters) or "none"
+        raise ValueError(f"{make.__name__} with {arguments or positional}: its arguments are {known}") from error
+    return make(*positional, **arguments)

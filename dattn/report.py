@@ -11,7 +11,7 @@ from torch import Tensor
 from dattn.processors.layer import Layer, Run
 from dattn.recipe import Settings
 from dattn.schedule import Clock, resolve_amount
-from dattn.spec import Spec
+from dattn.spec import Named
 
 COLUMNS = ("#", "layer", "pattern", "grid", "density", "pooled", "backend", "FLOPs saved", "why")
 
@@ -25,7 +25,8 @@ class Row:
         name: module name.
         pattern: the concrete pattern, or None where the layer stays stock.
         grid: (frames, height, width, text before, text after); None before a call.
-        density: computed block pairs ÷ all; None before a call and where no block mask says so.
+        density: computed block pairs ÷ all, the mean over the calls where they differ; None before a call and where no
+            block mask says so.
         tail_share: pooled keys' share of dense work.
         backend: the backend that ran, ``"stock"``, or None where nothing ran yet.
         why: why that backend, or why the layer was left alone, and what was clamped.
@@ -128,7 +129,7 @@ def build(layers: Sequence[Layer], settings: Settings, clock: Clock) -> Report:
 def _row(layer: Layer) -> Row:
     stock = layer.why or layer.blocked or layer.refusal
     known = layer.pattern is not None and layer.grid is not None
-    mask = layer.mask() if known else None
+    density, tail_share = layer.visited() if known else (None, None)
     flops = _flops(layer)
     share = layer.spent() if known and not stock else 1.0
     run = layer.run or Run(None, "")
@@ -137,8 +138,8 @@ def _row(layer: Layer) -> Row:
         name=layer.name,
         pattern=describe(layer.concrete) if layer.pattern is not None else None,
         grid=None if layer.grid is None else layer.grid.sizes,
-        density=mask.density if mask else None,
-        tail_share=mask.tail_share if mask else None,
+        density=density,
+        tail_share=tail_share,
         backend="stock" if stock else run.backend,
         why="; ".join(part for part in (stock or run.reason, layer.note, *_remarks(layer, known)) if part),
         flops_dense=flops,
@@ -172,9 +173,9 @@ def describe(pattern: Any) -> str | None:
 
 def _shown(value: Any) -> str:
     """A field; a pattern as the report writes it, a tensor by its shape."""
-    if isinstance(value, Spec):
+    if isinstance(value, Named):
         return str(describe(value))
-    if isinstance(value, tuple) and any(isinstance(item, Spec) for item in value):
+    if isinstance(value, tuple) and any(isinstance(item, Named) for item in value):
         return f"({', '.join(map(_shown, value))})"
     return f"tensor of {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
 

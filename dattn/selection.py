@@ -6,11 +6,17 @@ Scores are [batch or 1, groups or 1, query blocks, key blocks], larger is better
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from dattn.block_mask import BlockList
+from dattn.block_mask import BlockList, BlockMask, pack_bits
+from dattn.grid import Layout
+from dattn.spec import Named
+
+ACROSS = ("row", "head", "layer")
 
 
 def top_k(scores: Tensor, count: int) -> Tensor:
@@ -45,8 +51,129 @@ def top_p(scores: Tensor, share: float) -> Tensor:
 
 def to_lists(kept: Tensor) -> BlockList:
     """The lists of bool [batch, groups, query blocks, key blocks]; rows of the longest set's length."""
-    offsets = torch.nn.functional.pad(kept.sum(-1).cumsum(-1), (1, 0))
+    offsets = pad(kept.sum(-1).cumsum(-1), (1, 0))
     index = kept.new_zeros(*kept.shape[:2], int(offsets[..., -1].max()), dtype=torch.int32)
     used = torch.arange(index.shape[-1], device=kept.device) < offsets[..., -1:]
     index[used] = kept.nonzero()[:, -1].int()
     return BlockList(offsets.int(), index)
+
+
+def whole_blocks(query: Layout, key: Layout, full: BlockList, block_size: int, tail: int = 0) -> BlockMask:
+    """A mask of blocks that are visited whole or not at all, made for a call or a few."""
+    empty = BlockList(torch.zeros_like(full.offsets), full.index[..., :0])
+    tiles = pack_bits(torch.zeros(0, block_size, block_size, dtype=torch.bool, device=full.index.device))
+    return BlockMask(query, key, full, empty, empty.index, tiles, block_size, tail, passing=True)
+
+
+@dataclass(frozen=True)
+class Select(Named):
+    """Base of the ways to choose blocks.
+
+    Args:
+        across: who competes for what is kept: the blocks of a "row", of all rows of a "head", or of all heads of the
+            "layer", so that those which need more get more. Samples of a batch never do.
+        floor: share of the blocks that every row keeps at least, its best ones.
+
+    Raises:
+        ValueError: a field outside these bounds.
+    """
+
+    across: str = field(default="row", kw_only=True)
+    floor: float = field(default=0.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.across not in ACROSS:
+            raise ValueError(f"across={self.across!r}: choose one of {', '.join(ACROSS)}")
+        if not 0 <= self.floor <= 1:
+            raise ValueError(f"floor={self.floor!r}: a share of the blocks, from 0 to 1")
+
+    def chosen(self, scores: Tensor) -> Tensor:
+        """bool like ``scores`` [..., blocks], in each row of which blocks compete."""
+        raise NotImplementedError
+
+    def expected(self) -> float:
+        """Density before there are any scores; 1 where they decide it."""
+        return 1.0
+
+    def kept(self, scores: Tensor) -> Tensor:
+        """bool like ``scores``, [batch, heads, query blocks, key blocks]; larger is better, ties go to the lower."""
+        competing = scores.flatten({"row": 3, "head": 2, "layer": 1}[self.across])
+        kept = self.chosen(competing).view_as(scores)
+        return kept | top_k(scores, math.ceil(self.floor * scores.shape[-1])) if self.floor else kept
+
+
+def check_share(name: str, value: float) -> None:
+    """Raise ``ValueError`` unless ``value`` is above 0 and at most 1."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+        raise ValueError(f"{name}={value!r}: a share, above 0 and at most 1")
+
+
+@dataclass(frozen=True)
+class TopK(Select):
+    """The best blocks, so many of those that compete.
+
+    Args:
+        amount: an int is a count, a float in (0, 1] a share, rounded up.
+
+    Raises:
+        ValueError: neither of them.
+    """
+
+    amount: int | float = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        count = type(self.amount) is int and self.amount >= 1
+        if not count and not (isinstance(self.amount, float) and 0 < self.amount <= 1):
+            raise ValueError(f"amount={self.amount!r}: a count of 1 or more, or a share above 0 and at most 1.0")
+
+    def chosen(self, scores: Tensor) -> Tensor:
+        """See ``Select.chosen``."""
+        if isinstance(self.amount, int):
+            return top_k(scores, self.amount)
+        return top_k(scores, math.ceil(self.amount * scores.shape[-1] - 1e-9))
+
+    def expected(self) -> float:
+        """The share."""
+        return 1.0 if isinstance(self.amount, int) else max(self.amount, self.floor)
+
+
+@dataclass(frozen=True)
+class TopP(Select):
+    """The fewest best blocks that hold ``share`` of all that compete.
+
+    Raises:
+        ValueError: a share that is not in (0, 1].
+    """
+
+    share: float = 0.9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_share("share", self.share)
+
+    def chosen(self, scores: Tensor) -> Tensor:
+        """See ``Select.chosen``."""
+        return top_p(scores, self.share)
+
+
+@dataclass(frozen=True)
+class Threshold(Select):
+    """Every block whose score is at least ``least``.
+
+    Raises:
+        ValueError: a threshold that is not in (0, 1].
+    """
+
+    least: float = 1e-3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_share("least", self.least)
+
+    def chosen(self, scores: Tensor) -> Tensor:
+        """See ``Select.chosen``."""
+        return scores >= self.least
+
+
+SELECTS: dict[str, type[Select]] = {select.__name__: select for select in (TopK, TopP, Threshold)}

@@ -15,16 +15,27 @@ if TYPE_CHECKING:
 
 Self = TypeVar("Self", bound="Spec")
 State = dict[str, Any]
+VISITED = "visited"
+"""Where a call leaves in its state what it visited, if only the call knows: density, and the pooled keys' share."""
 
 
 @dataclass(frozen=True)
-class Spec:
-    """Base of patterns and operators: a frozen dataclass that has a name, a place and a grid."""
+class Named:
+    """Base of all that recipes and the command line can write: a frozen dataclass and its class name."""
 
     @property
     def name(self) -> str:
         """The class name, as written in recipes and on the command line."""
         return type(self).__name__
+
+    def to_dict(self) -> dict[str, Any]:
+        """``{"name": …, **fields}``, the inverse of ``dattn.pattern_from_dict``; JSON-ready."""
+        return {"name": self.name, **{f.name: _plain(getattr(self, f.name)) for f in fields(self)}}
+
+
+@dataclass(frozen=True)
+class Spec(Named):
+    """Base of patterns and operators: what has a place and meets a grid."""
 
     @property
     def static(self) -> bool:
@@ -36,10 +47,6 @@ class Spec:
         """Why a pretrained model has to be fine-tuned for it; ``""`` where it need not be."""
         return ""
 
-    def to_dict(self) -> dict[str, Any]:
-        """``{"name": …, **fields}``, the inverse of ``dattn.pattern_from_dict``; JSON-ready."""
-        return {"name": self.name, **{f.name: _plain(getattr(self, f.name)) for f in fields(self)}}
-
     def at(self: Self, layer: int, layers: int, step: int, steps: int) -> Spec:
         """The concrete one for one place: layer ``layer`` of ``layers``, step ``step`` of ``steps``."""
         return self
@@ -50,8 +57,8 @@ class Spec:
 
 
 def _plain(value: Any) -> Any:
-    """A field as JSON has it, nested specs as their dicts."""
-    if isinstance(value, Spec):
+    """A field as JSON has it, nested ones as their dicts."""
+    if isinstance(value, Named):
         return value.to_dict()
     if isinstance(value, Tensor):
         return value.tolist()

@@ -92,19 +92,48 @@ def _lengths(mask: BlockMask, batch: int, group: int) -> list[Tensor]:
 
 
 def _plan(mask: BlockMask, batch: int, group: int) -> Plan:
-    queries, keys = (
-        side.slots(min(batch, side.order.shape[0] - 1), min(group, side.order.shape[1] - 1), mask.block_size)
-        for side in (mask.query, mask.key)
-    )
+    queries, keys = (side.slots(batch, group, mask.block_size) for side in (mask.query, mask.key))
+    runs = run_slots(mask, batch, group) if mask.tail else None
     lengths = _lengths(mask, batch, group)
+    pieces = list(_passing(mask, batch, group) if mask.passing else _shared_pieces(mask, batch, group))
+    pieces.sort(key=lambda piece: piece.turn)
+    complete = sum(piece.queries.numel() for piece in pieces if piece.turn == 0) == int((lengths[0] > 0).sum())
+    return Plan(pieces, queries, keys, runs, complete)
+
+
+def _passing(mask: BlockMask, batch: int, group: int) -> Iterator[Piece]:
+    """Every query block a call of its own, those of equally many keys together: quick to find."""
+    blocks, keys = mask.num_blocks
+    lengths = _lengths(mask, batch, group)
+    whole = mask.full.rows(batch, group, 0, blocks, keys).cpu() & (lengths[0] > 0)[:, None] & (lengths[1] > 0)
+    yield from _by_row(whole, lengths, mask, 0, "whole")
+    if mask.tail:
+        poolable = mask.key.pooled.cpu() & (lengths[1] > 0) & (lengths[0] > 0)[:, None]
+        yield from _by_row(poolable & ~whole, lengths, mask, 1, "tail")
+
+
+def _by_row(seen: Tensor, lengths: list[Tensor], mask: BlockMask, turn: int, kind: Kind) -> Iterator[Piece]:
+    """The pieces of bool [query blocks, key blocks]: rows of equally many blocks and tokens."""
+    index, ends = _numbers(seen.flatten()) % seen.shape[1], seen.sum(1).cumsum(0)
+    shape = torch.stack([seen.sum(1), (seen * lengths[1]).sum(1), lengths[0].long()], 1)
+    for count, *tokens in shape.unique(dim=0).tolist():
+        if count:
+            rows = _numbers((shape == torch.tensor([count, *tokens])).all(1))
+            columns = index[ends[rows, None] - count + torch.arange(count)]
+            device = mask.full.index.device
+            yield Piece(turn, kind, rows[:, None].to(device), columns.to(device), None)
+
+
+def _shared_pieces(mask: BlockMask, batch: int, group: int) -> Iterator[Piece]:
+    """Rows that see the same share a call, calls that are alike a piece: slower to find, faster to run."""
+    lengths = _lengths(mask, batch, group)
+    device = mask.full.index.device
     alike: dict[tuple[object, ...], list[Call]] = defaultdict(list)
     for call in _calls(mask, batch, group):
         tokens = (int(n[i].sum()) for n, i in zip(lengths, (call.queries, call.keys), strict=True))
         tiles = () if call.tiles is None else tuple(call.tiles.flatten().tolist())
         alike[call.turn, call.kind, len(call.queries), len(call.keys), *tokens, tiles].append(call)
-    pieces = sorted((Piece.of(calls, queries.device) for calls in alike.values()), key=lambda piece: piece.turn)
-    complete = sum(piece.queries.numel() for piece in pieces if piece.turn == 0) == int((lengths[0] > 0).sum())
-    return Plan(pieces, queries, keys, run_slots(mask, batch, group) if mask.tail else None, complete)
+    yield from (Piece.of(calls, device) for calls in alike.values())
 
 
 def _calls(mask: BlockMask, batch: int, group: int) -> Iterator[Call]:

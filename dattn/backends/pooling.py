@@ -10,9 +10,7 @@ from dattn.block_mask import BlockMask
 
 def run_slots(mask: BlockMask, batch: int, group: int) -> Tensor:
     """int64 [key blocks, runs, run]: the raster position of every slot of every run, -1 where there is none."""
-    layout = mask.key
-    at = batch if layout.order.shape[0] > 1 else 0, group if layout.order.shape[1] > 1 else 0
-    return layout.slots(*at, mask.block_size).unflatten(-1, (-1, mask.tail))
+    return mask.key.slots(batch, group, mask.block_size).unflatten(-1, (-1, mask.tail))
 
 
 def pool_runs(key: Tensor, value: Tensor, slots: Tensor, key_mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,24 +13,31 @@ from dattn.heads import head_groups
 
 def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     """Softmax over all keys that the mask allows and, with a tail, the pooled keys of skipped blocks."""
-    query, key, value, mask, scale, key_mask = problem
-    wide = torch.promote_types(query.dtype, torch.float32)
+    results = [_sample(problem, row) for row in range(len(problem.query))]
+    outputs, lses = zip(*results, strict=True)
+    return torch.cat(outputs).to(problem.query.dtype), torch.cat(lses)
+
+
+def _sample(problem: Problem, row: int) -> tuple[Tensor, Tensor]:
+    """Output and LSE [1, heads, …] of one sample of the batch."""
+    mask, at = problem.mask, min(row, len(problem.mask.full.offsets) - 1)
+    wide = torch.promote_types(problem.query.dtype, torch.float32)
+    query, key, value = (t[row : row + 1].to(wide) for t in problem[:3])
+    key_mask = None if problem.key_mask is None else problem.key_mask[row : row + 1]
+    dense = mask.to_dense().expand(len(mask.full.offsets), mask.groups, -1, -1)[at]
     outputs, lses = [], []
-    dense = mask.to_dense().expand(mask.full.offsets.shape[0], mask.groups, -1, -1)
     for group, heads in enumerate(head_groups(query.shape[1], mask.groups)):
-        q, k, v = (t[:, heads].to(wide) for t in (query, key, value))
-        logits = (q @ k.transpose(-1, -2)) * scale
-        allowed = dense[:, group, None]
-        if key_mask is not None:
-            allowed = allowed & key_mask[:, None, None]
+        q, k, v = (t[:, heads] for t in (query, key, value))
+        logits = (q @ k.transpose(-1, -2)) * problem.scale
+        allowed = dense[group] if key_mask is None else dense[group] & key_mask[:, None, None]
         logits = logits.masked_fill(~allowed, -torch.inf)
         if mask.tail:
-            logits, v = _with_tail(logits, q, k, v, mask, group, scale, key_mask)
+            logits, v = _with_tail(logits, q, k, v, mask, (at, group), problem.scale, key_mask)
         blind = (logits == -torch.inf).all(-1, keepdim=True)
         logits = logits.masked_fill(blind, 0)
         outputs.append(logits.softmax(-1).masked_fill(blind, 0) @ v)
         lses.append(logits.logsumexp(-1, keepdim=True).masked_fill(blind, -torch.inf)[..., 0])
-    return torch.cat(outputs, 1).to(query.dtype), torch.cat(lses, 1)
+    return torch.cat(outputs, 1), torch.cat(lses, 1)
 
 
 def backward(
@@ -50,24 +57,24 @@ def _with_tail(
     key: Tensor,
     value: Tensor,
     mask: BlockMask,
-    group: int,
+    at: tuple[int, int],
     scale: float,
     key_mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Logits and values with one more column per run: its mean key with logit + ln n, where it was skipped."""
-    slots = run_slots(mask, 0, group)
+    slots = run_slots(mask, *at)
     keys, values, log_count = pool_runs(key, value, slots, key_mask)
     columns = torch.einsum("bhqd,bhkrd->bhqkr", query, keys) * scale + log_count[:, None, None]
-    skipped = _skipped(mask, group)[None, None, ..., None] & (log_count > -torch.inf)[:, None, None]
+    skipped = _skipped(mask, *at)[None, None, ..., None] & (log_count > -torch.inf)[:, None, None]
     columns = columns.masked_fill(~skipped, -torch.inf).flatten(-2)
     return torch.cat([logits, columns], -1), torch.cat([value, values.flatten(2, 3)], 2)
 
 
-def _skipped(mask: BlockMask, group: int) -> Tensor:
+def _skipped(mask: BlockMask, batch: int, group: int) -> Tensor:
     """bool [tokens, key blocks]: the blocks that each query does not visit at all and that may be pooled."""
-    rows = [b.rows(0, group, 0, mask.query.blocks, mask.key.blocks) for b in (mask.full, mask.partial)]
+    rows = [b.rows(batch, group, 0, mask.query.blocks, mask.key.blocks) for b in (mask.full, mask.partial)]
     skipped = ~(rows[0] | rows[1]) & mask.key.pooled
-    slots = mask.query.slots(0, 0 if mask.query.order.shape[1] == 1 else group, mask.block_size)
+    slots = mask.query.slots(batch, group, mask.block_size)
     out = torch.zeros(mask.query.order.shape[-1] + 1, mask.key.blocks, dtype=torch.bool, device=slots.device)
     out[slots] = skipped[:, None].expand(-1, slots.shape[1], -1)
     return out[:-1]

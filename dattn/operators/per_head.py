@@ -14,14 +14,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from dattn.attention import attend
+from dattn.attention import attend, masks_in
 from dattn.backends import Choice
 from dattn.block_mask import BlockMask, MaskCache
 from dattn.grid import TokenGrid
 from dattn.head_masks import for_head_groups
 from dattn.heads import head_groups
 from dattn.patterns.base import Pattern
-from dattn.spec import Call, Operator, Spec, State
+from dattn.spec import VISITED, Call, Operator, Spec, State
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class PerHead(Operator):
 
     def compute(self, call: Call) -> tuple[Tensor, None]:
         """Group after group."""
-        outputs = []
+        outputs, visited = [], {}
         for number, heads in enumerate(head_groups(call.query.shape[1], len(self.patterns))):
             own = call.state.setdefault(f"heads {number}", {})
             own.update(
@@ -107,6 +107,12 @@ class PerHead(Operator):
             )
             q, k, v = (t[:, heads] for t in call[:3])
             outputs.append(attend(q, k, v, self.patterns[number], call.grid, state=own, **call.options))
+            if VISITED in own:
+                visited[number] = own.pop(VISITED)
+        if visited:
+            cost = lambda p: (cost_of(p, call.grid, call.query.shape[-1], masks_in(call.state)), 0.0)
+            every = [visited.get(number, cost(p)) for number, p in enumerate(self.patterns)]
+            call.state[VISITED] = tuple(sum(column) / len(every) for column in zip(*every, strict=True))
         return torch.cat(outputs, 1), None
 
     def choose(self, backend: str, query: Tensor) -> Choice:

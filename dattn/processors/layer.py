@@ -13,7 +13,7 @@ from dattn.attention import attend, autocast
 from dattn.backends import choose
 from dattn.block_mask import BlockMask, MaskCache
 from dattn.grid import TokenGrid
-from dattn.spec import State
+from dattn.spec import VISITED, State
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,7 @@ class Layer:
         self._branch = ""
         self._turns: dict[str, int] = {}
         self._spent, self._calls = 0.0, 0
+        self._visited: list[tuple[float, float]] = []
         self._held = 0
         self._placed = pattern
         self._step = 0
@@ -97,7 +98,7 @@ class Layer:
         """The model is called with this grid at this layer."""
         if self.grid is None or grid.sizes != self.grid.sizes:  # numbers: a compiler compares no grids
             self.grid = grid
-            self._spent, self._calls = 0.0, 0
+            self._recount()
             self._settle()
 
     def _settle(self) -> None:
@@ -122,8 +123,14 @@ class Layer:
         """Drop the state of the last call, and what it said about itself."""
         self._states.clear()
         self._turns.clear()
-        self._spent, self._calls, self._held = 0.0, 0, 0
+        self._recount()
+        self._held = 0
         self.refusal, self.run = "", None
+
+    def _recount(self) -> None:
+        """Begin to count anew what is computed."""
+        self._spent, self._calls = 0.0, 0
+        self._visited.clear()
 
     def release(self) -> None:
         """The denoising loop is over: let go of what was kept, for decoding needs the memory; note how much it was."""
@@ -192,7 +199,10 @@ class Layer:
         assert self.grid is not None
         self.chosen(query)
         state = {"masks": self.masks} if self.concrete.static else self._state()
-        return attend(query, key, value, self.concrete, self.grid, scale=scale, backend=self.backend, state=state)
+        output = attend(query, key, value, self.concrete, self.grid, scale=scale, backend=self.backend, state=state)
+        if VISITED in state:
+            self._visited.append(state.pop(VISITED))
+        return output
 
     def chosen(self, query: Tensor) -> str:
         """The backend for such a query, noted for the report."""
@@ -217,8 +227,20 @@ class Layer:
             return self._held
         return self._held + sum(self.concrete.held(state) for state in self._states.values())
 
+    def visited(self) -> tuple[float | None, float | None]:
+        """Density and the pooled keys' share of dense work, on average over the calls where masks look at them."""
+        mask = self.mask()
+        if mask is not None:
+            return mask.density, mask.tail_share
+        if not self._visited:
+            return None, None
+        density, tail = (sum(column) / len(self._visited) for column in zip(*self._visited, strict=True))
+        return density, tail
+
     def spent(self) -> float:
         """``share``, on average over the calls that have run; what it will be before the first."""
+        if self._visited:
+            return min(sum(map(sum, self._visited)) / len(self._visited), 1.0)
         return self._spent / self._calls if self._calls else self.share()
 
     def share(self) -> float:

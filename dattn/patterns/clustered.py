@@ -1,0 +1,116 @@
+"""Clustered: queries and keys sorted by what they say, so that blocks hold tokens that attend alike.
+
+SVG2 (Yang et al., NeurIPS 2025, arXiv 2505.18875), head by head, on queries and keys as attention sees them:
+
+1. k-means of the queries, and of the keys; the next step of the denoising loop starts from this one's centroids.
+2. P_ij = softmax_j(q̄_i · k̄_j / √d + ln |K_j|), and every query cluster keeps the fewest key clusters that hold
+   ``top_p`` of its row, at least ``floor`` of them.
+3. Tokens are laid out cluster by cluster, and attention visits the kept pairs of clusters.
+
+With ``tail=True`` a skipped cluster counts |K_j| · exp(q · k̄_j) with its mean value, in the same softmax (SVG-EAR,
+arXiv 2603.08982), one mean per block of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from dattn.block_mask import BlockMask, tail_run
+from dattn.clusters import Clusters, start
+from dattn.grid import Layout, TokenGrid, cut, text_blocks
+from dattn.patterns.base import check_count
+from dattn.patterns.dynamic import Dynamic
+from dattn.patterns.selected import check_block
+from dattn.selection import TopP, to_lists, whole_blocks
+from dattn.spec import State
+
+
+@dataclass(frozen=True)
+class Clustered(Dynamic):
+    """SVG2: attention between clusters of queries and clusters of keys.
+
+    Args:
+        query_clusters: clusters of queries in every head; 300 for Wan 720p, 200 for HunyuanVideo 480p are published.
+        key_clusters: clusters of keys; 1000 and 500 to go with them.
+        top_p: share of a query cluster's estimated weight that it keeps.
+        floor: share of the key clusters that it keeps at least.
+        first_steps: moves of the centroids where there are none yet.
+        steps: moves in every further step of a denoising call.
+        seed: of the first centroids.
+        block_size: 16, 32, 64 or 128.
+        tail: pool what is skipped: False, True (one key per block of a cluster) or a run of 16 … block size tokens.
+
+    Raises:
+        ValueError: a field outside these bounds; more clusters than visual tokens, when the grid is met.
+    """
+
+    query_clusters: int = 300
+    key_clusters: int = 1000
+    top_p: float = 0.9
+    floor: float = 0.1
+    first_steps: int = 50
+    steps: int = 2
+    seed: int = 0
+    block_size: int = 128
+    tail: bool | int = False
+
+    def __post_init__(self) -> None:
+        for name in ("query_clusters", "key_clusters"):
+            check_count(name, getattr(self, name))
+        for name in ("first_steps", "steps"):
+            check_count(name, getattr(self, name), least=0)
+        TopP(self.top_p, floor=self.floor)
+        check_block(self.block_size, self.tail)
+
+    def build(self, query: Tensor, key: Tensor, value: Tensor | None, grid: TokenGrid, state: State) -> BlockMask:
+        """See ``Dynamic.build``."""
+        visual = slice(grid.text_before, grid.text_before + grid.visual)
+        queries = self._clusters("queries", query[:, :, visual], self.query_clusters, state)
+        keys = self._clusters("keys", key[:, :, visual], self.key_clusters, state)
+        kept = TopP(self.top_p, floor=self.floor).kept(scores(queries, keys))
+        (rows, own), (columns, other) = (self._layout(side, grid) for side in (queries, keys))
+        batch, head = torch.meshgrid(*(torch.arange(n, device=kept.device) for n in kept.shape[:2]), indexing="ij")
+        blocks = kept[batch[..., None, None], head[..., None, None], own[..., None], other[..., None, :]]
+        before, after = text_blocks(grid, self.block_size)
+        blocks = pad(blocks, (before, after, before, after), value=True)
+        blocks &= (rows.lengths > 0)[..., None] & (columns.lengths > 0)[..., None, :]
+        return whole_blocks(rows, columns, to_lists(blocks), self.block_size, tail_run(self.tail, self.block_size))
+
+    def _clusters(self, name: str, tokens: Tensor, count: int, state: State) -> Clusters:
+        """Those of one side, from the centroids of the step before where there are any."""
+        before = state.get(name)
+        known = isinstance(before, Tensor) and before.shape == (*tokens.shape[:2], count, tokens.shape[-1])
+        first = before if known else start(tokens, count, self.seed)
+        clusters = Clusters.of(tokens, first, self.steps if known else self.first_steps)
+        state[name] = clusters.centroids
+        return clusters
+
+    def _layout(self, clusters: Clusters, grid: TokenGrid) -> tuple[Layout, Tensor]:
+        """A side cluster by cluster, with the text around it, and the cluster of every visual block."""
+        order, lengths, cluster = clusters.blocks(self.block_size)
+        texts = [cut(count, self.block_size).to(order.device) for count in (grid.text_before, grid.text_after)]
+        every = [t.expand(*lengths.shape[:2], -1) for t in texts]
+        first = torch.arange(grid.text_before, device=order.device)
+        last = torch.arange(grid.tokens - grid.text_after, grid.tokens, device=order.device)
+        spread = [t.expand(*order.shape[:2], -1) for t in (first, last)]
+        pooled = torch.ones(lengths.shape[-1], dtype=torch.bool, device=order.device)
+        layout = Layout(
+            torch.cat([spread[0], order + grid.text_before, spread[1]], -1),
+            torch.cat([every[0], lengths, every[1]], -1).int(),
+            torch.cat([torch.zeros_like(texts[0]).bool(), pooled, torch.zeros_like(texts[1]).bool()]),
+        )
+        return layout, cluster
+
+    def held(self, state: State) -> int:
+        """The centroids."""
+        return sum(t.numel() * t.element_size() for t in map(state.get, ("queries", "keys")) if t is not None)
+
+
+def scores(queries: Clusters, keys: Clusters) -> Tensor:
+    """[batch, heads, query clusters, key clusters]: attention among the means, every cluster with its size."""
+    logits = queries.centroids @ keys.centroids.mT * queries.centroids.shape[-1] ** -0.5
+    return (logits + keys.sizes.to(logits.dtype).log()[..., None, :]).softmax(-1)

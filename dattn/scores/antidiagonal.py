@@ -1,0 +1,58 @@
+"""Scores from antidiagonals: every row and column of a pair of blocks is met, at a fraction of its products."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dattn.patterns.base import check_count
+from dattn.scores.base import CHUNK, Score, Sides, runs
+
+
+@dataclass(frozen=True)
+class Antidiagonal(Score):
+    """XAttention (Xu et al., ICML 2025, arXiv 2503.16428).
+
+    Blocks and regions are cut into groups of S consecutive tokens. The logit of query group a and key group c sums the
+    antidiagonal of their S x S pairs, Σ_r q[S·a + S - 1 - r] · k[S·c + r] / (√d · S), where tokens that are not there
+    add nothing. Rows are softmaxed over all key groups; the score of a block and a region is the mean over the groups
+    of one of the sum over the groups of the other.
+
+    Args:
+        stride: S, tokens in a group: 8 or 16. Work is 1 / (2 S) of dense attention.
+
+    Raises:
+        ValueError: a stride below 1.
+    """
+
+    stride: int = 8
+
+    def __post_init__(self) -> None:
+        check_count("stride", self.stride)
+
+    def of(self, sides: Sides) -> Tensor:
+        """See ``Score.of``."""
+        queries, row_there = self._groups(sides.query, sides.partition.blocks, reverse=True)
+        keys, column_there = self._groups(sides.key, sides.partition.lengths, reverse=False)
+        bias = torch.zeros_like(column_there, dtype=keys.dtype).masked_fill(~column_there, -torch.inf).flatten()
+        scale = sides.query.shape[-1] ** -0.5 / self.stride
+        keys = keys.flatten(2, 3).mT * scale
+        step = max(1, CHUNK // (keys.shape[0] * keys.shape[1] * keys.shape[-1] * queries.shape[3]))
+        parts = []
+        for first in range(0, queries.shape[2], step):
+            rows = queries[:, :, first : first + step]
+            weights = (rows.flatten(2, 3) @ keys + bias).softmax(-1).unflatten(-1, column_there.shape).sum(-1)
+            there = row_there[first : first + step]
+            counted = weights.unflatten(2, there.shape) * there[..., None]
+            parts.append(counted.sum(3) / there.sum(1).clamp_min(1)[:, None])
+        return torch.cat(parts, 2)
+
+    def _groups(self, tensor: Tensor, lengths: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
+        """[batch, heads, runs, groups, stride · head_dim], and bool [runs, groups], which groups have a token."""
+        spread, there = runs(tensor, lengths)
+        more = -spread.shape[3] % self.stride
+        spread = torch.nn.functional.pad(spread, (0, 0, 0, more)).unflatten(3, (-1, self.stride))
+        there = torch.nn.functional.pad(there, (0, more)).unflatten(1, (-1, self.stride)).any(-1)
+        return (spread.flip(4) if reverse else spread).flatten(4), there

@@ -1,0 +1,71 @@
+"""What every score is: how much the queries of a block are expected to attend to the keys of a region."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dattn.orders import Partition
+from dattn.spec import Named
+
+CHUNK = 1 << 24  # numbers that a score holds at a time beyond its inputs and its result
+
+
+class Sides(NamedTuple):
+    """What there is to score.
+
+    Attributes:
+        query, key: [batch, heads, visual, head_dim] in the partition's order, float32 or float64; logits are their
+            products over √head_dim, whatever the scale of the call.
+        partition: the query blocks and the key regions.
+    """
+
+    query: Tensor
+    key: Tensor
+    partition: Partition
+
+    def query_means(self) -> Tensor:
+        """[batch, heads, blocks, head_dim]: the mean query of every block."""
+        return means(self.query, self.partition.blocks)
+
+    def key_means(self) -> Tensor:
+        """[batch, heads, regions, head_dim]: the mean key of every region."""
+        return means(self.key, self.partition.lengths)
+
+
+@dataclass(frozen=True)
+class Score(Named):
+    """Base of block scores. A subclass is one small file: its fields and ``of``."""
+
+    def of(self, sides: Sides) -> Tensor:
+        """Scores [batch, heads or 1, blocks, regions] of 0 or more, larger is better; rows sum to 1 at most."""
+        raise NotImplementedError
+
+    def must(self, sides: Sides) -> Tensor | None:
+        """bool, broadcast over [batch, heads, blocks, regions]: pairs that are kept whatever their scores; or None."""
+        return None
+
+
+def runs(tensor: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Consecutive runs of tokens side by side.
+
+    Args:
+        tensor: [batch, heads, tokens, …].
+        lengths: int64 [runs], of ``tokens`` in all.
+
+    Returns:
+        [batch, heads, runs, longest, …] with 0 where a run has no more tokens, and bool [runs, longest] where it has.
+    """
+    slot = torch.arange(int(lengths.max()), device=lengths.device)
+    there = slot < lengths[:, None]
+    index = ((lengths.cumsum(0) - lengths)[:, None] + slot).clamp_max(tensor.shape[2] - 1)
+    spread = tensor.index_select(2, index.flatten()).unflatten(2, index.shape)
+    return spread * there.view(*there.shape, *(1 for _ in tensor.shape[3:])), there
+
+
+def means(tensor: Tensor, lengths: Tensor) -> Tensor:
+    """[batch, heads, runs, head_dim]: the means of consecutive runs of tokens."""
+    return runs(tensor, lengths)[0].sum(3) / lengths.clamp_min(1)[:, None]

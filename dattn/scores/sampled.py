@@ -1,0 +1,60 @@
+"""Scores from a sample of the tokens."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dattn.scores.base import CHUNK, Score, Sides, runs
+from dattn.selection import check_share
+
+
+@dataclass(frozen=True)
+class Sampled(Score):
+    """The largest weight among sampled pairs (Pyramid Sparse Attention, arXiv 2512.04025).
+
+    A share of every block's queries and of every region's keys is drawn at random, always the same ones. A weight is
+    exp(logit - the largest logit of its query); the score of a block and a region is their largest weight, over the
+    sum of the row.
+
+    Args:
+        share: of the tokens that are looked at; work is share² / 2 of dense attention.
+        seed: of the draw.
+
+    Raises:
+        ValueError: a share that is not in (0, 1].
+    """
+
+    share: float = 0.25
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_share("share", self.share)
+
+    def of(self, sides: Sides) -> Tensor:
+        """See ``Score.of``."""
+        queries, row_there = self._sample(sides.query, sides.partition.blocks)
+        keys, column_there = self._sample(sides.key, sides.partition.lengths)
+        keys = keys.flatten(2, 3).mT * sides.query.shape[-1] ** -0.5
+        step = max(1, CHUNK // (keys.shape[0] * keys.shape[1] * keys.shape[-1] * queries.shape[3]))
+        parts = []
+        for first in range(0, queries.shape[2], step):
+            logits = queries[:, :, first : first + step].flatten(2, 3) @ keys
+            logits = logits.masked_fill(~column_there.flatten(), -torch.inf)
+            best = (logits.unflatten(-1, column_there.shape).amax(-1) - logits.amax(-1, keepdim=True)).exp()
+            there = row_there[first : first + step]
+            parts.append((best.unflatten(2, there.shape) * there[..., None]).amax(3))
+        scores = torch.cat(parts, 2)
+        return scores / scores.sum(-1, keepdim=True)
+
+    def _sample(self, tensor: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """[batch, heads, runs, drawn, head_dim], and bool [runs, drawn], which of them are there."""
+        spread, there = runs(tensor, lengths)
+        luck = torch.rand(there.shape, generator=torch.Generator().manual_seed(self.seed)).to(there.device)
+        drawn = luck.masked_fill(~there, 2).argsort(1)[:, : math.ceil(self.share * there.shape[1])]
+        wanted = torch.arange(drawn.shape[1], device=there.device) < (self.share * lengths).ceil()[:, None]
+        index = drawn[None, None, ..., None].expand(*spread.shape[:3], -1, spread.shape[-1])
+        return spread.gather(3, index), wanted

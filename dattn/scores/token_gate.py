@@ -1,0 +1,48 @@
+"""Scores from gates of single queries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dattn.scores.base import Score, Sides, means
+from dattn.selection import Select, TopP
+
+
+@dataclass(frozen=True)
+class TokenGate(Score):
+    """Every query picks regions of its own, as VMoBA does (Wu et al. 2025, arXiv 2506.23858); a block counts votes.
+
+    The gate of query t and region j is q_t · k̄_j. Gates are brought to [0, 1] by the least and the largest one of
+    those that compete, and ``pick`` chooses among them. The score of a block and a region is the share of the block's
+    queries that pick the region. So a ``Select`` over the scores says how single queries' choices become lists:
+    ``Threshold(1e-6)`` takes the union, ``Threshold(0.5)`` the majority.
+
+    Args:
+        pick: what a query picks; across a "row" (one query) or a "head" (queries compete with each other).
+
+    Raises:
+        ValueError: a pick across the layer.
+    """
+
+    pick: Select = TopP(0.25, across="head")
+
+    def __post_init__(self) -> None:
+        if self.pick.across == "layer":
+            raise ValueError(f"pick={self.pick!r}: queries compete in their own head at most; take 'row' or 'head'")
+
+    def of(self, sides: Sides) -> Tensor:
+        """See ``Score.of``, but rows do not sum to 1."""
+        keys = sides.key_means()
+        heads = [self._votes(sides.query[:, h, None], keys[:, h, None], sides) for h in range(keys.shape[1])]
+        return torch.cat(heads, 1)
+
+    def _votes(self, query: Tensor, keys: Tensor, sides: Sides) -> Tensor:
+        """[batch, 1, blocks, regions] of one head: its gates are tokens x regions."""
+        gates = query @ keys.mT
+        among = -1 if self.pick.across == "row" else (-2, -1)
+        low, high = gates.amin(among, keepdim=True), gates.amax(among, keepdim=True)
+        picked = self.pick.kept((gates - low) / (high - low).clamp_min(torch.finfo(gates.dtype).tiny))
+        return means(picked.to(gates.dtype), sides.partition.blocks)
