@@ -8,8 +8,10 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from dattn.grid import TokenGrid
 from dattn.operators import Agent, FirstOrder, InLine, PerHead, RadialBias, Reshaped, TokenMerge
+from dattn.orders import Curve, Tiled
 from dattn.patterns import (
     BlockCausal,
+    Clustered,
     CrossShaped,
     Dense,
     Grouped,
@@ -17,12 +19,16 @@ from dattn.patterns import (
     Neighborhood,
     Planes,
     Radial,
+    Selected,
     SlidingTile,
     SparseFrames,
+    SparseVideoGen,
     StridedHeads,
     Windows,
 )
 from dattn.plugin import apply, remove
+from dattn.scores import MeanSimilarity, Pooled, TokenGate
+from dattn.selection import Threshold, TopK, TopP
 from tests.tiny_models import FAMILIES, Pipeline, masked_sdpa, sample
 
 PATTERNS = {
@@ -47,6 +53,11 @@ PATTERNS = {
     "token-merge": TokenMerge(0.5),
     "radial-bias": RadialBias(0.1, pattern=Neighborhood(3)),
     "in-line": InLine(),
+    "selected": Selected(Pooled(), TopK(0.4), Curve(), block_size=16, tail=True),
+    "reused": Selected(MeanSimilarity(0.1), TopP(0.6, across="layer"), Tiled(2), block_size=16, reuse=0.9),
+    "gated": Selected(TokenGate(TopP(0.2)), Threshold(0.5), Tiled((1, 2, 2)), block_size=16),
+    "sparse-video-gen": SparseVideoGen(0.6, block_size=16),
+    "clustered": Clustered(3, 4, top_p=0.5, first_steps=4, block_size=16),
     "mixed-heads": PerHead((Neighborhood(3), TokenMerge(0.5))),
 }
 

@@ -1,0 +1,148 @@
+"""Naive definitions of what dynamic patterns choose, token by token; nothing here shares code with dattn."""
+
+import math
+
+import torch
+
+
+def cut(count, size):
+    """Lists of consecutive numbers, ``size`` each."""
+    return [list(range(a, min(a + size, count))) for a in range(0, count, size)]
+
+
+def boxes(shape, tile):
+    """The visual tokens of every box of a tiling, box by box, each box in raster order."""
+    found = {}
+    frames, height, width = shape
+    for number in range(frames * height * width):
+        at = number // (height * width), number // width % height, number % width
+        found.setdefault(tuple(x // t for x, t in zip(at, tile, strict=True)), []).append(number)
+    return [found[key] for key in sorted(found)]
+
+
+def split(regions, size):
+    """Regions cut into blocks, and the region of every block."""
+    blocks = [(i, region[a : a + size]) for i, region in enumerate(regions) for a in range(0, len(region), size)]
+    return [block for _, block in blocks], [i for i, _ in blocks]
+
+
+def softmax(row):
+    top = max(row)
+    weights = [math.exp(x - top) for x in row]
+    return [w / sum(weights) for w in weights]
+
+
+def mean(tokens, rows):
+    return sum(tokens[i] for i in rows) / len(rows)
+
+
+def pooled(query, key, blocks, regions):
+    """[blocks][regions] of one head: query, key [visual, dim]."""
+    scale = query.shape[-1] ** -0.5
+    return [softmax([float(mean(query, b) @ mean(key, r)) * scale + math.log(len(r)) for r in regions]) for b in blocks]
+
+
+def similarity(tokens, rows):
+    """Mean of all pairs' cosines, each token with itself too."""
+    total = 0.0
+    for i in rows:
+        for j in rows:
+            total += float(tokens[i] @ tokens[j] / (tokens[i].norm() * tokens[j].norm()))
+    return total / len(rows) ** 2
+
+
+def mean_similarity(query, key, blocks, regions, guard):
+    """Scores with 0 for regions that do not compete, and what must be kept."""
+    centred = key - key.mean(0)
+    untold = [similarity(centred, r) < guard for r in regions]
+    scale = query.shape[-1] ** -0.5
+    scores, must = [], []
+    for b in blocks:
+        logits = [float(mean(query, b) @ mean(key, r)) * scale + math.log(len(r)) for r in regions]
+        told = [x for x, out in zip(logits, untold, strict=True) if not out]
+        weights = iter(softmax(told)) if told else iter(())
+        scores.append([0.0 if out else next(weights) for out in untold])
+        must.append([out or similarity(query, b) < guard for out in untold])
+    return scores, must
+
+
+def antidiagonal(query, key, blocks, regions, stride):
+    """XAttention's scores, pair by pair along the antidiagonals."""
+    scale = query.shape[-1] ** -0.5 / stride
+    scores = []
+    for b in blocks:
+        groups = cut(len(b), stride)
+        row = [0.0] * len(regions)
+        for group in groups:
+            logits, of = [], []
+            for j, r in enumerate(regions):
+                for other in cut(len(r), stride):
+                    pairs = ((stride - 1 - i, i) for i in range(stride))
+                    met = [(group[a], other[c]) for a, c in pairs if a < len(group) and c < len(other)]
+                    logits.append(sum(float(query[b[a]] @ key[r[c]]) for a, c in met) * scale)
+                    of.append(j)
+            for weight, j in zip(softmax(logits), of, strict=True):
+                row[j] += weight / len(groups)
+        scores.append(row)
+    return scores
+
+
+def largest_weights(query, key, blocks, regions):
+    """PSA's scores where all tokens are sampled."""
+    logits = query @ key.T * query.shape[-1] ** -0.5
+    weights = (logits - logits.amax(1, keepdim=True)).exp()
+    scores = [[float(weights[b][:, r].max()) for r in regions] for b in blocks]
+    return [[x / sum(row) for x in row] for row in scores]
+
+
+def fewest(row, share):
+    """Indices of the fewest best entries that hold ``share`` of the sum; ties to the lower index."""
+    order = sorted(range(len(row)), key=lambda i: (-row[i], i))
+    kept, held, total = [], 0.0, sum(row)
+    for i in order:
+        if kept and (held >= share * total or row[i] == 0):
+            break
+        kept.append(i)
+        held += row[i]
+    return set(kept)
+
+
+def votes(query, key, blocks, regions, share, together):
+    """VMoBA's votes: what every query picks, alone or competing with all of its head."""
+    gates = torch.stack([torch.stack([q @ mean(key, r) for r in regions]) for q in query])
+    low, high = (gates.min(), gates.max()) if together else (gates.amin(1, True), gates.amax(1, True))
+    gates = (gates - low) / (high - low)
+    if together:
+        picked = fewest(gates.flatten().tolist(), share)
+        chosen = [[i * len(regions) + j in picked for j in range(len(regions))] for i in range(len(query))]
+    else:
+        chosen = [[j in fewest(row, share) for j in range(len(regions))] for row in gates.tolist()]
+    return [[sum(chosen[t][j] for t in b) / len(b) for j in range(len(regions))] for b in blocks]
+
+
+def k_means(tokens, centroids, steps):
+    """Lloyd's algorithm; an empty cluster's centroid stays. Returns labels and means."""
+    near = lambda: [min(range(len(centroids)), key=lambda c: float((t - centroids[c]).square().sum())) for t in tokens]
+    for move in range(steps + 1):
+        labels = near()
+        members = [[i for i, label in enumerate(labels) if label == c] for c in range(len(centroids))]
+        centroids = [mean(tokens, m) if m else c for m, c in zip(members, centroids, strict=True)]
+        if move == steps:
+            return labels, centroids
+    raise AssertionError
+
+
+def clustered(query, key, starts, steps, share, floor):
+    """bool [visual, visual] of SVG2 in one head: labels, then the clusters that every query cluster keeps."""
+    (rows, q_means), (columns, k_means_) = (
+        k_means(t, list(start), steps) for t, start in zip((query, key), starts, strict=True)
+    )
+    sizes = [columns.count(c) for c in range(len(k_means_))]
+    scale = query.shape[-1] ** -0.5
+    kept = []
+    for q in q_means:
+        logits = [float(q @ k) * scale + math.log(n) if n else -math.inf for k, n in zip(k_means_, sizes, strict=True)]
+        weights = softmax(logits)
+        best = sorted(range(len(weights)), key=lambda i: (-weights[i], i))
+        kept.append(fewest(weights, share) | set(best[: math.ceil(floor * len(weights))]))
+    return torch.tensor([[columns[j] in kept[rows[i]] for j in range(len(key))] for i in range(len(query))])

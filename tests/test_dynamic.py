@@ -1,0 +1,529 @@
+"""Dynamic patterns against naive definitions in float64: scores, choices, masks, outputs, what they keep."""
+
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import dattn
+from dattn import (
+    Clustered,
+    MeanSim,
+    PerHead,
+    PerStep,
+    ProxyHeads,
+    Radial,
+    Routing,
+    Selected,
+    SparseVideoGen,
+    TokenGrid,
+    VMoBA,
+    XAttention,
+    attention,
+    pattern_from_dict,
+    pattern_from_string,
+)
+from dattn.block_mask import MaskCache
+from dattn.clusters import Clusters, start
+from dattn.orders import ByLayer, Curve, PatchMajor, Raster, Tiled, hilbert_index
+from dattn.scores import Antidiagonal, Joined, MeanSimilarity, Pooled, Proxy, Sampled, Sides, TokenGate
+from dattn.selection import Threshold, TopK, TopP
+from tests import dynamic_oracles as oracles
+from tests.oracles import attention_oracle, tail_oracle
+
+GRID = TokenGrid(3, 5, 6, text=(2, 3))
+SIZE = 16
+PATTERNS = {
+    "selected": Selected(Pooled(), TopK(0.3), block_size=SIZE),
+    "curve": Selected(Pooled(), TopP(0.5), Curve(), keep=("own", "first_frame"), block_size=SIZE),
+    "layer-budget": Selected(Antidiagonal(4), TopK(0.3, across="layer"), PatchMajor(), block_size=SIZE),
+    "xattention": XAttention(4, 0.6, block_size=SIZE),
+    "mean-sim": MeanSim(0.3, 0.05, block_size=SIZE),
+    "routing": Routing((1, 3, 3), 4, block_size=SIZE),
+    "proxy-heads": ProxyHeads(2, 4, 0.6, block_size=SIZE),
+    "vmoba": VMoBA(1, (2, 3), (2, 3, 2), 0.1, votes=0.5, block_size=SIZE),
+    "sampled": Selected(Sampled(0.5), TopP(0.6), Tiled((2, 2, 3)), block_size=SIZE),
+    "sparse-video-gen": SparseVideoGen(0.6, block_size=SIZE),
+    "clustered": Clustered(5, 8, top_p=0.5, block_size=SIZE),
+}
+
+
+@pytest.fixture(params=PATTERNS)
+def pattern(request):
+    return PATTERNS[request.param]
+
+
+def inputs(grid=GRID, batch=2, heads=4, dim=8, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(batch, heads, grid.tokens, dim, generator=generator, dtype=dtype) for _ in range(3)]
+
+
+def sides(order=None, grid=GRID, size=SIZE, **options):
+    """What scores are given, with the blocks and regions as lists of raster positions."""
+    q, k, _ = inputs(grid, **options)
+    partition = (order or Raster()).partition(grid, size, MaskCache(), q.device)
+    return Sides(partition.visual(q), partition.visual(k), partition), visual(q, grid), visual(k, grid)
+
+
+def visual(tensor, grid):
+    return tensor[:, :, grid.text_before : grid.text_before + grid.visual]
+
+
+def pieces(order, grid=GRID, size=SIZE):
+    """The blocks and regions of ``Raster`` or ``Tiled``, cut by hand, and the region of every block."""
+    regions = oracles.boxes(grid.shape, order.tile) if isinstance(order, Tiled) else oracles.cut(grid.visual, size)
+    blocks, own = oracles.split(regions, size)
+    return blocks, regions, own
+
+
+def check_scores(score, naive, order, heads=4):
+    given, q, k = sides(order)
+    blocks, regions, _ = pieces(order)
+    expected = torch.tensor([[naive(q[b, h], k[b, h], blocks, regions) for h in range(heads)] for b in range(2)])
+    torch.testing.assert_close(score.of(given), expected.double())
+
+
+ORDERS = [Raster(), Tiled((2, 2, 3)), Tiled((3, 5, 2))]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_pooled(order):
+    check_scores(Pooled(), oracles.pooled, order)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("stride", [2, 4, 5])
+def test_antidiagonal(order, stride, monkeypatch):
+    monkeypatch.setattr("dattn.scores.antidiagonal.CHUNK", 4000)  # several chunks of rows
+    naive = lambda q, k, blocks, regions: oracles.antidiagonal(q, k, blocks, regions, stride)
+    check_scores(Antidiagonal(stride), naive, order)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_sampled_of_everything(order, monkeypatch):
+    monkeypatch.setattr("dattn.scores.sampled.CHUNK", 4000)
+    check_scores(Sampled(1.0), oracles.largest_weights, order)
+
+
+def test_sampled_of_some():
+    """A sample sees no larger weights than there are, and tokens that are alike say it all."""
+    given, _, _ = sides(Tiled((2, 2, 3)))
+    alike = [t.clone() for t in given[:2]]
+    start = 0
+    for length in given.partition.lengths.tolist():
+        for t in alike:
+            t[:, :, start : start + length] = t[:, :, start, None]
+        start += length
+    same = Sides(*alike, given.partition)
+    torch.testing.assert_close(Sampled(0.3).of(same), Sampled(1.0).of(same))
+    assert not torch.equal(Sampled(0.3).of(given), Sampled(0.3, seed=1).of(given))
+
+
+@pytest.mark.parametrize("guard", [-1.0, 0.1, 0.16, 1.0])
+def test_mean_similarity(guard):
+    order = Tiled((2, 2, 3))
+    blocks, regions, _ = pieces(order)
+    given, q, k = sides(order)
+    score = MeanSimilarity(guard)
+    scores, must = score.of(given), score.must(given)
+    for b in range(2):
+        for h in range(4):
+            expected = oracles.mean_similarity(q[b, h], k[b, h], blocks, regions, guard)
+            if math.isfinite(float(scores[b, h].sum())):
+                torch.testing.assert_close(scores[b, h], torch.tensor(expected[0], dtype=torch.float64))
+            assert must[b, h].tolist() == expected[1]
+    assert torch.isfinite(scores).all()
+    assert guard not in (0.1, 0.16) or 0 < must.double().mean() < 1
+
+
+def test_joined_heads_choose_together():
+    order = Tiled((1, 3, 3))
+    blocks, regions, _ = pieces(order)
+    given, q, k = sides(order)
+    together = [t.transpose(1, 2).flatten(2) for t in (q, k)]
+    expected = torch.tensor([[oracles.pooled(together[0][b], together[1][b], blocks, regions)] for b in range(2)])
+    torch.testing.assert_close(Joined().of(given), expected.double())
+
+
+def test_proxy_heads_share_a_ranking_and_keep_their_profile():
+    given, _, _ = sides()
+    score = Proxy(Antidiagonal(4), 2, Pooled())
+    found, own = score.of(given), Pooled().of(given)
+    torch.testing.assert_close(found.sort(-1).values, own.sort(-1).values)
+    averaged = [torch.stack([t[:, :2].mean(1), t[:, 2:].mean(1)], 1) for t in given[:2]]
+    ranking = Antidiagonal(4).of(Sides(*averaged, given.partition)).argsort(-1, descending=True)
+    for head in range(4):
+        falling = found[:, head].gather(-1, ranking[:, head // 2])
+        assert (falling.diff(dim=-1) <= 0).all()
+    assert Proxy(heads=9).of(given).shape == own.shape
+
+
+@pytest.mark.parametrize("across", ["row", "head"])
+def test_token_gates(across):
+    order = Tiled((2, 2, 3))
+    naive = lambda q, k, blocks, regions: oracles.votes(q, k, blocks, regions, 0.3, across == "head")
+    check_scores(TokenGate(TopP(0.3, across=across)), naive, order)
+
+
+@pytest.mark.parametrize("across", ["row", "head", "layer"])
+def test_who_competes(across):
+    scores = torch.rand(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    for select, naive in ((TopK(0.3, across=across), 0.3), (TopP(0.3, across=across), None)):
+        kept = select.kept(scores)
+        groups = {"row": 3, "head": 2, "layer": 1}[across]
+        for row, chosen in zip(
+            scores.flatten(0, groups - 1).flatten(1), kept.flatten(0, groups - 1).flatten(1), strict=True
+        ):
+            if naive:
+                best = sorted(range(len(row)), key=lambda i: -row[i])[: math.ceil(naive * len(row) - 1e-9)]
+                assert set(chosen.nonzero().flatten().tolist()) == set(best)
+            else:
+                assert set(chosen.nonzero().flatten().tolist()) == oracles.fewest(row.tolist(), 0.3)
+
+
+def test_a_floor_holds_in_every_row_and_a_threshold_is_one():
+    scores = torch.rand(1, 2, 6, 10, generator=torch.Generator().manual_seed(0))
+    assert (TopK(0.1, across="layer", floor=0.3).kept(scores).sum(-1) >= 3).all()
+    assert torch.equal(Threshold(0.5).kept(scores), scores >= 0.5)
+
+
+@given(st.integers(1, 3), st.integers(1, 4))
+@settings(deadline=None)
+def test_the_curve_visits_neighbours(axes, bits):
+    at = torch.cartesian_prod(*[torch.arange(1 << bits)] * axes).view(-1, axes)
+    index = hilbert_index(at)
+    assert index.sort().values.tolist() == list(range(len(at)))
+    assert (at[index.argsort()].diff(dim=0).abs().sum(1) == 1).all()
+
+
+@given(
+    st.builds(TokenGrid, st.integers(1, 4), st.integers(1, 7), st.integers(1, 7), st.just((2, 1))),
+    st.sampled_from([Raster(), PatchMajor(), Curve(), Tiled(2), Tiled((1, None, 2)), Tiled(9)]),
+)
+@settings(max_examples=60, deadline=None)
+def test_orders_hold_every_token_once(grid, order):
+    partition = order.fit(grid)[0].partition(grid, SIZE, MaskCache(), torch.device("cpu"))
+    assert partition.order.sort().values.tolist() == list(range(grid.visual))
+    assert int(partition.lengths.sum()) == int(partition.blocks.sum()) == grid.visual
+    assert (partition.blocks >= 1).all() and (partition.blocks <= SIZE).all()
+    totals = torch.zeros_like(partition.lengths).index_add_(0, partition.region, partition.blocks)
+    assert torch.equal(totals, partition.lengths)
+
+
+def test_what_is_always_kept():
+    order = Tiled((2, 3, 3))
+    partition = order.partition(GRID, SIZE, MaskCache(), torch.device("cpu"))
+    blocks, regions, own = pieces(order)
+    expected = {
+        "own": lambda i, j: own[i] == j,
+        "neighbours": lambda i, j: abs(own[i] - j) <= 1,
+        "first_frame": lambda i, j: any(t < 30 for t in regions[j]),
+        "sink": lambda i, j: j == 0,
+    }
+    for name, rule in expected.items():
+        kept = [[rule(i, j) for j in range(len(regions))] for i in range(len(blocks))]
+        assert partition.always((name,)).tolist() == kept
+
+
+def test_selected_is_scores_then_choice_then_lists():
+    """Element by element from the naive scores: a query sees what its block chose, its own region and the text."""
+    order = Tiled((2, 2, 3))
+    blocks, regions, own = pieces(order)
+    q, k, _ = inputs()
+    mask = Selected(Pooled(), TopP(0.4), order, block_size=SIZE).mask_for(q, k, GRID).to_dense()
+    for b in range(2):
+        for h in range(4):
+            expected = torch.ones(GRID.tokens, GRID.tokens, dtype=torch.bool)
+            rows = oracles.pooled(visual(q, GRID)[b, h], visual(k, GRID)[b, h], blocks, regions)
+            for i, (block, row) in enumerate(zip(blocks, rows, strict=True)):
+                kept = oracles.fewest(row, 0.4) | {own[i]}
+                for j, region in enumerate(regions):
+                    if j not in kept:
+                        expected[2 + torch.tensor(block)[:, None], 2 + torch.tensor(region)] = False
+            assert torch.equal(mask[b, h], expected)
+
+
+def band_oracle(grid, density, size, temporal):
+    """bool [visual, visual] of SVG, token by token."""
+    n, frame, text = grid.visual, grid.height * grid.width, grid.tokens - grid.visual
+    share = max(density - (2 * text + frame) / n, 0)
+    reach = round(n * (1 - math.sqrt(1 - share)) / size)
+    place = lambda t: t % frame * grid.frames + t // frame if temporal else t
+    return torch.tensor(
+        [
+            [abs(place(i) // size - place(j) // size) <= reach or place(j) // size * size < frame for j in range(n)]
+            for i in range(n)
+        ]
+    )
+
+
+@pytest.mark.parametrize("valued", [True, False])
+def test_sparse_video_gen(valued, monkeypatch):
+    monkeypatch.setattr("dattn.patterns.sparse_video_gen.CHUNK", 4000)
+    pattern = SparseVideoGen(0.7, rows=20, seed=3, block_size=SIZE)
+    grid = TokenGrid(6, 3, 4, text=(2, 3))
+    q, k, v = inputs(grid, heads=8, seed=1)
+    bands = [band_oracle(grid, 0.7, SIZE, temporal) for temporal in (False, True)]
+    allowed = [torch.ones(grid.tokens, grid.tokens, dtype=torch.bool) for _ in bands]
+    for out, band in zip(allowed, bands, strict=True):
+        out[2 : 2 + grid.visual, 2 : 2 + grid.visual] = band
+    rows = 2 + pattern.sample(grid)
+    assert len(set(rows.tolist())) == 20
+    weights = (q @ k.mT * 8**-0.5).softmax(-1)[:, :, rows]
+    errors = []
+    for out in allowed:
+        kept = weights * out[rows]
+        if valued:
+            errors.append(((weights - kept / kept.sum(-1, keepdim=True)) @ v).square().sum((-1, -2)))
+        else:
+            errors.append((1 - kept.sum(-1)).sum(-1))
+    temporal = errors[1] < errors[0]
+    assert 0 < temporal.double().mean() < 1
+    expected = torch.stack(allowed)[temporal.long()]
+    mask = pattern.build(q, k, v if valued else None, grid, {})
+    assert torch.equal(mask.to_dense(), expected)
+    assert valued or torch.equal(pattern.mask_for(q, k, grid).to_dense(), expected)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 4])
+def test_clustered(steps, monkeypatch):
+    monkeypatch.setattr("dattn.clusters.CHUNK", 900)
+    pattern = Clustered(5, 8, top_p=0.5, floor=0.2, first_steps=steps, seed=2, block_size=SIZE)
+    q, k, _ = inputs()
+    mask = pattern.mask_for(q, k, GRID).to_dense()
+    rows, columns = visual(q, GRID), visual(k, GRID)
+    drawn = [torch.randperm(GRID.visual, generator=torch.Generator().manual_seed(2))[:count] for count in (5, 8)]
+    for b in range(2):
+        for h in range(4):
+            starts = rows[b, h, drawn[0]], columns[b, h, drawn[1]]
+            expected = torch.ones(GRID.tokens, GRID.tokens, dtype=torch.bool)
+            expected[2:92, 2:92] = oracles.clustered(rows[b, h], columns[b, h], starts, steps, 0.5, 0.2)
+            assert torch.equal(mask[b, h], expected)
+
+
+def test_an_empty_cluster_stays_and_a_still_head_stops():
+    tokens = torch.tensor([0.0, 0.1, 1.0, 1.1]).view(1, 1, 4, 1)
+    centroids = torch.tensor([0.0, 1.0, 9.0]).view(1, 1, 3, 1)
+    clusters = Clusters.of(tokens, centroids, 5)
+    assert clusters.sizes.tolist() == [[[2, 2, 0]]]
+    torch.testing.assert_close(clusters.centroids.flatten(), torch.tensor([0.05, 1.05, 9.0]))
+    both = Clusters.of(torch.cat([tokens, tokens + torch.randn(1, 1, 4, 1)]), centroids, 5)
+    assert torch.equal(both.centroids[0], clusters.centroids[0])
+
+
+def test_the_next_step_starts_from_the_last_centroids():
+    q, k, v = inputs()
+    state = {"step": 0}
+    pattern = Clustered(5, 8, top_p=0.5, first_steps=20, steps=0, block_size=SIZE)
+    pattern.mask_for(q, k, GRID, state)
+    kept = [state[side].clone() for side in ("queries", "keys")]
+    assert pattern.held(state) == sum(t.numel() * t.element_size() for t in kept)
+    pattern.mask_for(q + 0.1 * v, k, GRID, state)
+    expected = Clusters.of(visual(q + 0.1 * v, GRID), kept[0], 0)
+    assert torch.equal(state["queries"], expected.centroids)
+    pattern.mask_for(q[:1], k[:1], GRID, state)  # another batch starts anew
+    assert torch.equal(
+        state["queries"], Clusters.of(visual(q[:1], GRID), start(visual(q[:1], GRID), 5, 0), 20).centroids
+    )
+
+
+def test_output_and_lse_are_those_of_the_mask(pattern):
+    q, k, v = inputs()
+    output, lse = attention(q, k, v, pattern, GRID, scale=0.4, return_lse=True)
+    mask = pattern.build(q * (0.4 * 8**0.5), k, v, GRID, {})
+    expected = attention_oracle(q, k, v, mask.to_dense(), 0.4)
+    torch.testing.assert_close(output, expected[0])
+    torch.testing.assert_close(lse, expected[1])
+    assert 0 < mask.density < 1
+
+
+def test_rows_are_never_empty_and_text_and_own_are_kept(pattern):
+    q, k, _ = inputs()
+    mask = pattern.mask_for(q, k, GRID)
+    dense = mask.to_dense()
+    assert dense.any(-1).all()
+    text = [0, 1, 92, 93, 94]
+    assert dense[..., text].all() and dense[..., text, :].all()
+    if isinstance(pattern, Selected):
+        assert dense.diagonal(dim1=-2, dim2=-1).all()
+
+
+def test_samples_of_a_batch_do_not_meet(pattern):
+    q, k, v = inputs()
+    together = attention(q, k, v, pattern, GRID)
+    alone = torch.cat([attention(*(t[i : i + 1] for t in (q, k, v)), pattern, GRID) for i in range(2)])
+    torch.testing.assert_close(together, alone)
+
+
+def test_gradients_are_those_of_the_mask(pattern):
+    q, k, v = (t.requires_grad_() for t in inputs())
+    output = attention(q, k, v, pattern, GRID)
+    weight = torch.randn(output.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    found = torch.autograd.grad((output * weight).sum(), (q, k, v))
+    allowed = pattern.build(q.detach(), k.detach(), v.detach(), GRID, {}).to_dense()
+    expected = torch.autograd.grad((attention_oracle(q, k, v, allowed, 8**-0.5)[0] * weight).sum(), (q, k, v))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("name", ["selected", "xattention", "sparse-video-gen", "clustered"])
+@pytest.mark.parametrize("tail", [True, 16])
+def test_tails_cover_what_is_not_chosen(name, tail):
+    from dataclasses import replace
+
+    pattern = replace(PATTERNS[name], tail=tail)
+    q, k, v = inputs(batch=2, heads=2)
+    q = 3 * q
+    output, lse = attention(q, k, v, pattern, GRID, return_lse=True)
+    reference = attention(q, k, v, pattern, GRID, backend="reference", return_lse=True)
+    torch.testing.assert_close(output, reference[0])
+    torch.testing.assert_close(lse, reference[1])
+    without = attention(q, k, v, PATTERNS[name], GRID, return_lse=True)[1]
+    assert (lse >= without - 1e-12).all() and (lse > without + 1e-3).any()
+
+
+def test_the_tail_of_one_sample_and_head_is_the_naive_one():
+    pattern = Selected(Pooled(), TopK(0.3), block_size=SIZE, tail=True)
+    q, k, v = inputs(batch=1, heads=1)
+    expected = tail_oracle(q, k, v, pattern.mask_for(q, k, GRID), GRID, SIZE, 8**-0.5)
+    output, lse = attention(q, k, v, pattern, GRID, return_lse=True)
+    torch.testing.assert_close(output, expected[0])
+    torch.testing.assert_close(lse, expected[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_precisions(pattern, dtype):
+    q, k, v = (t.to(dtype) for t in inputs())
+    mask = pattern.build(q.float(), k.float(), v.float(), GRID, {}).to_dense()
+    expected = attention_oracle(q, k, v, mask, 8**-0.5)[0]
+    plain = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    error = lambda t: (t.double() - expected).abs().max().item()
+    output = attention(q, k, v, pattern, GRID)
+    assert output.dtype == dtype
+    assert error(output) <= 2 * error(plain) + 1e-6
+
+
+def test_padded_text_is_not_seen(pattern):
+    q, k, v = inputs()
+    kept = torch.ones(2, GRID.tokens, dtype=torch.bool)
+    kept[1, -2:] = False
+    output = attention(q, k, v, pattern, GRID, key_mask=kept)
+    mask = pattern.build(q, k, v, GRID, {}).to_dense()
+    torch.testing.assert_close(output, attention_oracle(q, k, v, mask, 8**-0.5, kept)[0])
+
+
+def reusing(reuse):
+    return Selected(Pooled(), TopK(0.3), block_size=SIZE, reuse=reuse)
+
+
+def test_lists_are_kept_for_so_many_steps():
+    q, k, v = inputs()
+    pattern, state, masks = reusing(3), {}, []
+    for step in range(7):
+        state["step"] = step
+        masks.append(pattern.mask_for(q + step * v, k, GRID, state))
+    assert [masks[i] is masks[i + 1] for i in range(6)] == [True, True, False, True, True, False]
+    assert pattern.held(state) > 0
+    fresh = reusing(1).mask_for(q + 3 * v, k, GRID)
+    assert torch.equal(masks[3].to_dense(), fresh.to_dense())
+
+
+def test_lists_are_kept_while_queries_are_alike_sample_by_sample():
+    q, k, _ = inputs()
+    pattern, state = reusing(0.9), {"step": 0}
+    first = pattern.mask_for(q, k, GRID, state)
+    state["step"] = 1
+    assert pattern.mask_for(q * 1.01, k, GRID, state) is first
+    moved = torch.stack([q[0], -q[1]])  # the second sample turns round
+    state["step"] = 2
+    second = pattern.mask_for(moved, -k, GRID, state).to_dense()
+    assert torch.equal(second[0], first.to_dense()[0])
+    assert torch.equal(second[1], reusing(1).mask_for(moved, -k, GRID).to_dense()[1])
+    assert not torch.equal(second[0], reusing(1).mask_for(moved, -k, GRID).to_dense()[0])
+
+
+def test_another_pattern_or_no_step_keeps_nothing():
+    q, k, _ = inputs()
+    state = {"step": 0}
+    first = reusing(5).mask_for(q, k, GRID, state)
+    other = Selected(Pooled(), TopK(0.6), block_size=SIZE, reuse=5)
+    assert other.mask_for(q, k, GRID, state).density > first.density
+    assert reusing(5).mask_for(q, k, GRID, {}) is not reusing(5).mask_for(q, k, GRID, {})
+
+
+def test_regions_turn_with_the_layer():
+    orders = (Tiled((1, None, None)), Tiled((None, 2, 3)), Tiled((2, 3, 2)))
+    pattern = Selected(order=ByLayer(orders))
+    assert [pattern.at(i, 4, 0, 10).order for i in range(4)] == [*orders, orders[0]]
+    assert Selected(order=Tiled((9, 2, 2))).fit(GRID)[0].order == Tiled((3, 2, 2))
+
+
+def test_they_are_written_and_read(pattern):
+    assert pattern_from_dict(json.loads(json.dumps(pattern.to_dict()))) == pattern
+    assert pattern_from_string("XAttention(threshold=0.8)") == XAttention(threshold=0.8)
+    assert pattern_from_string("Selected(Proxy(Pooled), TopK(0.2), Curve)") == Selected(
+        Proxy(Pooled()), TopK(0.2), Curve()
+    )
+
+
+def test_among_others():
+    """Per head beside a mask, and per step."""
+    q, k, v = inputs()
+    both = PerHead((Radial(block_size=SIZE), PATTERNS["selected"]))
+    state = {}
+    out = both.attend(q, k, v, GRID, state, scale=8**-0.5, key_mask=None, backend="auto")[0]
+    halves = [attention(q[:, :2], k[:, :2], v[:, :2], both.patterns[0], GRID)]
+    halves.append(attention(q[:, 2:], k[:, 2:], v[:, 2:], both.patterns[1], GRID))
+    torch.testing.assert_close(out, torch.cat(halves, 1))
+    densities = Radial(block_size=SIZE).mask(GRID).density, both.patterns[1].mask_for(q[:, 2:], k[:, 2:], GRID).density
+    assert state["visited"][0] == pytest.approx(sum(densities) / 2)
+    later = PerStep({0: dattn.Dense(), 3: PATTERNS["selected"]})
+    assert later.at(0, 1, 5, 10) == PATTERNS["selected"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Selected(TopK(0.2)), "score=TopK.*give a Score"),
+        (lambda: Selected(select=Pooled()), "give a Select"),
+        (lambda: Selected(order=Pooled()), "give a Order"),
+        (lambda: Selected(keep=("mine",)), "keep=.*own, neighbours, first_frame, sink"),
+        (lambda: Selected(reuse=0), "reuse=0.*number of steps"),
+        (lambda: Selected(reuse=1.5), "reuse=1.5"),
+        (lambda: Selected(block_size=48), "block_size=48.*16, 32, 64, 128"),
+        (lambda: Selected(block_size=16, tail=64), "tail=64"),
+        (lambda: XAttention(threshold=1.2), "share=1.2"),
+        (lambda: XAttention(stride=0), "stride=0"),
+        (lambda: MeanSim(guard=2), "guard=2"),
+        (lambda: TopK(0), "amount=0"),
+        (lambda: TopK(1.5), "amount=1.5"),
+        (lambda: TopP(0.5, across="model"), "across='model'"),
+        (lambda: TopP(0.5, floor=2), "floor=2"),
+        (lambda: Threshold(0), "least=0"),
+        (lambda: TokenGate(TopP(0.5, across="layer")), "compete in their own head"),
+        (lambda: Proxy(heads=0), "heads=0"),
+        (lambda: Sampled(0), "share=0"),
+        (lambda: ByLayer(()), "one order at least"),
+        (lambda: ByLayer((3,)), "tuple of orders"),
+        (lambda: SparseVideoGen(0), "density=0"),
+        (lambda: SparseVideoGen(rows=0), "rows=0"),
+        (lambda: Clustered(0), "query_clusters=0"),
+        (lambda: Clustered(top_p=0), "share=0"),
+        (lambda: Clustered(steps=-1), "steps=-1"),
+        (lambda: pattern_from_string("TopK(0.2)"), "a part of a pattern"),
+    ],
+)
+def test_bad_fields(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_bad_grids():
+    q, k, _ = inputs()
+    with pytest.raises(ValueError, match="300 clusters of 90 tokens"):
+        Clustered().mask_for(q, k, GRID)
+    with pytest.raises(ValueError, match="tile 8 on an axis of 5"):
+        Routing().mask_for(q, k, GRID)
