@@ -85,13 +85,11 @@ def _nearest(tokens: Tensor, centroids: Tensor) -> Tensor:
 
 def _means(tokens: Tensor, labels: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
     """The means of the clusters, ``centroids`` where they are empty, and their sizes; sums are always in one order."""
-    clusters = torch.arange(centroids.shape[2], device=tokens.device)
-    total, sizes = (
-        torch.zeros_like(centroids),
-        torch.zeros_like(labels[..., :1]).expand(*labels.shape[:2], len(clusters)),
-    )
-    step = max(1, CHUNK // (labels.shape[0] * labels.shape[1] * len(clusters)))
-    for part, label in zip(tokens.split(step, 2), labels.split(step, 2), strict=True):
-        members = label[..., None, :] == clusters[:, None]
-        total, sizes = total + members.to(part.dtype) @ part, sizes + members.sum(-1)
+    clusters = centroids.shape[2]
+    first = torch.arange(labels.shape[0] * labels.shape[1], device=labels.device).view(*labels.shape[:2], 1) * clusters
+    together = (labels + first).flatten()
+    sizes = together.bincount(minlength=first.numel() * clusters)
+    order = together.argsort(stable=True)
+    total = torch.segment_reduce(tokens.flatten(0, 2)[order], "sum", lengths=sizes)
+    sizes, total = sizes.view(*labels.shape[:2], clusters), total.view_as(centroids)
     return torch.where(sizes[..., None] > 0, total / sizes.clamp_min(1)[..., None], centroids), sizes

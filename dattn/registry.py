@@ -17,9 +17,8 @@ from dattn.spec import Named, Spec
 SPECS: dict[str, type[Spec]] = {**PATTERNS, **DYNAMIC, **OPERATORS}
 PARTS: dict[str, type[Named]] = {**SCORES, **SELECTS, **ORDERS}
 """What dynamic patterns are made of."""
-_KNOWN: dict[str, Callable[..., Named]] = {
-    name.lower(): make for name, make in ({**SPECS, **PUBLISHED, **PARTS}).items()
-}
+_KNOWN: dict[str, Callable[..., Named]] = {**SPECS, **PUBLISHED, **PARTS}
+_BY_LOWER_CASE = {name.lower(): make for name, make in _KNOWN.items()}
 
 
 def pattern_from_dict(data: dict[str, Any]) -> Spec:
@@ -110,7 +109,7 @@ def _parse(node: ast.expr) -> Any:
 
 
 def _make(name: Any, positional: tuple[Any, ...], arguments: dict[str, Any]) -> Named:
-    make = _KNOWN.get(str(name).lower())
+    make = _BY_LOWER_CASE.get(str(name).lower())
     if make is None:
         raise ValueError(f"unknown pattern {name!r}: choose one of {', '.join([*SPECS, *PUBLISHED])}")
     signature = inspect.signature(make)

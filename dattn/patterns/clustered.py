@@ -83,9 +83,10 @@ class Clustered(Dynamic):
     def _clusters(self, name: str, tokens: Tensor, count: int, state: State) -> Clusters:
         """Those of one side, from the centroids of the step before where there are any."""
         before = state.get(name)
-        known = isinstance(before, Tensor) and before.shape == (*tokens.shape[:2], count, tokens.shape[-1])
-        first = before if known else start(tokens, count, self.seed)
-        clusters = Clusters.of(tokens, first, self.steps if known else self.first_steps)
+        if isinstance(before, Tensor) and before.shape == (*tokens.shape[:2], count, tokens.shape[-1]):
+            clusters = Clusters.of(tokens, before, self.steps)
+        else:
+            clusters = Clusters.of(tokens, start(tokens, count, self.seed), self.first_steps)
         state[name] = clusters.centroids
         return clusters
 

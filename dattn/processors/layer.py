@@ -198,7 +198,7 @@ class Layer:
         """``attend`` outside of any graph."""
         assert self.grid is not None
         self.chosen(query)
-        state = {"masks": self.masks} if self.concrete.static else self._state()
+        state: State = {"masks": self.masks} if self.concrete.static else self._state()
         output = attend(query, key, value, self.concrete, self.grid, scale=scale, backend=self.backend, state=state)
         if VISITED in state:
             self._visited.append(state.pop(VISITED))

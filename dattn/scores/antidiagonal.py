@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from dattn.patterns.base import check_count
 from dattn.scores.base import CHUNK, Score, Sides, runs
@@ -36,23 +37,24 @@ class Antidiagonal(Score):
         """See ``Score.of``."""
         queries, row_there = self._groups(sides.query, sides.partition.blocks, reverse=True)
         keys, column_there = self._groups(sides.key, sides.partition.lengths, reverse=False)
-        bias = torch.zeros_like(column_there, dtype=keys.dtype).masked_fill(~column_there, -torch.inf).flatten()
+        keys, absent = keys.flatten(2, 3).mT, ~column_there.flatten()
         scale = sides.query.shape[-1] ** -0.5 / self.stride
-        keys = keys.flatten(2, 3).mT * scale
         step = max(1, CHUNK // (keys.shape[0] * keys.shape[1] * keys.shape[-1] * queries.shape[3]))
         parts = []
         for first in range(0, queries.shape[2], step):
-            rows = queries[:, :, first : first + step]
-            weights = (rows.flatten(2, 3) @ keys + bias).softmax(-1).unflatten(-1, column_there.shape).sum(-1)
-            there = row_there[first : first + step]
-            counted = weights.unflatten(2, there.shape) * there[..., None]
-            parts.append(counted.sum(3) / there.sum(1).clamp_min(1)[:, None])
+            rows, there = queries[:, :, first : first + step], row_there[first : first + step]
+            logits = (rows.flatten(2, 3) @ keys).mul_(scale)
+            if absent.any():
+                logits.masked_fill_(absent, -torch.inf)
+            weights = logits.softmax(-1).unflatten(-1, column_there.shape).sum(-1).unflatten(2, there.shape)
+            parts.append((weights * there[..., None]).sum(3) / there.sum(1).clamp_min(1)[:, None])
         return torch.cat(parts, 2)
 
     def _groups(self, tensor: Tensor, lengths: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
         """[batch, heads, runs, groups, stride · head_dim], and bool [runs, groups], which groups have a token."""
         spread, there = runs(tensor, lengths)
-        more = -spread.shape[3] % self.stride
-        spread = torch.nn.functional.pad(spread, (0, 0, 0, more)).unflatten(3, (-1, self.stride))
-        there = torch.nn.functional.pad(there, (0, more)).unflatten(1, (-1, self.stride)).any(-1)
+        if more := -spread.shape[3] % self.stride:
+            spread, there = pad(spread, (0, 0, 0, more)), pad(there, (0, more))
+        spread = spread.unflatten(3, (-1, self.stride))
+        there = there.unflatten(1, (-1, self.stride)).any(-1)
         return (spread.flip(4) if reverse else spread).flatten(4), there

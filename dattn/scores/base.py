@@ -61,9 +61,12 @@ def runs(tensor: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """
     slot = torch.arange(int(lengths.max()), device=lengths.device)
     there = slot < lengths[:, None]
+    if there.all():
+        return tensor.unflatten(2, there.shape), there
     index = ((lengths.cumsum(0) - lengths)[:, None] + slot).clamp_max(tensor.shape[2] - 1)
     spread = tensor.index_select(2, index.flatten()).unflatten(2, index.shape)
-    return spread * there.view(*there.shape, *(1 for _ in tensor.shape[3:])), there
+    spread[:, :, ~there] = 0
+    return spread, there
 
 
 def means(tensor: Tensor, lengths: Tensor) -> Tensor:
