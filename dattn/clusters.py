@@ -77,10 +77,11 @@ def start(tokens: Tensor, count: int, seed: int) -> Tensor:
 
 def _nearest(tokens: Tensor, centroids: Tensor) -> Tensor:
     """int64 [batch, heads, tokens]."""
-    half = centroids.square().sum(-1)[..., None, :] / 2
+    half = centroids.square().sum(-1).flatten(0, 1)[:, None] / 2
+    turned = centroids.flatten(0, 1).mT
     step = max(1, CHUNK // half.numel())
-    parts = [(half - t @ centroids.mT).argmin(-1) for t in tokens.split(step, 2)]
-    return torch.cat(parts, 2)
+    parts = [torch.baddbmm(half, t.flatten(0, 1), turned, alpha=-1).argmin(-1) for t in tokens.split(step, 2)]
+    return torch.cat(parts, 1).view(tokens.shape[:3])
 
 
 def _means(tokens: Tensor, labels: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
