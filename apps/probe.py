@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from statistics import fmean
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from .arguments import Parser, add_model_options, at_least, writable_folder
@@ -25,14 +26,18 @@ EXAMPLES = """\
   dattn probe --patterns "Radial(block_size=64)" "Agent(0.75)" "TokenMerge(0.5)"
   dattn probe --patterns "Radial(block_size=64)" --tails --output outputs/tails.json
   dattn probe --model assets/models/shapes-flux --patterns "Grouped(4, 'cross')" "MultiAxis(4, 'grid')" """
-COLUMNS = ("pattern", "work", "error", "kept", "worst layer")
+COLUMNS = ("pattern", "work", "choosing", "error", "kept", "worst layer")
 
 
 @dataclass
 class Figures:
-    """What was noted of one pattern: error ‖o - dense‖ / ‖dense‖ and kept weight, a pair per layer and step."""
+    """What was noted of one pattern: error ‖o - dense‖ / ‖dense‖ and kept weight, a pair per layer and step.
+
+    ``choosing`` is the time that a pattern takes to look at queries and keys, over that of dense attention beside it.
+    """
 
     work: list[float] = field(default_factory=list)
+    choosing: list[float] = field(default_factory=list)
     error: dict[int, list[float]] = field(default_factory=dict)
     kept: list[float] = field(default_factory=list)
 
@@ -43,6 +48,7 @@ class Figures:
         return {
             "pattern": name,
             "work": fmean(self.work),
+            "choosing": fmean(self.choosing) if self.choosing else None,
             "error": fmean(layers.values()),
             "kept": fmean(self.kept) if self.kept else None,
             "worst layer": f"{worst} ({layers[worst]:.3f})",
@@ -85,7 +91,8 @@ def main(argv: Sequence[str]) -> int:
     rows = probe(load(options.model, options.device, options.dtype), specs, options)
     print(table(COLUMNS, [[row[name] for name in COLUMNS] for row in rows]))
     print(
-        "\nwork: of dense attention; error: of a layer's output; kept: of the weight; pooled keys count in both shares"
+        "\nwork: of dense attention; choosing: time, beside dense attention's; error: of a layer's output; "
+        "kept: of the weight. Pooled keys count in work and kept"
     )
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -113,12 +120,21 @@ def probe(loaded: Any, specs: dict[str, Spec], options: argparse.Namespace) -> l
     return [figures.row(name) for name, figures in found.items()]
 
 
+def elapsed(began: float, tensor: Any) -> float:
+    """Seconds since ``began``, the work on the tensor's device included."""
+    import torch
+
+    if tensor.is_cuda:
+        torch.cuda.synchronize(tensor.device)
+    return perf_counter() - began
+
+
 def _probe_class() -> Any:
     """The operator, defined on use: the command's help imports no PyTorch."""
     from dattn.attention import attend
     from dattn.operators.per_head import cost_of
-    from dattn.patterns import Dense
-    from dattn.spec import Call, Operator
+    from dattn.patterns import Dense, Dynamic
+    from dattn.spec import VISITED, Call, Operator
 
     from .tails import variants
 
@@ -137,15 +153,24 @@ def _probe_class() -> Any:
             query, key, value, grid, state = call[:5]
             options = {**call.options, "backend": "auto", "return_lse": True}
             own = {"masks": state["masks"]}
+            began = perf_counter()
             full, lse = attend(query, key, value, Dense(), grid, **options, state=own)
+            dense_time = elapsed(began, query)
             step = state["calls"] = state.get("calls", -1) + 1
             if step % self.every == 0:
                 for name, spec in self._placed(state, step, grid):
                     figures = self.found.setdefault(name, Figures())
-                    figures.work.append(cost_of(spec, grid, query.shape[-1], state["masks"]))
-                    options["return_lse"] = spec.static
-                    result = attend(query, key, value, spec, grid, **options, state=state.setdefault(name, dict(own)))
-                    output, sums = result if spec.static else (result, None)
+                    known = state.setdefault(name, dict(own))
+                    known["step"] = step // self.every
+                    if isinstance(spec, Dynamic):
+                        began = perf_counter()
+                        spec.mask_for(query, key, grid, dict(known))
+                        figures.choosing.append(elapsed(began, query) / dense_time)
+                    options["return_lse"] = spec.static or isinstance(spec, Dynamic)
+                    result = attend(query, key, value, spec, grid, **options, state=known)
+                    output, sums = result if options["return_lse"] else (result, None)
+                    cost = known.pop(VISITED, None) or (cost_of(spec, grid, query.shape[-1], state["masks"]),)
+                    figures.work.append(sum(cost))
                     error = (output - full).float().norm() / full.float().norm()
                     figures.error.setdefault(state["layer"], []).append(error.item())
                     if sums is not None:

@@ -39,4 +39,13 @@ def test_tails_are_compared_on_each_pattern(probe):
 
 def test_an_operator_has_no_tail(dattn_command, shapes_folder):
     outcome = dattn_command("probe", "--model", shapes_folder, "--patterns", "Agent(0.5)", "--tails")
-    assert outcome.code == 2 and "an operator has no mask" in outcome.err
+    assert outcome.code == 2 and "only attention computes it" in outcome.err
+
+
+def test_patterns_that_choose_say_what_they_chose_and_how_long_it_took(probe):
+    names = "Selected(Pooled(), TopK(0.3), block_size=16)", "Selected(Pooled(), TopK(0.9), block_size=16)"
+    outcome, rows = probe("--patterns", *names, "Radial(block_size=16)")
+    few, many = (rows[name] for name in names)
+    assert 0.3 <= few["work"] < many["work"] <= 1 and few["error"] > many["error"]
+    assert few["kept"] < many["kept"] <= 1.0001 and few["choosing"] > 0
+    assert rows["Radial(block_size=16)"]["choosing"] is None and "choosing" in outcome.out
