@@ -13,7 +13,26 @@ from torch.nn.functional import cosine_similarity
 from dattn.block_mask import BlockMask
 from dattn.spec import State
 
-MaskOf = Callable[[Tensor], BlockMask]
+KEPT = "kept mask"
+
+
+@dataclass(eq=False)
+class Kept:
+    """A mask of an earlier step, in a state.
+
+    Attributes:
+        pattern: whose.
+        step: when it was made.
+        mask: what was made.
+        chosen: bool [batch, heads or 1, blocks, regions], where samples decide for themselves how long it serves.
+        means: the mean queries [batch, heads, blocks, head_dim] that each sample's choice was made for, there too.
+    """
+
+    pattern: Any
+    step: int
+    mask: BlockMask
+    chosen: Tensor | None = None
+    means: Tensor | None = None
 
 
 def check_reuse(reuse: int | float) -> None:
@@ -23,94 +42,60 @@ def check_reuse(reuse: int | float) -> None:
         raise ValueError(f"reuse={reuse!r}: give a number of steps, 1 for none, or a cosine similarity between 0 and 1")
 
 
-@dataclass(eq=False)
-class Kept:
-    """What was chosen at an earlier step.
+def for_steps(state: State, pattern: Any, span: int, make: Callable[[], BlockMask]) -> BlockMask:
+    """The mask that ``pattern`` made less than ``span`` steps ago in this state, or a new one.
 
-    Attributes:
-        pattern: by whom.
-        step: when.
-        chosen: bool [batch, heads or 1, blocks, regions].
-        mask: its block mask.
-        means: the mean queries [batch, heads, blocks, head_dim] that each sample's choice was made for, or None.
+    A state without a "step" keeps nothing.
     """
-
-    pattern: Any
-    step: int
-    chosen: Tensor
-    mask: BlockMask
-    means: Tensor | None
-
-    @classmethod
-    def of(
-        cls,
-        pattern: Any,
-        step: int,
-        chosen: Tensor,
-        mask_of: MaskOf,
-        means: Tensor | None = None,
-    ) -> Kept:
-        """A choice and its mask."""
-        return cls(pattern, step, chosen, mask_of(chosen), means)
-
-    @property
-    def bytes(self) -> int:
-        """Memory that it holds, apart from what masks of the same grid share."""
-        lists = (self.chosen, self.mask.full.offsets, self.mask.full.index, self.means)
-        return sum(t.numel() * t.element_size() for t in lists if t is not None)
+    step = state.get("step")
+    if span == 1 or step is None:
+        return make()
+    kept = _known(state, pattern)
+    if kept is None or not 0 <= step - kept.step < span:
+        kept = state[KEPT] = Kept(pattern, step, make())
+    return kept.mask
 
 
-@dataclass(frozen=True)
-class Reuse:
-    """How long a choice is kept: ``span`` steps, or, below 1, while the cosine of the mean queries is that high."""
+def while_alike(
+    state: State,
+    pattern: Any,
+    least: float,
+    means: Tensor,
+    choose: Callable[[], Tensor],
+    mask_of: Callable[[Tensor], BlockMask],
+) -> BlockMask:
+    """The mask of a choice that is made anew for every sample whose mean queries turn away from those it was made for.
 
-    span: int | float
-
-    def mask(
-        self,
-        state: State,
-        pattern: Any,
-        means: Callable[[], Tensor],
-        choose: Callable[[], Tensor],
-        mask_of: MaskOf,
-    ) -> BlockMask:
-        """The mask of an earlier step of this state where it may still serve, or a new one.
-
-        Args:
-            state: of a layer and guidance branch; without a "step" in it nothing is kept.
-            pattern: whose choice; another pattern's is not taken.
-            means: gives the mean queries [batch, heads, blocks, head_dim] of this call.
-            choose: gives bool [batch, heads or 1, blocks, regions].
-            mask_of: makes the block mask of that.
-        """
-        step = state.get("step")
-        if self.span == 1 or step is None:
-            return mask_of(choose())
-        kept = state.get("kept")
-        old = kept if isinstance(kept, Kept) and kept.pattern == pattern else None
-        if self.span > 1:
-            if old is None or not 0 <= step - old.step < self.span:
-                old = Kept.of(pattern, step, choose(), mask_of)
-        else:
-            old = self._while_alike(old, pattern, step, means(), choose, mask_of)
-        state["kept"] = old
-        return old.mask
-
-    def _while_alike(
-        self,
-        old: Kept | None,
-        pattern: Any,
-        step: int,
-        means: Tensor,
-        choose: Callable[[], Tensor],
-        mask_of: MaskOf,
-    ) -> Kept:
-        """Every sample of the batch decides for itself."""
-        if old is None or old.means is None or old.means.shape != means.shape:
-            return Kept.of(pattern, step, choose(), mask_of, means)
-        alike = cosine_similarity(means, old.means, dim=-1).mean((1, 2)) >= self.span
+    Args:
+        state: of a layer and guidance branch.
+        pattern: whose choice.
+        least: the cosine similarity, the mean over heads and blocks, down to which a choice is kept.
+        means: the mean queries [batch, heads, blocks, head_dim] of this call.
+        choose: gives bool [batch, heads or 1, blocks, regions].
+        mask_of: makes the block mask of that.
+    """
+    old = _known(state, pattern)
+    if old is None or old.chosen is None or old.means is None or old.means.shape != means.shape:
+        chosen = choose()
+    else:
+        alike = cosine_similarity(means, old.means, dim=-1).mean((1, 2)) >= least
         if alike.all():
-            return old
+            return old.mask
         stays = alike.view(-1, 1, 1, 1)
         chosen, means = torch.where(stays, old.chosen, choose()), torch.where(stays, old.means, means)
-        return Kept.of(pattern, step, chosen, mask_of, means)
+    state[KEPT] = Kept(pattern, state.get("step", 0), mask_of(chosen), chosen, means)
+    return state[KEPT].mask
+
+
+def _known(state: State, pattern: Any) -> Kept | None:
+    kept = state.get(KEPT)
+    return kept if isinstance(kept, Kept) and kept.pattern == pattern else None
+
+
+def held_by(state: State) -> int:
+    """Bytes that a kept mask takes, apart from what masks of the same grid share."""
+    kept = state.get(KEPT)
+    if not isinstance(kept, Kept):
+        return 0
+    tensors = (kept.mask.full.offsets, kept.mask.full.index, kept.chosen, kept.means)
+    return sum(t.numel() * t.element_size() for t in tensors if t is not None)

@@ -445,6 +445,15 @@ def test_lists_are_kept_while_queries_are_alike_sample_by_sample():
     assert not torch.equal(second[0], reusing(1).mask_for(moved, -k, GRID).to_dense()[0])
 
 
+def test_clusters_are_kept_for_so_many_steps():
+    q, k, v = inputs()
+    pattern, state, masks = Clustered(5, 8, reuse=2, block_size=SIZE), {}, []
+    for step in range(4):
+        state["step"] = step
+        masks.append(pattern.mask_for(q + step * v, k, GRID, state))
+    assert [masks[i] is masks[i + 1] for i in range(3)] == [True, False, True]
+
+
 def test_another_pattern_or_no_step_keeps_nothing():
     q, k, _ = inputs()
     state = {"step": 0}

@@ -25,6 +25,7 @@ from dattn.grid import Layout, TokenGrid, cut, text_blocks
 from dattn.patterns.base import check_count
 from dattn.patterns.dynamic import Dynamic
 from dattn.patterns.selected import check_block
+from dattn.reuse import for_steps, held_by
 from dattn.selection import TopP, to_lists, whole_blocks
 from dattn.spec import State
 
@@ -40,6 +41,7 @@ class Clustered(Dynamic):
         floor: share of the key clusters that it keeps at least.
         first_steps: moves of the centroids where there are none yet.
         steps: moves in every further step of a denoising call.
+        reuse: keep clusters and lists for so many steps; the tail's means are always those of the moment.
         seed: of the first centroids.
         block_size: 16, 32, 64 or 128.
         tail: pool what is skipped: False, True (one key per block of a cluster) or a run of 16 … block size tokens.
@@ -54,12 +56,13 @@ class Clustered(Dynamic):
     floor: float = 0.1
     first_steps: int = 50
     steps: int = 2
+    reuse: int = 1
     seed: int = 0
     block_size: int = 128
     tail: bool | int = False
 
     def __post_init__(self) -> None:
-        for name in ("query_clusters", "key_clusters"):
+        for name in ("query_clusters", "key_clusters", "reuse"):
             check_count(name, getattr(self, name))
         for name in ("first_steps", "steps"):
             check_count(name, getattr(self, name), least=0)
@@ -68,6 +71,10 @@ class Clustered(Dynamic):
 
     def build(self, query: Tensor, key: Tensor, value: Tensor | None, grid: TokenGrid, state: State) -> BlockMask:
         """See ``Dynamic.build``."""
+        return for_steps(state, self, self.reuse, lambda: self._sorted(query, key, grid, state))
+
+    def _sorted(self, query: Tensor, key: Tensor, grid: TokenGrid, state: State) -> BlockMask:
+        """A mask over new clusters."""
         visual = slice(grid.text_before, grid.text_before + grid.visual)
         queries = self._clusters("queries", query[:, :, visual], self.query_clusters, state)
         keys = self._clusters("keys", key[:, :, visual], self.key_clusters, state)
@@ -107,8 +114,10 @@ class Clustered(Dynamic):
         return layout, cluster
 
     def held(self, state: State) -> int:
-        """The centroids."""
-        return sum(t.numel() * t.element_size() for t in map(state.get, ("queries", "keys")) if t is not None)
+        """The centroids, and lists that serve several steps."""
+        return held_by(state) + sum(
+            t.numel() * t.element_size() for t in map(state.get, ("queries", "keys")) if t is not None
+        )
 
 
 def scores(queries: Clusters, keys: Clusters) -> Tensor:

@@ -17,7 +17,7 @@ from dattn.grid import BLOCK_SIZES, TokenGrid
 from dattn.orders import ALWAYS, Order, Raster
 from dattn.patterns.base import as_tuple, check_tail
 from dattn.patterns.dynamic import Dynamic
-from dattn.reuse import Kept, Reuse, check_reuse
+from dattn.reuse import check_reuse, for_steps, held_by, while_alike
 from dattn.scores.base import Score, Sides
 from dattn.scores.pooled import Pooled
 from dattn.selection import Select, TopP
@@ -77,12 +77,14 @@ class Selected(Dynamic):
         partition = self.order.partition(grid, self.block_size, masks_in(state), query.device)
         sides = Sides(partition.visual(query), partition.visual(key), partition)
         mask_of = lambda kept: partition.mask(kept, tail_run(self.tail, self.block_size))
-        return Reuse(self.reuse).mask(state, self, sides.query_means, lambda: self.kept(sides), mask_of)
+        choose = lambda: self.kept(sides)
+        if isinstance(self.reuse, int):
+            return for_steps(state, self, self.reuse, lambda: mask_of(choose()))
+        return while_alike(state, self, self.reuse, sides.query_means(), choose, mask_of)
 
     def held(self, state: State) -> int:
         """Lists that serve several steps."""
-        kept = state.get("kept")
-        return kept.bytes if isinstance(kept, Kept) else 0
+        return held_by(state)
 
     def kept(self, sides: Sides) -> Tensor:
         """bool [batch, heads or 1, blocks, regions]: what every block sees."""
