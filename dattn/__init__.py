@@ -18,6 +18,7 @@ from dattn.operators import (
     PerStep,
     RadialBias,
     Reshaped,
+    SignificanceTail,
     TokenMerge,
 )
 from dattn.patterns import (
@@ -85,6 +86,7 @@ __all__ = [
     "Reshaped",
     "Routing",
     "Selected",
+    "SignificanceTail",
     "SlidingTile",
     "SparseFrames",
     "SparseVideoGen",

@@ -10,7 +10,7 @@ from torch import Tensor
 from dattn.backends import choose, run
 from dattn.backends.problem import Problem
 from dattn.backends.torch_blocks import dense
-from dattn.block_mask import MaskCache
+from dattn.block_mask import BlockMask, MaskCache
 from dattn.grid import TokenGrid
 from dattn.spec import Call, Operator, Spec, State
 
@@ -101,8 +101,22 @@ def _masked(pattern: Spec, call: Call, return_lse: bool) -> Any:
     mask = masks_in(call.state).get(pattern, call.grid, query.device)
     if chosen.name == "torch" and mask.is_all and not return_lse:
         return dense(query, key, value, call.scale, call.key_mask)
-    output, lse = run(chosen.name, Problem(query, key, value, mask, call.scale, call.key_mask))
+    output, lse = over(mask, call)
     return (output, lse) if return_lse else output
+
+
+def over(mask: BlockMask, call: Call) -> tuple[Tensor, Tensor]:
+    """Output and LSE of attention over a block mask."""
+    query, key, value = call[:3]
+    chosen = choose(call.backend, query.device, query.dtype, query.shape[-1])
+    return run(chosen.name, Problem(query, key, value, mask, call.scale, call.key_mask))
+
+
+def masked(pattern: Any, call: Call) -> tuple[BlockMask, Tensor, Tensor]:
+    """The mask of a static or dynamic pattern in a call, and output and LSE of attention over it."""
+    static = pattern.static
+    mask = masks_in(call.state).get(pattern, call.grid, call.query.device) if static else pattern.mask_in(call)
+    return mask, *over(mask, call)
 
 
 def masks_in(state: State) -> MaskCache:

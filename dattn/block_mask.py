@@ -180,9 +180,11 @@ class BlockMask:
                     canvas[queries[row].view(size, 1), keys[index[entry]]] = torch.as_tensor(part)
         return canvas[:-1, :-1]  # empty slots (-1) wrote into the last row and column
 
-    def query_blocks(self, group: int = 0) -> Tensor:
-        """int64 [tokens], raster order: the query block of every token."""
-        order, lengths = (t[0, min(group, t.shape[1] - 1)] for t in (self.query.order, self.query.lengths))
+    def query_blocks(self, group: int = 0, row: int = 0) -> Tensor:
+        """int64 [tokens], raster order: the query block of every token, for a head group and a row of the batch."""
+        order, lengths = (
+            t[min(row, len(t) - 1), min(group, t.shape[1] - 1)] for t in (self.query.order, self.query.lengths)
+        )
         block = torch.empty_like(order)
         block[order] = torch.arange(len(lengths), device=order.device).repeat_interleave(lengths.long())
         return block

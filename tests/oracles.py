@@ -275,10 +275,12 @@ def in_line_oracle(query, key, value, scale):
     return weights @ value
 
 
-def first_order_oracle(query, key, value, mask, allowed, run, scale, key_mask=None):
-    """PISA of one group of heads, one query at a time: what its block skips in runs, with one slope for all runs.
+def own_tail_oracle(query, key, value, mask, allowed, run, scale, key_mask=None, visual=None):
+    """A tail of one group of heads, one query at a time, over what its block skips, in runs.
 
-    [batch, heads, tokens, dim]; ``mask`` says what is skipped, ``allowed`` who sees whom among the rest.
+    Plain means with one slope for all runs (PISA); or, with ``visual``, a slice of the tokens, means weighted by what
+    their mean query attends to, which count with the entropy of the weights. [batch, heads, tokens, dim]; ``mask``
+    says what is skipped, ``allowed`` who sees whom among the rest.
     """
     tokens, slots = query.shape[2], mask.key.slots(0, 0, mask.block_size)
     visited = mask.full.rows(0, 0, 0, *mask.num_blocks) | mask.partial.rows(0, 0, 0, *mask.num_blocks)
@@ -292,13 +294,18 @@ def first_order_oracle(query, key, value, mask, allowed, run, scale, key_mask=No
                 pieces = [[t for t in members[i : i + run] if there(t)] for i in range(0, len(members), run)]
                 runs[number] = [piece for piece in pieces if piece]
         k, v = key[b], value[b]
-        mean = lambda x, piece: x[:, piece].mean(1)
+        every = [p for pieces in runs.values() for p in pieces]
+        if visual is None:
+            weights = {tuple(p): torch.full((len(k), len(p)), 1 / len(p), dtype=k.dtype) for p in every}
+        else:
+            proxy = query[b, :, visual].mean(1)
+            weights = {tuple(p): (torch.einsum("hd,htd->ht", proxy, k[:, p]) * scale).softmax(-1) for p in every}
+        mean = lambda x, p, w=weights: torch.einsum("ht,htd->hd", w[tuple(p)], x[:, p])
         slopes = [
             torch.einsum("htd,hte->hde", k[:, p] - mean(k, p)[:, None], v[:, p] - mean(v, p)[:, None]) / len(p)
-            for pieces in runs.values()
-            for p in pieces
+            for p in every
         ]
-        slope = sum(slopes) / max(len(slopes), 1)
+        slope = sum(slopes) / max(len(slopes), 1) if visual is None else 0
         for token in range(tokens):
             keys = [t for t in range(tokens) if allowed[token, t] and there(t)]
             skipped = [p for n, pieces in runs.items() if not visited[blocks[token], n] for p in pieces]
@@ -306,8 +313,9 @@ def first_order_oracle(query, key, value, mask, allowed, run, scale, key_mask=No
             logits = [torch.einsum("hd,hkd->hk", q, k[:, keys]) * scale]
             values = [v[:, keys]]
             for p in skipped:
-                logits.append(((q * mean(k, p)).sum(-1) * scale + torch.tensor(float(len(p))).log())[:, None])
-                moved = torch.einsum("hd,hde->he", q * scale, slope) if slopes else 0
+                w = weights[tuple(p)]
+                logits.append(((q * mean(k, p)).sum(-1) * scale - (w * w.log()).sum(-1))[:, None])
+                moved = torch.einsum("hd,hde->he", q * scale, slope) if visual is None else 0
                 values.append((mean(v, p) + moved)[:, None])
             logits, values = torch.cat(logits, 1), torch.cat(values, 1)
             output[b, :, token] = torch.einsum("hk,hkd->hd", logits.softmax(-1), values)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from dattn import (
     Agent,
     Bias,
+    Clustered,
     Dense,
     FirstOrder,
     Grouped,
@@ -21,6 +22,8 @@ from dattn import (
     Radial,
     RadialBias,
     Reshaped,
+    Selected,
+    SignificanceTail,
     TokenGrid,
     TokenMerge,
     attention,
@@ -30,13 +33,15 @@ from dattn import (
 from dattn.block_mask import MaskCache
 from dattn.operators import reshaped
 from dattn.operators.merging import Merging
+from dattn.scores import Pooled
+from dattn.selection import TopK
 from tests.oracles import (
     agent_oracle,
     attention_oracle,
-    first_order_oracle,
     in_line_oracle,
     merge_oracle,
     merged_oracle,
+    own_tail_oracle,
 )
 
 GRID = TokenGrid(3, 5, 6, text=(2, 3))
@@ -353,11 +358,15 @@ def test_reshaped_has_no_gradient():
         attention(*tensors, Reshaped(Neighborhood(3)), GRID)
 
 
+TAILS = {"first-order": FirstOrder, "significance": SignificanceTail}
+
+
 @pytest.mark.parametrize("padded", [False, True], ids=["", "padded"])
 @pytest.mark.parametrize(
     ("pattern", "run"), [(Radial(0.3, False, 32), 16), (Grouped((1, 3, 3), reach=0), True), (Neighborhood(3), 16)]
 )
-def test_first_order(pattern, run, padded):
+@pytest.mark.parametrize("kind", TAILS)
+def test_tails_of_their_own(kind, pattern, run, padded):
     grid = TokenGrid(9, 3, 5, text=(2, 3))
     tensors, kept = inputs(grid), None
     if padded:
@@ -366,26 +375,60 @@ def test_first_order(pattern, run, padded):
     mask = pattern.mask(grid)
     assert mask.density < 1
     size = mask.block_size if run is True else run
-    ours = attention(*tensors, FirstOrder(pattern, run), grid, scale=0.4, key_mask=kept, return_lse=True)
-    for a, b in zip(ours, first_order_oracle(*tensors, mask, pattern.allowed(grid), size, 0.4, kept), strict=True):
+    ours = attention(*tensors, TAILS[kind](pattern, run), grid, scale=0.4, key_mask=kept, return_lse=True)
+    visual = slice(2, 2 + grid.visual) if kind == "significance" else None
+    expected = own_tail_oracle(*tensors, mask, pattern.allowed(grid), size, 0.4, kept, visual)
+    for a, b in zip(ours, expected, strict=True):
         torch.testing.assert_close(a, b)
 
 
-def test_the_first_order_of_equal_tokens_is_exact():
+@pytest.mark.parametrize("kind", TAILS)
+@pytest.mark.parametrize(
+    "pattern", [Selected(Pooled(), TopK(0.3), block_size=16), Clustered(5, 8, top_p=0.4, block_size=16)]
+)
+def test_tails_of_dynamic_patterns(kind, pattern):
+    """Every sample and head has lists of its own, and is what it would be alone."""
+    tensors = inputs(heads=2)
+    together = attention(*tensors, TAILS[kind](pattern), GRID, return_lse=True)
+    for b, h in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        alone = [t[b : b + 1, h : h + 1] for t in tensors]
+        mask = pattern.mask_for(*alone[:2], GRID)
+        visual = slice(2, 92) if kind == "significance" else None
+        expected = own_tail_oracle(*alone, mask, mask.to_dense(), 16, 8**-0.5, None, visual)
+        for a, e in zip(together, expected, strict=True):
+            torch.testing.assert_close(a[b, h], e[0, 0])
+
+
+def test_a_run_by_significance_never_counts_more_than_its_keys():
+    """Jensen: the log-sum with the tail is at most the true one, and it is more than that of plain means here."""
+    grid, pattern = TokenGrid(8, 4, 4), Radial(0.3, False, 16)
+    q, k, v = inputs(grid)
+    q = q + 2 * q.mean(2, keepdim=True) + 3
+    full, plain, significant = (
+        attention(q, k, v, p, grid, return_lse=True)[1]
+        for p in (Dense(), Radial(0.3, False, 16, tail=True), SignificanceTail(pattern))
+    )
+    assert (significant <= full + 1e-9).all() and (plain <= full + 1e-9).all()
+    assert (full - significant).mean() < (full - plain).mean()
+
+
+@pytest.mark.parametrize("kind", TAILS)
+def test_tails_of_equal_tokens_are_exact(kind):
     """Identical tokens in a block: its mean stands for each of them, and there is no slope."""
     grid, pattern = TokenGrid(8, 4, 4), Radial(0.3, False, 16)
     q, k, v = inputs(grid)
     k, v = (t[:, :, ::16].repeat_interleave(16, 2) for t in (k, v))
     assert pattern.mask(grid).density < 1
-    torch.testing.assert_close(attention(q, k, v, FirstOrder(pattern), grid), attention(q, k, v, Dense(), grid))
+    torch.testing.assert_close(attention(q, k, v, TAILS[kind](pattern), grid), attention(q, k, v, Dense(), grid))
 
 
-def test_first_order_gradients_of_a_sample_that_sees_nothing():
+@pytest.mark.parametrize("kind", TAILS)
+def test_gradients_of_a_tail_where_a_sample_sees_nothing(kind):
     grid, pattern = TokenGrid(8, 4, 4), Radial(0.3, False, 16)
     tensors = [t.requires_grad_() for t in inputs(grid)]
     kept = torch.ones(2, grid.tokens, dtype=torch.bool)
     kept[1] = False
-    output = attention(*tensors, FirstOrder(pattern), grid, key_mask=kept)
+    output = attention(*tensors, TAILS[kind](pattern), grid, key_mask=kept)
     assert output[1].eq(0).all()
     for grad in torch.autograd.grad(output.square().sum(), tensors):
         assert grad.isfinite().all() and grad[1].eq(0).all() and grad[0].any()

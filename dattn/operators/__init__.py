@@ -10,6 +10,7 @@ from dattn.operators.per_head import PerHead
 from dattn.operators.per_layer import PerLayer
 from dattn.operators.per_step import PerStep
 from dattn.operators.reshaped import Reshaped
+from dattn.operators.significance_tail import SignificanceTail
 from dattn.operators.token_merge import TokenMerge
 from dattn.spec import Spec
 
@@ -24,12 +25,14 @@ __all__ = [
     "PerStep",
     "RadialBias",
     "Reshaped",
+    "SignificanceTail",
     "TokenMerge",
 ]
 
 _ALL: tuple[type[Spec], ...] = (
     Reshaped,
     FirstOrder,
+    SignificanceTail,
     Agent,
     TokenMerge,
     Bias,

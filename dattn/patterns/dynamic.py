@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dattn.backends import choose, run
-from dattn.backends.problem import Problem
+from dattn.attention import over
 from dattn.block_mask import BlockMask
 from dattn.grid import TokenGrid
 from dattn.spec import VISITED, Call, Operator, State
@@ -44,11 +43,14 @@ class Dynamic(Operator):
         query, key = query.to(wide), key.to(wide)
         return self.build(query, key, None if value is None else value.to(wide), grid, state)
 
-    def compute(self, call: Call) -> tuple[Tensor, Tensor | None]:
-        """Attention over the mask of this call."""
-        query, key, value, grid, state, scale, key_mask, backend = call
+    def mask_in(self, call: Call) -> BlockMask:
+        """The mask of a call: its scale counts, and its values may."""
+        query, key, value, grid, state, scale = call[:6]
         usual = query.shape[-1] ** -0.5
-        mask = self._mask(query if scale == usual else query * (scale / usual), key, value, grid, state)
-        state[VISITED] = mask.density, mask.tail_share
-        chosen = choose(backend, query.device, query.dtype, query.shape[-1])
-        return run(chosen.name, Problem(query, key, value, mask, scale, key_mask))
+        return self._mask(query if scale == usual else query * (scale / usual), key, value, grid, state)
+
+    def compute(self, call: Call) -> tuple[Tensor, Tensor]:
+        """Attention over the mask of this call."""
+        mask = self.mask_in(call)
+        call.state[VISITED] = mask.density, mask.tail_share
+        return over(mask, call)
