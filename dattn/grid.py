@@ -222,15 +222,25 @@ def with_text(grid: TokenGrid, visual_order: Tensor, visual_lengths: Tensor, blo
     """The layout of visual tokens in an order of theirs, in blocks of such lengths, with the grid's text around them.
 
     Args:
-        visual_order: int64 [visual], positions among the visual tokens.
-        visual_lengths: int64 [blocks].
+        visual_order: int64 [visual] or [batch, groups, visual], positions among the visual tokens.
+        visual_lengths: int64 [blocks] or [batch, groups, blocks].
     """
-    before, after = grid.text_before, grid.text_after
-    order = torch.cat([torch.arange(before), visual_order + before, torch.arange(grid.tokens - after, grid.tokens)])
-    parts = [cut(before, block_size), visual_lengths, cut(after, block_size)]
-    lengths = torch.cat(parts)
-    pooled = torch.cat([torch.full((len(p),), i == 1) for i, p in enumerate(parts)])
-    return Layout(order[None, None], lengths.int()[None, None], pooled)
+    order, lengths = (t if t.ndim == 3 else t[None, None] for t in (visual_order, visual_lengths))
+    after = grid.tokens - grid.text_after
+    first, last = (torch.arange(a, b, device=order.device) for a, b in ((0, grid.text_before), (after, grid.tokens)))
+    cuts = [cut(count, block_size).to(lengths) for count in (grid.text_before, grid.text_after)]
+    pooled = torch.ones(lengths.shape[-1], dtype=torch.bool, device=lengths.device)
+    return Layout(
+        _around(first, order + grid.text_before, last),
+        _around(cuts[0], lengths, cuts[1]).int(),
+        torch.cat([torch.zeros_like(cuts[0]).bool(), pooled, torch.zeros_like(cuts[1]).bool()]),
+    )
+
+
+def _around(first: Tensor, middle: Tensor, last: Tensor) -> Tensor:
+    """[batch, groups, …]: the same ``first`` and ``last`` around every row of ``middle``."""
+    every = [t.expand(*middle.shape[:2], -1) for t in (first, last)]
+    return torch.cat([every[0], middle, every[1]], -1)
 
 
 def text_blocks(grid: TokenGrid, block_size: int) -> tuple[int, int]:

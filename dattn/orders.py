@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -16,7 +18,7 @@ from torch.nn.functional import pad
 from dattn.block_mask import BlockMask, MaskCache
 from dattn.grid import Layout, TokenGrid, cut, split, text_blocks, with_text
 from dattn.groups import fits, sizes_on
-from dattn.patterns.base import PerAxis, as_tuple, check_per_axis
+from dattn.patterns.base import PerAxis, as_tuple, check_count, check_per_axis
 from dattn.selection import to_lists, whole_blocks
 from dattn.spec import Named
 
@@ -27,62 +29,73 @@ tokens of the first frame, and the first one. Text always is."""
 
 @dataclass(frozen=True, eq=False)
 class Partition:
-    """A grid's visual tokens in an order, cut into regions and these into blocks.
+    """A grid's visual tokens in an order, or two, cut into regions and these into blocks.
 
     Attributes:
         grid: whose tokens.
-        order: int64 [visual], kernel position -> position among the visual tokens.
+        query, key: int64 [visual], or [batch, heads, visual] where every head has an order of its own; kernel position
+            -> position among the visual tokens. They are the same but where an order looks at the tokens.
         lengths: int64 [regions], tokens in each.
         blocks: int64 [visual blocks], tokens in each.
         region: int64 [visual blocks], the region of each.
-        layout: the blocks, text included.
         block_size: slots in a block.
     """
 
     grid: TokenGrid
-    order: Tensor
+    query: Tensor
+    key: Tensor
     lengths: Tensor
     blocks: Tensor
     region: Tensor
-    layout: Layout
     block_size: int
 
     @classmethod
-    def of(cls, grid: TokenGrid, order: Tensor, lengths: Tensor, block_size: int) -> Partition:
+    def of(cls, grid: TokenGrid, query: Tensor, key: Tensor, lengths: Tensor, block_size: int) -> Partition:
         """Cut regions of such lengths into blocks."""
-        blocks, region = split(lengths, block_size)
-        return cls(grid, order, lengths, blocks, region, with_text(grid, order, blocks, block_size), block_size)
+        return cls(grid, query, key, lengths, *split(lengths, block_size), block_size)
 
-    def visual(self, tensor: Tensor) -> Tensor:
-        """The visual tokens of [batch, heads, tokens, …], in this order."""
-        first = self.grid.text_before
-        return tensor[:, :, first : first + self.grid.visual].index_select(2, self.order)
+    @cached_property
+    def layouts(self) -> tuple[Layout, Layout]:
+        """The blocks of queries and of keys, text included."""
+        query = with_text(self.grid, self.query, self.blocks, self.block_size)
+        return query, query if self.key is self.query else with_text(self.grid, self.key, self.blocks, self.block_size)
+
+    def visual(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """The visual tokens of queries and keys [batch, heads, tokens, …], in their orders."""
+        tokens = slice(self.grid.text_before, self.grid.text_before + self.grid.visual)
+        return in_order(query[:, :, tokens], self.query), in_order(key[:, :, tokens], self.key)
 
     def mask(self, kept: Tensor, tail: int = 0) -> BlockMask:
         """The block mask of bool [batch, heads or 1, blocks, regions]; text rows and columns are kept whole."""
         before, after = text_blocks(self.grid, self.block_size)
         full = to_lists(pad(kept.index_select(3, self.region), (before, after, before, after), value=True))
-        return whole_blocks(self.layout, self.layout, full, self.block_size, tail)
+        return whole_blocks(*self.layouts, full, self.block_size, tail)
 
     def always(self, keep: tuple[str, ...]) -> Tensor:
         """bool [blocks, regions]: what is kept whatever the scores say, by the names in ``ALWAYS``."""
-        every = torch.zeros(len(self.blocks), len(self.lengths), dtype=torch.bool, device=self.order.device)
-        own, regions = self.region[:, None], torch.arange(len(self.lengths), device=self.order.device)
-        first = torch.arange(len(self.lengths), device=self.order.device).repeat_interleave(self.lengths)
-        first = first[self.order < self.grid.height * self.grid.width].bincount(minlength=len(self.lengths)) > 0
+        every = torch.zeros(len(self.blocks), len(self.lengths), dtype=torch.bool, device=self.key.device)
+        own, regions = self.region[:, None], torch.arange(len(self.lengths), device=self.key.device)
+        rules = {
+            "own": lambda: regions == own,
+            "neighbours": lambda: (regions - own).abs() <= 1,
+            "first_frame": self._of_first_frame,
+            "sink": lambda: regions == 0,
+        }
         for name in keep:
-            every |= {
-                "own": regions == own,
-                "neighbours": (regions - own).abs() <= 1,
-                "first_frame": first.expand_as(every),
-                "sink": (regions == 0).expand_as(every),
-            }[name]
+            every |= rules[name]()
         return every
 
-    def to(self, device: torch.device | str) -> Partition:
-        """The same partition on another device."""
-        moved = {name: getattr(self, name).to(device) for name in ("order", "lengths", "blocks", "region", "layout")}
-        return replace(self, **moved)
+    def _of_first_frame(self) -> Tensor:
+        """bool [regions]: which hold a token of the first frame."""
+        region = torch.arange(len(self.lengths), device=self.key.device).repeat_interleave(self.lengths)
+        return region[self.key < self.grid.height * self.grid.width].bincount(minlength=len(self.lengths)) > 0
+
+
+def in_order(tensor: Tensor, order: Tensor) -> Tensor:
+    """[batch, heads, tokens, …] in an order int64 [tokens], or [batch, heads, tokens] where each head has its own."""
+    if order.ndim == 1:
+        return tensor.index_select(2, order)
+    return tensor.gather(2, order[..., None].expand_as(tensor))
 
 
 @dataclass(frozen=True)
@@ -105,10 +118,20 @@ class Order(Named):
         """The same, clamped to a grid that it would be too large for, and a note that says what changed."""
         return self, None
 
-    def partition(self, grid: TokenGrid, block_size: int, masks: MaskCache, device: torch.device) -> Partition:
-        """The grid in this order, worked out once."""
-        key = (self, grid, block_size, device)
-        return masks.keep(key, lambda: Partition.of(grid, *self.regions(grid, block_size), block_size).to(device))
+    @property
+    def looks(self) -> bool:
+        """Whether it looks at the tokens, so that a block is no place in the grid."""
+        return False
+
+    def partition(self, query: Tensor, key: Tensor, grid: TokenGrid, block_size: int, masks: MaskCache) -> Partition:
+        """The grid in this order, for queries and keys [batch, heads, tokens, head_dim]; worked out once."""
+        device = query.device
+
+        def cut_up() -> Partition:
+            order, lengths = (t.to(device) for t in self.regions(grid, block_size))
+            return Partition.of(grid, order, order, lengths, block_size)
+
+        return masks.keep((self, grid, block_size, device), cut_up)
 
 
 @dataclass(frozen=True)
@@ -230,4 +253,99 @@ class ByLayer(Order):
         return self.orders[0].regions(grid, block_size)
 
 
-ORDERS: dict[str, type[Order]] = {order.__name__: order for order in (Raster, PatchMajor, Curve, Tiled, ByLayer)}
+@dataclass(frozen=True)
+class Tree(Order):
+    """Tokens that are alike next to each other, queries and keys each for themselves, head by head.
+
+    All tokens of a head are sorted along the direction in which they differ most (the first principal component, by
+    power iteration) and cut into ``ways`` equal parts; each of these is sorted along its own direction and cut again,
+    down to single blocks. Blocks are full, unlike k-means clusters, and a mean says more of a block's tokens than in
+    any order of places, which both scores and tails live on. It costs tokens · head_dim² and a sort for every level.
+
+    Args:
+        ways: parts that every cut makes; 2 is the most exact, 4 and 8 take fewer levels.
+        steps: power iterations for every direction.
+
+    Raises:
+        ValueError: fewer than 2 parts, or no iteration.
+    """
+
+    ways: int = 4
+    steps: int = 4
+
+    def __post_init__(self) -> None:
+        check_count("ways", self.ways, least=2)
+        check_count("steps", self.steps)
+
+    @property
+    def looks(self) -> bool:
+        """True: it is made of the tokens."""
+        return True
+
+    def partition(self, query: Tensor, key: Tensor, grid: TokenGrid, block_size: int, masks: MaskCache) -> Partition:
+        """The orders of these queries and keys."""
+        tokens = slice(grid.text_before, grid.text_before + grid.visual)
+        orders = [self.sorted(t[:, :, tokens], block_size) for t in (query, key)]
+        return Partition.of(grid, *orders, cut(grid.visual, block_size).to(query.device), block_size)
+
+    def sorted(self, tokens: Tensor, block_size: int) -> Tensor:
+        """int64 [batch, heads, tokens]: the order of float [batch, heads, tokens, head_dim]."""
+        count, device = tokens.shape[2], tokens.device
+        order = torch.arange(count, device=device).expand(tokens.shape[:3])
+        bounds = [0, -(-count // block_size)]  # of the parts, in blocks
+        while max(b - a for a, b in pairwise(bounds)) > 1:
+            ends = (torch.tensor(bounds, device=device) * block_size).clamp_max(count)
+            parts, there = runs(in_order(tokens, order), ends.diff())
+            places = along(parts, there, self.steps).masked_fill(~there, torch.inf).argsort(dim=-1, stable=True)
+            places = (places + ends[:-1, None])[:, :, there]
+            order = order.gather(2, places)
+            bounds = [0, *(e for a, b in pairwise(bounds) for e in _cuts(a, b, self.ways))]
+        return order
+
+
+def runs(tensor: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Consecutive runs of tokens side by side.
+
+    Args:
+        tensor: [batch, heads, tokens, …].
+        lengths: int64 [runs], of ``tokens`` in all.
+
+    Returns:
+        [batch, heads, runs, longest, …] with 0 where a run has no more tokens, and bool [runs, longest] where it has.
+    """
+    slot = torch.arange(int(lengths.max()), device=lengths.device)
+    there = slot < lengths[:, None]
+    if there.all():
+        return tensor.unflatten(2, there.shape), there
+    index = ((lengths.cumsum(0) - lengths)[:, None] + slot).clamp_max(tensor.shape[2] - 1)
+    spread = tensor.index_select(2, index.flatten()).unflatten(2, index.shape)
+    spread[:, :, ~there] = 0
+    return spread, there
+
+
+def _cuts(first: int, last: int, ways: int) -> list[int]:
+    """The ends of at most ``ways`` equal parts of first … last."""
+    parts = min(ways, last - first)
+    return [first + (last - first) * (i + 1) // parts for i in range(parts)]
+
+
+def along(parts: Tensor, there: Tensor, steps: int) -> Tensor:
+    """[batch, heads, parts, longest]: how far along the first principal component of its part every token lies.
+
+    Args:
+        parts: [batch, heads, parts, longest, head_dim], 0 where there is no token.
+        there: bool [parts, longest].
+        steps: power iterations, from a fixed direction on.
+    """
+    there = there[..., None].to(parts.dtype)
+    centred = (parts - parts.sum(3, keepdim=True) / there.sum(1, keepdim=True)) * there
+    covariance = centred.mT @ centred
+    start = torch.randn(parts.shape[-1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    direction = start.to(parts).expand(covariance.shape[:-1])[..., None]
+    for _ in range(steps):
+        direction = torch.nn.functional.normalize(covariance @ direction, dim=-2)
+    return (centred @ direction)[..., 0]
+
+
+_ALL: tuple[type[Order], ...] = (Raster, PatchMajor, Curve, Tiled, ByLayer, Tree)
+ORDERS: dict[str, type[Order]] = {order.__name__: order for order in _ALL}

@@ -28,7 +28,7 @@ from dattn import (
 )
 from dattn.block_mask import MaskCache
 from dattn.clusters import Clusters, start
-from dattn.orders import ByLayer, Curve, PatchMajor, Raster, Tiled, hilbert_index
+from dattn.orders import ByLayer, Curve, PatchMajor, Raster, Tiled, Tree, hilbert_index
 from dattn.scores import Antidiagonal, Joined, MeanSimilarity, Pooled, Proxy, Sampled, Sides, TokenGate
 from dattn.selection import Threshold, TopK, TopP
 from tests import dynamic_oracles as oracles
@@ -46,6 +46,7 @@ PATTERNS = {
     "proxy-heads": ProxyHeads(2, 4, 0.6, block_size=SIZE),
     "vmoba": VMoBA(1, (2, 3), (2, 3, 2), 0.1, votes=0.5, block_size=SIZE),
     "sampled": Selected(Sampled(0.5), TopP(0.6), Tiled((2, 2, 3)), block_size=SIZE),
+    "tree": Selected(Pooled(), TopK(0.3), Tree(3), keep=(), block_size=SIZE),
     "sparse-video-gen": SparseVideoGen(0.6, block_size=SIZE),
     "clustered": Clustered(5, 8, top_p=0.5, block_size=SIZE),
 }
@@ -64,8 +65,8 @@ def inputs(grid=GRID, batch=2, heads=4, dim=8, dtype=torch.float64, seed=0):
 def sides(order=None, grid=GRID, size=SIZE, **options):
     """What scores are given, with the blocks and regions as lists of raster positions."""
     q, k, _ = inputs(grid, **options)
-    partition = (order or Raster()).partition(grid, size, MaskCache(), q.device)
-    return Sides(partition.visual(q), partition.visual(k), partition), visual(q, grid), visual(k, grid)
+    partition = (order or Raster()).partition(q, k, grid, size, MaskCache())
+    return Sides(*partition.visual(q, k), partition), visual(q, grid), visual(k, grid)
 
 
 def visual(tensor, grid):
@@ -201,12 +202,13 @@ def test_the_curve_visits_neighbours(axes, bits):
 
 @given(
     st.builds(TokenGrid, st.integers(1, 4), st.integers(1, 7), st.integers(1, 7), st.just((2, 1))),
-    st.sampled_from([Raster(), PatchMajor(), Curve(), Tiled(2), Tiled((1, None, 2)), Tiled(9)]),
+    st.sampled_from([Raster(), PatchMajor(), Curve(), Tiled(2), Tiled((1, None, 2)), Tiled(9), Tree(), Tree(2)]),
 )
 @settings(max_examples=60, deadline=None)
 def test_orders_hold_every_token_once(grid, order):
-    partition = order.fit(grid)[0].partition(grid, SIZE, MaskCache(), torch.device("cpu"))
-    assert partition.order.sort().values.tolist() == list(range(grid.visual))
+    partition = order.fit(grid)[0].partition(*inputs(grid)[:2], grid, SIZE, MaskCache())
+    for side in (partition.query, partition.key):
+        assert (side.sort().values == torch.arange(grid.visual)).all()
     assert int(partition.lengths.sum()) == int(partition.blocks.sum()) == grid.visual
     assert (partition.blocks >= 1).all() and (partition.blocks <= SIZE).all()
     totals = torch.zeros_like(partition.lengths).index_add_(0, partition.region, partition.blocks)
@@ -215,7 +217,7 @@ def test_orders_hold_every_token_once(grid, order):
 
 def test_what_is_always_kept():
     order = Tiled((2, 3, 3))
-    partition = order.partition(GRID, SIZE, MaskCache(), torch.device("cpu"))
+    partition = order.partition(*inputs()[:2], GRID, SIZE, MaskCache())
     blocks, regions, own = pieces(order)
     expected = {
         "own": lambda i, j: own[i] == j,
@@ -347,7 +349,7 @@ def test_rows_are_never_empty_and_text_and_own_are_kept(pattern):
     assert dense.any(-1).all()
     text = [0, 1, 92, 93, 94]
     assert dense[..., text].all() and dense[..., text, :].all()
-    if isinstance(pattern, Selected):
+    if isinstance(pattern, Selected) and pattern.keep:
         assert dense.diagonal(dim1=-2, dim2=-1).all()
 
 
@@ -369,7 +371,7 @@ def test_gradients_are_those_of_the_mask(pattern):
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("name", ["selected", "xattention", "sparse-video-gen", "clustered"])
+@pytest.mark.parametrize("name", ["selected", "xattention", "tree", "sparse-video-gen", "clustered"])
 @pytest.mark.parametrize("tail", [True, 16])
 def test_tails_cover_what_is_not_chosen(name, tail):
     from dataclasses import replace
@@ -515,6 +517,9 @@ def test_among_others():
         (lambda: TokenGate(TopP(0.5, across="layer")), "compete in their own head"),
         (lambda: Proxy(heads=0), "heads=0"),
         (lambda: Sampled(0), "share=0"),
+        (lambda: Selected(order=Tree()), "its blocks are no places"),
+        (lambda: Selected(order=Tree(), keep=(), reuse=0.9), "a number of steps"),
+        (lambda: Tree(1), "ways=1"),
         (lambda: ByLayer(()), "one order at least"),
         (lambda: ByLayer((3,)), "tuple of orders"),
         (lambda: SparseVideoGen(0), "density=0"),

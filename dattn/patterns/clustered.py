@@ -21,7 +21,7 @@ from torch.nn.functional import pad
 
 from dattn.block_mask import BlockMask, tail_run
 from dattn.clusters import Clusters, start
-from dattn.grid import Layout, TokenGrid, cut, text_blocks
+from dattn.grid import Layout, TokenGrid, text_blocks, with_text
 from dattn.patterns.base import check_count
 from dattn.patterns.dynamic import Dynamic
 from dattn.patterns.selected import check_block
@@ -100,18 +100,7 @@ class Clustered(Dynamic):
     def _layout(self, clusters: Clusters, grid: TokenGrid) -> tuple[Layout, Tensor]:
         """A side cluster by cluster, with the text around it, and the cluster of every visual block."""
         order, lengths, cluster = clusters.blocks(self.block_size)
-        texts = [cut(count, self.block_size).to(order.device) for count in (grid.text_before, grid.text_after)]
-        every = [t.expand(*lengths.shape[:2], -1) for t in texts]
-        first = torch.arange(grid.text_before, device=order.device)
-        last = torch.arange(grid.tokens - grid.text_after, grid.tokens, device=order.device)
-        spread = [t.expand(*order.shape[:2], -1) for t in (first, last)]
-        pooled = torch.ones(lengths.shape[-1], dtype=torch.bool, device=order.device)
-        layout = Layout(
-            torch.cat([spread[0], order + grid.text_before, spread[1]], -1),
-            torch.cat([every[0], lengths, every[1]], -1).int(),
-            torch.cat([torch.zeros_like(texts[0]).bool(), pooled, torch.zeros_like(texts[1]).bool()]),
-        )
-        return layout, cluster
+        return with_text(grid, order, lengths, self.block_size), cluster
 
     def held(self, state: State) -> int:
         """The centroids, and lists that serve several steps."""

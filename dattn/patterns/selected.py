@@ -60,6 +60,11 @@ class Selected(Dynamic):
         if not isinstance(keep, tuple) or any(name not in ALWAYS for name in keep):
             raise ValueError(f"keep={keep!r}: give a tuple of names among {', '.join(ALWAYS)}")
         check_reuse(self.reuse)
+        if self.order.looks and (keep or isinstance(self.reuse, float)):
+            raise ValueError(
+                f"keep={keep!r}, reuse={self.reuse!r} with {self.order}: its blocks are no places and change from call "
+                "to call; give keep=() and a number of steps"
+            )
         check_block(self.block_size, self.tail)
 
     def at(self, layer: int, layers: int, step: int, steps: int) -> Spec:
@@ -74,13 +79,21 @@ class Selected(Dynamic):
 
     def build(self, query: Tensor, key: Tensor, value: Tensor | None, grid: TokenGrid, state: State) -> BlockMask:
         """See ``Dynamic.build``."""
-        partition = self.order.partition(grid, self.block_size, masks_in(state), query.device)
-        sides = Sides(partition.visual(query), partition.visual(key), partition)
-        mask_of = lambda kept: partition.mask(kept, tail_run(self.tail, self.block_size))
-        choose = lambda: self.kept(sides)
+        tail = tail_run(self.tail, self.block_size)
+
+        def sides() -> Sides:
+            partition = self.order.partition(query, key, grid, self.block_size, masks_in(state))
+            return Sides(*partition.visual(query, key), partition)
+
+        def make() -> BlockMask:
+            given = sides()
+            return given.partition.mask(self.kept(given), tail)
+
         if isinstance(self.reuse, int):
-            return for_steps(state, self, self.reuse, lambda: mask_of(choose()))
-        return while_alike(state, self, self.reuse, sides.query_means(), choose, mask_of)
+            return for_steps(state, self, self.reuse, make)
+        given = sides()
+        mask_of = lambda kept: given.partition.mask(kept, tail)
+        return while_alike(state, self, self.reuse, given.query_means(), lambda: self.kept(given), mask_of)
 
     def held(self, state: State) -> int:
         """Lists that serve several steps."""

@@ -60,14 +60,13 @@ class SparseVideoGen(Dynamic):
 
     def build(self, query: Tensor, key: Tensor, value: Tensor | None, grid: TokenGrid, state: State) -> BlockMask:
         """See ``Dynamic.build``; without values the masks are judged by the weight that they miss."""
-        masks, device = masks_in(state), query.device
-        both = [order.partition(grid, self.block_size, masks, device) for order in (Raster(), PatchMajor())]
-        band = self.band(grid).to(device)
+        masks = masks_in(state)
+        both = [order.partition(query, key, grid, self.block_size, masks) for order in (Raster(), PatchMajor())]
+        band = self.band(grid).to(query.device)
         errors = self.errors(query, key, value, grid, [self._allowed(part, band) for part in both])
         temporal = errors[1] < errors[0]
-        orders = [part.layout.order for part in both]
-        layout = both[0].layout
-        order = torch.where(temporal[..., None], orders[1], orders[0])
+        layout, other = (part.layouts[0] for part in both)
+        order = torch.where(temporal[..., None], other.order, layout.order)
         before, after = text_blocks(grid, self.block_size)
         kept = pad(band, (before, after, before, after), value=True).expand(*temporal.shape, -1, -1)
         run = tail_run(self.tail, self.block_size)
@@ -87,7 +86,7 @@ class SparseVideoGen(Dynamic):
         grid = part.grid
         block = torch.arange(len(part.blocks), device=band.device).repeat_interleave(part.blocks)
         of_token = torch.empty_like(block)
-        of_token[part.order] = block
+        of_token[part.key] = block
         seen = band[of_token[self.sample(grid).to(band.device)]][:, of_token]
         return pad(seen, (grid.text_before, grid.text_after), value=True)
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from dattn.orders import runs
 from dattn.patterns.base import check_count
-from dattn.scores.base import CHUNK, Score, Sides, runs
+from dattn.scores.base import CHUNK, Score, Sides
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from dattn.orders import Partition
+from dattn.orders import Partition, runs
 from dattn.spec import Named
 
 CHUNK = 1 << 24  # numbers that a score holds at a time beyond its inputs and its result
@@ -47,26 +46,6 @@ class Score(Named):
     def must(self, sides: Sides) -> Tensor | None:
         """bool, broadcast over [batch, heads, blocks, regions]: pairs that are kept whatever their scores; or None."""
         return None
-
-
-def runs(tensor: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Consecutive runs of tokens side by side.
-
-    Args:
-        tensor: [batch, heads, tokens, …].
-        lengths: int64 [runs], of ``tokens`` in all.
-
-    Returns:
-        [batch, heads, runs, longest, …] with 0 where a run has no more tokens, and bool [runs, longest] where it has.
-    """
-    slot = torch.arange(int(lengths.max()), device=lengths.device)
-    there = slot < lengths[:, None]
-    if there.all():
-        return tensor.unflatten(2, there.shape), there
-    index = ((lengths.cumsum(0) - lengths)[:, None] + slot).clamp_max(tensor.shape[2] - 1)
-    spread = tensor.index_select(2, index.flatten()).unflatten(2, index.shape)
-    spread[:, :, ~there] = 0
-    return spread, there
 
 
 def means(tensor: Tensor, lengths: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dattn.scores.base import CHUNK, Score, Sides, runs
+from dattn.orders import runs
+from dattn.scores.base import CHUNK, Score, Sides
 from dattn.selection import check_share
 
 
