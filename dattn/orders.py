@@ -263,14 +263,14 @@ class Tree(Order):
     any order of places, which both scores and tails live on. It costs tokens · head_dim² and a sort for every level.
 
     Args:
-        ways: parts that every cut makes; 2 is the most exact, 4 and 8 take fewer levels.
+        ways: parts that every cut makes; more take fewer levels, and are much less exact.
         steps: power iterations for every direction.
 
     Raises:
         ValueError: fewer than 2 parts, or no iteration.
     """
 
-    ways: int = 4
+    ways: int = 2
     steps: int = 4
 
     def __post_init__(self) -> None:
@@ -291,16 +291,19 @@ class Tree(Order):
     def sorted(self, tokens: Tensor, block_size: int) -> Tensor:
         """int64 [batch, heads, tokens]: the order of float [batch, heads, tokens, head_dim]."""
         count, device = tokens.shape[2], tokens.device
-        order = torch.arange(count, device=device).expand(tokens.shape[:3])
+        rows = torch.nn.functional.pad(tokens.flatten(0, 2), (0, 0, 0, 1))  # the last one stands where there is none
+        order = torch.arange(count, device=device).expand(tokens.shape[:2].numel(), -1)
+        first = torch.arange(len(order), device=device)[:, None, None] * count
         bounds = [0, -(-count // block_size)]  # of the parts, in blocks
         while max(b - a for a, b in pairwise(bounds)) > 1:
             ends = (torch.tensor(bounds, device=device) * block_size).clamp_max(count)
-            parts, there = runs(in_order(tokens, order), ends.diff())
-            places = along(parts, there, self.steps).masked_fill(~there, torch.inf).argsort(dim=-1, stable=True)
-            places = (places + ends[:-1, None])[:, :, there]
-            order = order.gather(2, places)
+            index, there = slots_of(ends.diff())
+            at = torch.where(there, order[:, index] + first, len(rows) - 1)
+            parts = rows.index_select(0, at.flatten()).unflatten(0, at.shape)
+            places = along(parts, ends.diff(), self.steps).masked_fill(~there, torch.inf).argsort(dim=-1, stable=True)
+            order = order.gather(1, (places + ends[:-1, None])[:, there])
             bounds = [0, *(e for a, b in pairwise(bounds) for e in _cuts(a, b, self.ways))]
-        return order
+        return order.view(tokens.shape[:3])
 
 
 def runs(tensor: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -313,14 +316,19 @@ def runs(tensor: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         [batch, heads, runs, longest, …] with 0 where a run has no more tokens, and bool [runs, longest] where it has.
     """
-    slot = torch.arange(int(lengths.max()), device=lengths.device)
-    there = slot < lengths[:, None]
+    index, there = slots_of(lengths)
     if there.all():
         return tensor.unflatten(2, there.shape), there
-    index = ((lengths.cumsum(0) - lengths)[:, None] + slot).clamp_max(tensor.shape[2] - 1)
     spread = tensor.index_select(2, index.flatten()).unflatten(2, index.shape)
     spread[:, :, ~there] = 0
     return spread, there
+
+
+def slots_of(lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """int64 [runs, longest], the number of every token of consecutive runs, and bool like it, whether there is one."""
+    slot = torch.arange(int(lengths.max()), device=lengths.device)
+    index = (lengths.cumsum(0) - lengths)[:, None] + slot
+    return index.clamp_max(int(lengths.sum()) - 1), slot < lengths[:, None]
 
 
 def _cuts(first: int, last: int, ways: int) -> list[int]:
@@ -329,22 +337,23 @@ def _cuts(first: int, last: int, ways: int) -> list[int]:
     return [first + (last - first) * (i + 1) // parts for i in range(parts)]
 
 
-def along(parts: Tensor, there: Tensor, steps: int) -> Tensor:
-    """[batch, heads, parts, longest]: how far along the first principal component of its part every token lies.
+def along(parts: Tensor, lengths: Tensor, steps: int) -> Tensor:
+    """[heads, parts, longest]: how far along the first principal component of its part every token lies.
+
+    Up to a constant in each part, which sorts nothing.
 
     Args:
-        parts: [batch, heads, parts, longest, head_dim], 0 where there is no token.
-        there: bool [parts, longest].
+        parts: [heads, parts, longest, head_dim], 0 where there is no token.
+        lengths: int64 [parts], tokens in each.
         steps: power iterations, from a fixed direction on.
     """
-    there = there[..., None].to(parts.dtype)
-    centred = (parts - parts.sum(3, keepdim=True) / there.sum(1, keepdim=True)) * there
-    covariance = centred.mT @ centred
+    total = parts.sum(2)
+    covariance = parts.mT @ parts - total[..., None] * (total / lengths[:, None])[..., None, :]
     start = torch.randn(parts.shape[-1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    direction = start.to(parts).expand(covariance.shape[:-1])[..., None]
+    direction = start.to(parts).expand_as(total)[..., None]
     for _ in range(steps):
         direction = torch.nn.functional.normalize(covariance @ direction, dim=-2)
-    return (centred @ direction)[..., 0]
+    return (parts @ direction)[..., 0]
 
 
 _ALL: tuple[type[Order], ...] = (Raster, PatchMajor, Curve, Tiled, ByLayer, Tree)
