@@ -22,13 +22,13 @@ def main(argv: Sequence[str]) -> int:
     ).parse_args(argv)
     from dattn.operators import OPERATORS
     from dattn.orders import ORDERS
-    from dattn.patterns import DYNAMIC, PATTERNS, PUBLISHED
+    from dattn.patterns import DYNAMIC, PATTERNS, SETTINGS
     from dattn.scores import SCORES
     from dattn.selection import SELECTS
 
     titled: tuple[tuple[str, Mapping[str, Callable[..., Any]]], ...] = (
         ("pattern", PATTERNS),
-        ("pattern that looks at queries and keys", {**DYNAMIC, **PUBLISHED}),
+        ("pattern that looks at queries and keys", {**DYNAMIC, **SETTINGS}),
         ("operator", OPERATORS),
         ("score of blocks, for Selected", SCORES),
         ("choice of blocks, for Selected", SELECTS),

@@ -9,7 +9,7 @@ from typing import Any
 
 from dattn.operators import OPERATORS
 from dattn.orders import ORDERS
-from dattn.patterns import DYNAMIC, PATTERNS, PUBLISHED
+from dattn.patterns import DYNAMIC, PATTERNS, SETTINGS
 from dattn.scores import SCORES
 from dattn.selection import SELECTS
 from dattn.spec import Named, Spec
@@ -17,7 +17,7 @@ from dattn.spec import Named, Spec
 SPECS: dict[str, type[Spec]] = {**PATTERNS, **DYNAMIC, **OPERATORS}
 PARTS: dict[str, type[Named]] = {**SCORES, **SELECTS, **ORDERS}
 """What dynamic patterns are made of."""
-_KNOWN: dict[str, Callable[..., Named]] = {**SPECS, **PUBLISHED, **PARTS}
+_KNOWN: dict[str, Callable[..., Named]] = {**SPECS, **SETTINGS, **PARTS}
 _BY_LOWER_CASE = {name.lower(): make for name, make in _KNOWN.items()}
 
 
@@ -111,7 +111,7 @@ def _parse(node: ast.expr) -> Any:
 def _make(name: Any, positional: tuple[Any, ...], arguments: dict[str, Any]) -> Named:
     make = _BY_LOWER_CASE.get(str(name).lower())
     if make is None:
-        raise ValueError(f"unknown pattern {name!r}: choose one of {', '.join([*SPECS, *PUBLISHED])}")
+        raise ValueError(f"unknown pattern {name!r}: choose one of {', '.join([*SPECS, *SETTINGS])}")
     signature = inspect.signature(make)
     try:
         signature.bind(*positional, **arguments)

@@ -146,3 +146,17 @@ def clustered(query, key, starts, steps, share, floor):
         best = sorted(range(len(weights)), key=lambda i: (-weights[i], i))
         kept.append(fewest(weights, share) | set(best[: math.ceil(floor * len(weights))]))
     return torch.tensor([[columns[j] in kept[rows[i]] for j in range(len(key))] for i in range(len(query))])
+
+
+def tree(tokens, numbers, size):
+    """The blocks of one head as sets: halved along the first principal component of what is left, by its exact SVD.
+
+    Their number is a power of two and all are full, so that the component's sign says nothing about who is with whom.
+    """
+    if len(numbers) == size:
+        return {frozenset(numbers)}
+    here = tokens[numbers]
+    axis = torch.linalg.svd(here - here.mean(0)).Vh[0]
+    ranked = [numbers[i] for i in (here @ axis).argsort().tolist()]
+    middle = len(ranked) // 2
+    return tree(tokens, ranked[:middle], size) | tree(tokens, ranked[middle:], size)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -213,6 +214,46 @@ def test_orders_hold_every_token_once(grid, order):
     assert (partition.blocks >= 1).all() and (partition.blocks <= SIZE).all()
     totals = torch.zeros_like(partition.lengths).index_add_(0, partition.region, partition.blocks)
     assert torch.equal(totals, partition.lengths)
+
+
+def test_a_tree_halves_along_what_differs_most():
+    grid = TokenGrid(4, 4, 8, text=(2, 3))
+    q, k, _ = (t + 2 * t[..., :1] * torch.linspace(1, 3, 8, dtype=t.dtype) for t in inputs(grid))
+    partition = Tree(2, steps=500).partition(q, k, grid, SIZE, MaskCache())
+    for order, tokens in ((partition.query, visual(q, grid)), (partition.key, visual(k, grid))):
+        for b in range(2):
+            for h in range(4):
+                blocks = {frozenset(block) for block in order[b, h].view(-1, SIZE).tolist()}
+                assert blocks == oracles.tree(tokens[b, h], list(range(grid.visual)), SIZE)
+
+
+@given(st.integers(1, 70), st.integers(2, 5))
+@settings(max_examples=40, deadline=None)
+def test_a_tree_sorts_a_line(count, ways):
+    """Tokens on a line: whatever the parts and however ragged, blocks are stretches of it."""
+    line = torch.randperm(count, generator=torch.Generator().manual_seed(count)).double()
+    tokens = (line[:, None] * torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64) + 7)[None, None]
+    order = Tree(ways).sorted(tokens, 8)[0, 0]
+    blocks = [line[order[a : a + 8]] for a in range(0, count, 8)]
+    if len(blocks) > 1:
+        spans = sorted((b.min().item(), b.max().item()) for b in blocks)
+        assert all(high < low for (_, high), (low, _) in pairwise(spans))
+
+
+def test_equal_tokens_are_no_obstacle_to_a_tree():
+    tokens = torch.ones(1, 2, 50, 4)
+    assert (Tree().sorted(tokens, 8).sort().values == torch.arange(50)).all()
+
+
+def test_the_tail_of_alike_tokens_is_exact():
+    """A few kinds of tokens, as many as there are blocks: every mean stands for tokens that are all the same."""
+    grid = TokenGrid(4, 4, 8)
+    kinds = torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    kind = torch.randperm(128, generator=torch.Generator().manual_seed(1)) % 8
+    q, k, v = inputs(grid, heads=2)
+    k, v = kinds[:, :, kind], kinds.roll(1, 2)[:, :, kind]
+    output = attention(q, k, v, dattn.Alike(0.3, block_size=SIZE), grid)
+    torch.testing.assert_close(output, attention(q, k, v, dattn.Dense(), grid))
 
 
 def test_what_is_always_kept():

@@ -12,9 +12,9 @@ from dattn.patterns.grouped import Grouped
 from dattn.patterns.multi_axis import MultiAxis
 from dattn.patterns.neighborhood import Neighborhood
 from dattn.patterns.planes import Planes
-from dattn.patterns.published import PUBLISHED, MeanSim, ProxyHeads, Routing, VMoBA, XAttention
 from dattn.patterns.radial import Radial
 from dattn.patterns.selected import Selected
+from dattn.patterns.settings import SETTINGS, Alike, MeanSim, ProxyHeads, Routing, VMoBA, XAttention
 from dattn.patterns.sliding_tile import SlidingTile
 from dattn.patterns.sparse_frames import SparseFrames
 from dattn.patterns.sparse_video_gen import SparseVideoGen
@@ -42,7 +42,8 @@ DYNAMIC: dict[str, type[Dynamic]] = {pattern.__name__: pattern for pattern in _D
 __all__ = [
     "DYNAMIC",
     "PATTERNS",
-    "PUBLISHED",
+    "SETTINGS",
+    "Alike",
     "BlockCausal",
     "Clustered",
     "CrossShaped",

@@ -1,14 +1,29 @@
-"""Published ways to choose blocks, as settings of ``Selected``: functions that return one."""
+"""Ways to choose blocks that have a name, as settings of ``Selected``: functions that return one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from dattn.orders import ByLayer, Tiled
+from dattn.orders import ByLayer, Tiled, Tree
 from dattn.patterns.base import PerAxis
 from dattn.patterns.selected import Selected
-from dattn.scores import Antidiagonal, Joined, MeanSimilarity, Proxy, TokenGate
+from dattn.scores import Antidiagonal, Joined, MeanSimilarity, Pooled, Proxy, TokenGate
 from dattn.selection import Threshold, TopK, TopP
+
+
+def Alike(density: float = 0.15, reuse: int = 1, tail: bool | int = True, block_size: int = 64) -> Selected:
+    """Blocks of tokens that are alike, queries and keys each for themselves, and a mean for every block left out.
+
+    A mean stands well for keys that say the same, so little is lost with what is not computed; see ``Tree``. Where
+    sequences are short, sorting takes longer than attention saves: then ``reuse`` lists for a few steps.
+
+    Args:
+        density: share of the blocks that every block of queries sees, by the weights among means.
+        reuse: steps that lists are kept for; means are always those of the moment.
+        tail: pool what is skipped: True (one key per block), a run of 16 … block size tokens, or False.
+        block_size: 16, 32, 64 or 128.
+    """
+    return Selected(Pooled(), TopK(density), Tree(), keep=(), reuse=reuse, block_size=block_size, tail=tail)
 
 
 def XAttention(stride: int = 8, threshold: float = 0.9, block_size: int = 128) -> Selected:
@@ -87,6 +102,6 @@ def VMoBA(
     return Selected(TokenGate(TopP(share, across="head")), Threshold(votes), order, block_size=block_size)
 
 
-PUBLISHED: dict[str, Callable[..., Selected]] = {
-    preset.__name__: preset for preset in (XAttention, MeanSim, Routing, ProxyHeads, VMoBA)
+SETTINGS: dict[str, Callable[..., Selected]] = {
+    preset.__name__: preset for preset in (Alike, XAttention, MeanSim, Routing, ProxyHeads, VMoBA)
 }
