@@ -239,18 +239,23 @@ class ByLayer(Order):
         if not self.orders:
             raise ValueError("orders=(): give one order at least")
 
+    @property
+    def looks(self) -> bool:
+        """Whether one of them does."""
+        return any(order.looks for order in self.orders)
+
     def at(self, layer: int) -> Order:
         """That of the layer."""
-        return self.orders[layer % len(self.orders)]
+        return self.orders[layer % len(self.orders)].at(layer)
+
+    def partition(self, query: Tensor, key: Tensor, grid: TokenGrid, block_size: int, masks: MaskCache) -> Partition:
+        """That of the first layer."""
+        return self.at(0).partition(query, key, grid, block_size, masks)
 
     def fit(self, grid: TokenGrid) -> tuple[Order, str | None]:
         """Each clamped to the grid."""
         fitted = [order.fit(grid) for order in self.orders]
         return ByLayer(tuple(order for order, _ in fitted)), next((note for _, note in fitted if note), None)
-
-    def regions(self, grid: TokenGrid, block_size: int) -> tuple[Tensor, Tensor]:
-        """That of the first layer."""
-        return self.orders[0].regions(grid, block_size)
 
 
 @dataclass(frozen=True)
@@ -285,8 +290,8 @@ class Tree(Order):
     def partition(self, query: Tensor, key: Tensor, grid: TokenGrid, block_size: int, masks: MaskCache) -> Partition:
         """The orders of these queries and keys."""
         tokens = slice(grid.text_before, grid.text_before + grid.visual)
-        orders = [self.sorted(t[:, :, tokens], block_size) for t in (query, key)]
-        return Partition.of(grid, *orders, cut(grid.visual, block_size).to(query.device), block_size)
+        queries, keys = (self.sorted(t[:, :, tokens], block_size) for t in (query, key))
+        return Partition.of(grid, queries, keys, cut(grid.visual, block_size).to(query.device), block_size)
 
     def sorted(self, tokens: Tensor, block_size: int) -> Tensor:
         """int64 [batch, heads, tokens]: the order of float [batch, heads, tokens, head_dim]."""

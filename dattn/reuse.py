@@ -21,14 +21,14 @@ class Kept:
     """A mask of an earlier step, in a state.
 
     Attributes:
-        pattern: whose.
+        terms: for what: pattern, grid, shape of the queries, device. A mask of other terms is not taken.
         step: when it was made.
         mask: what was made.
         chosen: bool [batch, heads or 1, blocks, regions], where samples decide for themselves how long it serves.
         means: the mean queries [batch, heads, blocks, head_dim] that each sample's choice was made for, there too.
     """
 
-    pattern: Any
+    terms: Any
     step: int
     mask: BlockMask
     chosen: Tensor | None = None
@@ -42,23 +42,23 @@ def check_reuse(reuse: int | float) -> None:
         raise ValueError(f"reuse={reuse!r}: give a number of steps, 1 for none, or a cosine similarity between 0 and 1")
 
 
-def for_steps(state: State, pattern: Any, span: int, make: Callable[[], BlockMask]) -> BlockMask:
-    """The mask that ``pattern`` made less than ``span`` steps ago in this state, or a new one.
+def for_steps(state: State, terms: Any, span: int, make: Callable[[], BlockMask]) -> BlockMask:
+    """The mask that was made for these ``terms`` less than ``span`` steps ago in this state, or a new one.
 
     A state without a "step" keeps nothing.
     """
     step = state.get("step")
     if span == 1 or step is None:
         return make()
-    kept = _known(state, pattern)
+    kept = _known(state, terms)
     if kept is None or not 0 <= step - kept.step < span:
-        kept = state[KEPT] = Kept(pattern, step, make())
+        kept = state[KEPT] = Kept(terms, step, make())
     return kept.mask
 
 
 def while_alike(
     state: State,
-    pattern: Any,
+    terms: Any,
     least: float,
     means: Tensor,
     choose: Callable[[], Tensor],
@@ -68,14 +68,14 @@ def while_alike(
 
     Args:
         state: of a layer and guidance branch.
-        pattern: whose choice.
+        terms: see ``Kept``.
         least: the cosine similarity, the mean over heads and blocks, down to which a choice is kept.
         means: the mean queries [batch, heads, blocks, head_dim] of this call.
         choose: gives bool [batch, heads or 1, blocks, regions].
         mask_of: makes the block mask of that.
     """
-    old = _known(state, pattern)
-    if old is None or old.chosen is None or old.means is None or old.means.shape != means.shape:
+    old = _known(state, terms)
+    if old is None or old.chosen is None or old.means is None:
         chosen = choose()
     else:
         alike = cosine_similarity(means, old.means, dim=-1).mean((1, 2)) >= least
@@ -83,13 +83,13 @@ def while_alike(
             return old.mask
         stays = alike.view(-1, 1, 1, 1)
         chosen, means = torch.where(stays, old.chosen, choose()), torch.where(stays, old.means, means)
-    state[KEPT] = Kept(pattern, state.get("step", 0), mask_of(chosen), chosen, means)
+    state[KEPT] = Kept(terms, state.get("step", 0), mask_of(chosen), chosen, means)
     return state[KEPT].mask
 
 
-def _known(state: State, pattern: Any) -> Kept | None:
+def _known(state: State, terms: Any) -> Kept | None:
     kept = state.get(KEPT)
-    return kept if isinstance(kept, Kept) and kept.pattern == pattern else None
+    return kept if isinstance(kept, Kept) and kept.terms == terms else None
 
 
 def held_by(state: State) -> int:

@@ -16,6 +16,8 @@ from dattn.block_mask import BlockList, BlockMask, pack_bits
 from dattn.grid import Layout
 from dattn.spec import Named
 
+LONG = 1 << 16  # entries of a row up to which it is sorted
+BINS, ROUNDS, CHUNK = 1 << 12, 3, 1 << 22
 ACROSS = ("row", "head", "layer")
 
 
@@ -34,13 +36,17 @@ def top_k(scores: Tensor, count: int) -> Tensor:
 def top_p(scores: Tensor, share: float) -> Tensor:
     """bool like ``scores``: in every row the fewest best blocks that hold ``share`` of the row's sum.
 
-    Scores are 0 or more; a row of zeros keeps its first block. 1.0 keeps every block above 0.
+    Scores are 0 or more; a row of zeros keeps its first block. 1.0 keeps every block above 0. In rows of more than
+    ``LONG`` entries all that are as large as the last one kept are kept too.
 
     Raises:
         ValueError: ``share`` outside of (0, 1].
     """
     if not 0 < share <= 1 or math.isnan(share):
         raise ValueError(f"top_p keeps a share of {share}: it is above 0 and at most 1")
+    if scores.shape[-1] > LONG and share < 1:
+        rows = scores.flatten(0, -2)
+        return torch.stack([row >= _least_kept(row, share) for row in rows]).view_as(scores)
     ranked, order = scores.sort(dim=-1, descending=True, stable=True)
     before = ranked.double().cumsum(-1) - ranked  # what the better blocks hold
     wanted = share * ranked.double().sum(-1, keepdim=True) if share < 1 else torch.inf
@@ -49,12 +55,36 @@ def top_p(scores: Tensor, share: float) -> Tensor:
     return torch.zeros_like(kept).scatter_(-1, order, kept)
 
 
+def _least_kept(row: Tensor, share: float) -> float:
+    """The largest bound at which the entries of 0 or more that reach it hold ``share`` of the sum.
+
+    By sums over ever finer bins, for rows that would take long and much memory to sort.
+    """
+    low, high, above = 0.0, float(row.max()), 0.0
+    wanted = share * float(row.sum(dtype=torch.float64))
+    for _ in range(ROUNDS):
+        width = (high - low) / BINS
+        if low + width == low:
+            break
+        mass = torch.zeros(BINS, dtype=torch.float64, device=row.device)
+        for part in map(Tensor.double, row.split(CHUNK)):
+            there = part[(part >= low) & (part <= high)]
+            bins = ((there - low) / width).long().clamp_max(BINS - 1)
+            mass += torch.bincount(bins, weights=there, minlength=BINS)
+        held = mass.flip(0).cumsum(0) + above
+        place = min(int((held < wanted).sum()), BINS - 1)
+        above = float(held[place - 1]) if place else above
+        low += (BINS - 1 - place) * width
+        high = low + width
+    return low
+
+
 def to_lists(kept: Tensor) -> BlockList:
     """The lists of bool [batch, groups, query blocks, key blocks]; rows of the longest set's length."""
     offsets = pad(kept.sum(-1).cumsum(-1), (1, 0))
     index = kept.new_zeros(*kept.shape[:2], int(offsets[..., -1].max()), dtype=torch.int32)
     used = torch.arange(index.shape[-1], device=kept.device) < offsets[..., -1:]
-    index[used] = kept.nonzero()[:, -1].int()
+    index[used] = torch.arange(kept.shape[-1], dtype=torch.int32, device=kept.device).expand(kept.shape)[kept]
     return BlockList(offsets.int(), index)
 
 
@@ -87,6 +117,11 @@ class Select(Named):
         if not 0 <= self.floor <= 1:
             raise ValueError(f"floor={self.floor!r}: a share of the blocks, from 0 to 1")
 
+    @property
+    def fills_rows(self) -> bool:
+        """Whether ``chosen`` keeps one block at least."""
+        return True
+
     def chosen(self, scores: Tensor) -> Tensor:
         """bool like ``scores`` [..., blocks], in each row of which blocks compete."""
         raise NotImplementedError
@@ -99,7 +134,8 @@ class Select(Named):
         """bool like ``scores``, [batch, heads, query blocks, key blocks]; larger is better, ties go to the lower."""
         competing = scores.flatten({"row": 3, "head": 2, "layer": 1}[self.across])
         kept = self.chosen(competing).view_as(scores)
-        return kept | top_k(scores, math.ceil(self.floor * scores.shape[-1])) if self.floor else kept
+        least = max(1, math.ceil(self.floor * scores.shape[-1]))  # no row is empty
+        return kept if least == 1 and self.across == "row" and self.fills_rows else kept | top_k(scores, least)
 
 
 def check_share(name: str, value: float) -> None:
@@ -159,7 +195,7 @@ class TopP(Select):
 
 @dataclass(frozen=True)
 class Threshold(Select):
-    """Every block whose score is at least ``least``.
+    """Every block whose score is at least ``least``, and the best one.
 
     Raises:
         ValueError: a threshold that is not in (0, 1].
@@ -170,6 +206,11 @@ class Threshold(Select):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_share("least", self.least)
+
+    @property
+    def fills_rows(self) -> bool:
+        """False: a whole row may lie below."""
+        return False
 
     def chosen(self, scores: Tensor) -> Tensor:
         """See ``Select.chosen``."""

@@ -33,6 +33,12 @@ class Named:
         return {"name": self.name, **{f.name: _plain(getattr(self, f.name)) for f in fields(self)}}
 
 
+def check_kind(name: str, value: Any, kind: type[Named], example: str) -> None:
+    """Raise ``ValueError`` unless ``value`` is a ``kind``."""
+    if not isinstance(value, kind):
+        raise ValueError(f"{name}={value!r}: give a {kind.__name__}, such as {example}")
+
+
 @dataclass(frozen=True)
 class Spec(Named):
     """Base of patterns and operators: what has a place and meets a grid."""

@@ -111,7 +111,7 @@ class Walk(NamedTuple):
     """All that a launch needs beside the tensors of the attention itself.
 
     Attributes:
-        visits, turned: what every query block visits; by whom every key block is visited.
+        visits, turned: what every query block visits; by whom every key block is visited, or None in a forward pass.
         orders: int32 ``[sets, tokens]``, the raster position of each kernel position of the queries and of the keys;
             None where they are the same.
         key_mask: uint8 ``[batch, groups, tokens]`` in kernel order, 0 for keys that nobody sees; or None.
@@ -121,7 +121,7 @@ class Walk(NamedTuple):
     """
 
     visits: Visits
-    turned: Visits
+    turned: Visits | None
     orders: tuple[Tensor | None, Tensor | None]
     key_mask: Tensor | None
     pool: Pool | None

@@ -64,6 +64,7 @@ def block_sparse_gradients(
         *tensors, lse, delta, dq, walk.orders[0], walk.visits, walk.key_mask, walk.pool, *rest,
         **options(query_config, query, walk.size, walk.ragged),
     )  # fmt: skip
+    assert walk.turned is not None  # a backward pass has it
     settings = options(key_config, query, walk.size)
     grad_key[(walk.turned.own.number * (walk.size // key_config.N), batch * heads)](
         *tensors, lse, delta, dk, dv, walk.orders[1], walk.turned, walk.key_mask, *rest, **settings

@@ -1,10 +1,13 @@
 """Choosing blocks from scores: against sorting and counting by hand."""
 
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dattn import selection
 from dattn.selection import to_lists, top_k, top_p
 
 SCORES = st.lists(st.floats(0, 10, width=32), min_size=1, max_size=12)
@@ -29,6 +32,18 @@ def test_top_p_are_the_fewest_best_that_hold_the_share(row, share):
     if not bool(kept.all()):
         assert values[kept].min() >= values[~kept].max()
     assert kept.any()
+
+
+@given(SCORES, st.floats(0.01, 0.99))
+def test_long_rows_are_bounded_instead_of_sorted(row, share):
+    """As many as hold the share, and none that is smaller than the last one needed."""
+    values = torch.tensor(row)[None, None, None]
+    with mock.patch.object(selection, "LONG", 0), mock.patch.object(selection, "CHUNK", 3):
+        kept = top_p(values, share)
+    exact = top_p(values, share)
+    assert (kept | ~exact).all() or float(values.max()) == 0
+    least = values[exact].min()
+    assert (values[kept & ~exact] >= least * (1 - 1e-6)).all()  # ties alone
 
 
 def test_top_p_of_one_leaves_only_zeros_out():

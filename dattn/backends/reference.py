@@ -13,24 +13,25 @@ from dattn.heads import head_groups
 
 def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     """Softmax over all keys that the mask allows and, with a tail, the pooled keys of skipped blocks."""
-    results = [_sample(problem, row) for row in range(len(problem.query))]
+    mask = problem.mask
+    dense = mask.to_dense().expand(len(mask.full.offsets), mask.groups, -1, -1)
+    results = [_sample(problem, dense, row) for row in range(len(problem.query))]
     outputs, lses = zip(*results, strict=True)
     return torch.cat(outputs).to(problem.query.dtype), torch.cat(lses)
 
 
-def _sample(problem: Problem, row: int) -> tuple[Tensor, Tensor]:
-    """Output and LSE [1, heads, …] of one sample of the batch."""
+def _sample(problem: Problem, allowed: Tensor, row: int) -> tuple[Tensor, Tensor]:
+    """Output and LSE [1, heads, …] of one sample; ``allowed`` is bool [batch or 1, groups, tokens, tokens]."""
     mask, at = problem.mask, min(row, len(problem.mask.full.offsets) - 1)
     wide = torch.promote_types(problem.query.dtype, torch.float32)
     query, key, value = (t[row : row + 1].to(wide) for t in problem[:3])
     key_mask = None if problem.key_mask is None else problem.key_mask[row : row + 1]
-    dense = mask.to_dense().expand(len(mask.full.offsets), mask.groups, -1, -1)[at]
     outputs, lses = [], []
     for group, heads in enumerate(head_groups(query.shape[1], mask.groups)):
         q, k, v = (t[:, heads] for t in (query, key, value))
         logits = (q @ k.transpose(-1, -2)) * problem.scale
-        allowed = dense[group] if key_mask is None else dense[group] & key_mask[:, None, None]
-        logits = logits.masked_fill(~allowed, -torch.inf)
+        seen = allowed[at, group] if key_mask is None else allowed[at, group] & key_mask[:, None, None]
+        logits = logits.masked_fill(~seen, -torch.inf)
         if mask.tail:
             logits, v = _with_tail(logits, q, k, v, mask, (at, group), problem.scale, key_mask)
         blind = (logits == -torch.inf).all(-1, keepdim=True)

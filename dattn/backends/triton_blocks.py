@@ -38,7 +38,7 @@ class Prepared(NamedTuple):
 
 def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     """See ``Backend.forward``."""
-    ready = _prepared(lists_of(problem.mask), problem)
+    ready = _prepared(lists_of(problem.mask), problem, backward=False)
     return block_sparse(problem.query, ready.key, ready.value, ready.walk)
 
 
@@ -47,7 +47,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See ``Backend.backward``."""
     lists = lists_of(problem.mask)
-    ready = _prepared(lists, problem)
+    ready = _prepared(lists, problem, backward=True)
     delta = delta_of(output, grad_output, grad_lse)
     lse = lse.masked_fill(lse == -torch.inf, torch.inf)  # rows that see nothing: weights of 0
     query, grad = (_reorder(t, lists.orders[0], lists) for t in (problem.query, grad_output))
@@ -60,11 +60,12 @@ def backward(
     return dq, dk, dv
 
 
-def _prepared(lists: TritonLists, problem: Problem) -> Prepared:
+def _prepared(lists: TritonLists, problem: Problem, backward: bool) -> Prepared:
     head_groups(problem.query.shape[1], lists.visits.sets.groups)  # refuses more groups than heads
     key, value = (_reorder(t, lists.orders[1], lists) for t in (problem.key, problem.value))
     kept, size = _key_mask(lists, problem), problem.mask.block_size
-    walk = Walk(lists.visits, lists.turned, lists.orders, kept, None, size, lists.ragged, problem.scale)
+    turned = lists.turned if backward else None
+    walk = Walk(lists.visits, turned, lists.orders, kept, None, size, lists.ragged, problem.scale)
     if lists.tail is None:
         return Prepared(key, value, walk, None)
     weight, log_count = lists.tail.weights(kept, len(key))

@@ -61,17 +61,23 @@ class TritonLists:
     """What the kernels need of a mask, worked out once.
 
     Attributes:
-        visits, turned: what every query block visits; by whom every key block is visited.
+        visits: what every query block visits.
         orders: int32 [sets, tokens] of queries and of keys, None where they are the identity.
         ragged: whether a key block holds fewer tokens than it has slots.
         tail: what only masks with a tail have.
     """
 
     visits: Visits
-    turned: Visits
     orders: tuple[Tensor | None, Tensor | None]
     ragged: bool
     tail: Tail | None
+
+    @cached_property
+    def turned(self) -> Visits:
+        """By whom every key block is visited; the backward pass alone asks."""
+        own, other, full, partial, tiles, sets = self.visits
+        back = _transposed(full, other.number), _transposed(partial, other.number) if partial else None
+        return Visits(other, own, *back, tiles, sets)
 
 
 def lists_of(mask: BlockMask) -> TritonLists:
@@ -82,7 +88,8 @@ def lists_of(mask: BlockMask) -> TritonLists:
 
 
 def _lists_of(mask: BlockMask) -> TritonLists:
-    check_lists(mask)
+    if not mask.passing:  # made here, for one call: looking through it would cost more than it is worth
+        check_lists(mask)
     parts = mask.query.order, mask.key.order, mask.query.lengths, mask.key.lengths, mask.full.offsets
     batches, groups = (max(t.shape[i] for t in parts) for i in (0, 1))
     sets = lambda t: t.expand(batches, groups, -1).flatten(0, 1).int().contiguous()
@@ -93,11 +100,9 @@ def _lists_of(mask: BlockMask) -> TritonLists:
     tiles = mask.tiles if partial else None
     groups_of = Sets(batches, groups)
     visits = Visits(queries, keys, full, partial, tiles, groups_of)
-    back = _transposed(full, keys.number), _transposed(partial, keys.number) if partial else None
-    turned = Visits(keys, queries, *back, tiles, groups_of)
     ragged = bool((mask.key.lengths < mask.block_size).any())
     orders = (_order(mask.query, sets), _order(mask.key, sets))
-    return TritonLists(visits, turned, orders, ragged, _tail(mask, visits) if mask.tail else None)
+    return TritonLists(visits, orders, ragged, _tail(mask, visits) if mask.tail else None)
 
 
 def _tail(mask: BlockMask, visits: Visits) -> Tail:

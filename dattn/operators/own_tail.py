@@ -18,7 +18,7 @@ from dattn.heads import head_groups
 from dattn.operators.per_head import cost_of
 from dattn.patterns.base import check_tail
 from dattn.patterns.dynamic import Dynamic
-from dattn.spec import VISITED, Call, OverPattern
+from dattn.spec import VISITED, Call, OverPattern, State
 
 CHUNK = 1 << 24  # logits of pooled keys held at a time
 
@@ -79,6 +79,10 @@ class OwnTail(OverPattern):
         known = self.pattern.static
         pooled = self._with_tail(masks.get(self.pattern, grid, "cpu")).tail_share if known else 0.0
         return cost_of(self.pattern, grid, head_dim, masks) + pooled + self.extra(grid, head_dim)
+
+    def held(self, state: State) -> int:
+        """What the pattern keeps."""
+        return self.pattern.held(state) if isinstance(self.pattern, Dynamic) else 0
 
     def _runs(self, mask: BlockMask, row: int, group: int) -> Runs:
         """The runs of a head group, kept with the mask."""

@@ -110,8 +110,11 @@ class PerHead(Operator):
             if VISITED in own:
                 visited[number] = own.pop(VISITED)
         if visited:
-            cost = lambda p: (cost_of(p, call.grid, call.query.shape[-1], masks_in(call.state)), 0.0)
-            every = [visited.get(number, cost(p)) for number, p in enumerate(self.patterns)]
+            width, masks = call.query.shape[-1], masks_in(call.state)
+            every = [
+                visited[number] if number in visited else (cost_of(p, call.grid, width, masks), 0.0)
+                for number, p in enumerate(self.patterns)
+            ]
             call.state[VISITED] = tuple(sum(column) / len(every) for column in zip(*every, strict=True))
         return torch.cat(outputs, 1), None
 

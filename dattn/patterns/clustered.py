@@ -13,7 +13,8 @@ arXiv 2603.08982), one mean per block of it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,11 +24,13 @@ from dattn.block_mask import BlockMask, tail_run
 from dattn.clusters import Clusters, start
 from dattn.grid import Layout, TokenGrid, text_blocks, with_text
 from dattn.patterns.base import check_count
-from dattn.patterns.dynamic import Dynamic
+from dattn.patterns.dynamic import Dynamic, Given
 from dattn.patterns.selected import check_block
 from dattn.reuse import for_steps, held_by
 from dattn.selection import TopP, to_lists, whole_blocks
 from dattn.spec import State
+
+CENTROIDS = "centroids"
 
 
 @dataclass(frozen=True)
@@ -69,15 +72,22 @@ class Clustered(Dynamic):
         TopP(self.top_p, floor=self.floor)
         check_block(self.block_size, self.tail)
 
-    def build(self, query: Tensor, key: Tensor, value: Tensor | None, grid: TokenGrid, state: State) -> BlockMask:
-        """See ``Dynamic.build``."""
-        return for_steps(state, self, self.reuse, lambda: self._sorted(query, key, grid, state))
+    def fit(self, grid: TokenGrid) -> tuple[Clustered, str | None]:
+        """At most as many clusters as there are visual tokens."""
+        if max(self.query_clusters, self.key_clusters) <= grid.visual:
+            return self, None
+        counts = [min(n, grid.visual) for n in (self.query_clusters, self.key_clusters)]
+        return replace(self, query_clusters=counts[0], key_clusters=counts[1]), f"clamped to {counts} clusters"
 
-    def _sorted(self, query: Tensor, key: Tensor, grid: TokenGrid, state: State) -> BlockMask:
+    def build(self, given: Given) -> BlockMask:
+        """See ``Dynamic.build``."""
+        return for_steps(given.state, (self, *given.terms), self.reuse, lambda: self._sorted(given))
+
+    def _sorted(self, given: Given) -> BlockMask:
         """A mask over new clusters."""
-        visual = slice(grid.text_before, grid.text_before + grid.visual)
-        queries = self._clusters("queries", query[:, :, visual], self.query_clusters, state)
-        keys = self._clusters("keys", key[:, :, visual], self.key_clusters, state)
+        grid, visual = given.grid, slice(given.grid.text_before, given.grid.text_before + given.grid.visual)
+        sides = [side[:, :, visual] for side in given.wide()]
+        queries, keys = self._clusters(sides, (self, *given.terms), given.state)
         kept = TopP(self.top_p, floor=self.floor).kept(scores(queries, keys))
         (rows, own), (columns, other) = (self._layout(side, grid) for side in (queries, keys))
         batch, head = torch.meshgrid(*(torch.arange(n, device=kept.device) for n in kept.shape[:2]), indexing="ij")
@@ -87,15 +97,16 @@ class Clustered(Dynamic):
         blocks &= (rows.lengths > 0)[..., None] & (columns.lengths > 0)[..., None, :]
         return whole_blocks(rows, columns, to_lists(blocks), self.block_size, tail_run(self.tail, self.block_size))
 
-    def _clusters(self, name: str, tokens: Tensor, count: int, state: State) -> Clusters:
-        """Those of one side, from the centroids of the step before where there are any."""
-        before = state.get(name)
-        if isinstance(before, Tensor) and before.shape == (*tokens.shape[:2], count, tokens.shape[-1]):
-            clusters = Clusters.of(tokens, before, self.steps)
+    def _clusters(self, sides: list[Tensor], terms: Any, state: State) -> list[Clusters]:
+        """Those of queries and keys, from the centroids of the step before where there are any."""
+        before, counts = state.get(CENTROIDS), (self.query_clusters, self.key_clusters)
+        if before is not None and before[0] == terms:
+            found = [Clusters.of(t, old, self.steps) for t, old in zip(sides, before[1:], strict=True)]
         else:
-            clusters = Clusters.of(tokens, start(tokens, count, self.seed), self.first_steps)
-        state[name] = clusters.centroids
-        return clusters
+            starts = [start(t, count, self.seed) for t, count in zip(sides, counts, strict=True)]
+            found = [Clusters.of(t, first, self.first_steps) for t, first in zip(sides, starts, strict=True)]
+        state[CENTROIDS] = terms, *(clusters.centroids for clusters in found)
+        return found
 
     def _layout(self, clusters: Clusters, grid: TokenGrid) -> tuple[Layout, Tensor]:
         """A side cluster by cluster, with the text around it, and the cluster of every visual block."""
@@ -104,9 +115,8 @@ class Clustered(Dynamic):
 
     def held(self, state: State) -> int:
         """The centroids, and lists that serve several steps."""
-        return held_by(state) + sum(
-            t.numel() * t.element_size() for t in map(state.get, ("queries", "keys")) if t is not None
-        )
+        centroids = state.get(CENTROIDS, (None,))[1:]
+        return held_by(state) + sum(t.numel() * t.element_size() for t in centroids)
 
 
 def scores(queries: Clusters, keys: Clusters) -> Tensor:

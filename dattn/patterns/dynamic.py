@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +12,42 @@ from dattn.attention import over
 from dattn.block_mask import BlockMask
 from dattn.grid import TokenGrid
 from dattn.spec import VISITED, Call, Operator, State
+
+
+class Given(NamedTuple):
+    """What there is to look at.
+
+    Attributes:
+        query, key: [batch, heads, tokens, head_dim] in raster order, as they come.
+        grid: where the tokens sit.
+        state: of a denoising call, layer and guidance branch; empty outside of any.
+        factor: logits are the products of queries and keys over √head_dim, times this.
+        value: like the key; None where a mask is asked for without attention.
+        key_mask: bool [batch, tokens], False for keys that nobody sees; or None.
+    """
+
+    query: Tensor
+    key: Tensor
+    grid: TokenGrid
+    state: State
+    factor: float = 1.0
+    value: Tensor | None = None
+    key_mask: Tensor | None = None
+
+    @property
+    def terms(self) -> tuple[Any, ...]:
+        """What has to be the same for a choice to serve again."""
+        return self.grid, self.query.shape, self.query.device
+
+    def wide(self) -> tuple[Tensor, Tensor]:
+        """Queries, with the factor, and keys in float32 or float64; keys that nobody sees are 0, whatever they hold."""
+        dtype = torch.promote_types(self.query.dtype, torch.float32)
+        query, key = self.query.to(dtype), self.key.to(dtype)
+        if self.factor != 1:
+            query = query * self.factor
+        if self.key_mask is not None:
+            key = key.masked_fill(~self.key_mask[:, None, :, None], 0)
+        return query, key
 
 
 @dataclass(frozen=True)
@@ -31,23 +68,20 @@ class Dynamic(Operator):
         Raises:
             ValueError: the pattern does not fit the grid.
         """
-        return self._mask(query, key, None, grid, {} if state is None else state)
+        return self._mask(Given(query, key, grid, {} if state is None else state))
 
-    def build(self, query: Tensor, key: Tensor, value: Tensor | None, grid: TokenGrid, state: State) -> BlockMask:
-        """``mask_for`` of tensors in float32 or float64; with the values, where attention is computed with them."""
+    def build(self, given: Given) -> BlockMask:
+        """``mask_for``, or the mask of a call."""
         raise NotImplementedError
 
     @torch.no_grad()
-    def _mask(self, query: Tensor, key: Tensor, value: Tensor | None, grid: TokenGrid, state: State) -> BlockMask:
-        wide = torch.promote_types(query.dtype, torch.float32)
-        query, key = query.to(wide), key.to(wide)
-        return self.build(query, key, None if value is None else value.to(wide), grid, state)
+    def _mask(self, given: Given) -> BlockMask:
+        return self.build(given)
 
     def mask_in(self, call: Call) -> BlockMask:
-        """The mask of a call: its scale counts, and its values may."""
-        query, key, value, grid, state, scale = call[:6]
-        usual = query.shape[-1] ** -0.5
-        return self._mask(query if scale == usual else query * (scale / usual), key, value, grid, state)
+        """The mask of a call: its scale and its key mask count, and its values may."""
+        query, key, value, grid, state, scale, key_mask = call[:7]
+        return self._mask(Given(query, key, grid, state, scale * query.shape[-1] ** 0.5, value, key_mask))
 
     def compute(self, call: Call) -> tuple[Tensor, Tensor]:
         """Attention over the mask of this call."""

@@ -16,12 +16,12 @@ from dattn.block_mask import BlockMask, MaskCache, tail_run
 from dattn.grid import BLOCK_SIZES, TokenGrid
 from dattn.orders import ALWAYS, Order, Raster
 from dattn.patterns.base import as_tuple, check_tail
-from dattn.patterns.dynamic import Dynamic
+from dattn.patterns.dynamic import Dynamic, Given
 from dattn.reuse import check_reuse, for_steps, held_by, while_alike
 from dattn.scores.base import Score, Sides
 from dattn.scores.pooled import Pooled
 from dattn.selection import Select, TopP
-from dattn.spec import Spec, State
+from dattn.spec import Spec, State, check_kind
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,7 @@ class Selected(Dynamic):
 
     def __post_init__(self) -> None:
         for name, kind in (("score", Score), ("select", Select), ("order", Order)):
-            if not isinstance(getattr(self, name), kind):
-                raise ValueError(f"{name}={getattr(self, name)!r}: give a {kind.__name__}, such as {_EXAMPLES[name]}")
+            check_kind(name, getattr(self, name), kind, _EXAMPLES[name])
         keep = as_tuple(self.keep)
         object.__setattr__(self, "keep", keep)
         if not isinstance(keep, tuple) or any(name not in ALWAYS for name in keep):
@@ -77,23 +76,25 @@ class Selected(Dynamic):
         order, note = self.order.fit(grid)
         return (self if note is None else replace(self, order=order)), note
 
-    def build(self, query: Tensor, key: Tensor, value: Tensor | None, grid: TokenGrid, state: State) -> BlockMask:
+    def build(self, given: Given) -> BlockMask:
         """See ``Dynamic.build``."""
-        tail = tail_run(self.tail, self.block_size)
-
-        def sides() -> Sides:
-            partition = self.order.partition(query, key, grid, self.block_size, masks_in(state))
-            return Sides(*partition.visual(query, key), partition)
+        tail, terms = tail_run(self.tail, self.block_size), (self, *given.terms)
 
         def make() -> BlockMask:
-            given = sides()
-            return given.partition.mask(self.kept(given), tail)
+            sides = self.sides(given)
+            return sides.partition.mask(self.kept(sides), tail)
 
         if isinstance(self.reuse, int):
-            return for_steps(state, self, self.reuse, make)
-        given = sides()
-        mask_of = lambda kept: given.partition.mask(kept, tail)
-        return while_alike(state, self, self.reuse, given.query_means(), lambda: self.kept(given), mask_of)
+            return for_steps(given.state, terms, self.reuse, make)
+        sides = self.sides(given)
+        mask_of = lambda kept: sides.partition.mask(kept, tail)
+        return while_alike(given.state, terms, self.reuse, sides.query_means(), lambda: self.kept(sides), mask_of)
+
+    def sides(self, given: Given) -> Sides:
+        """Queries and keys in their order."""
+        query, key = given.wide()
+        partition = self.order.partition(query, key, given.grid, self.block_size, masks_in(given.state))
+        return Sides(*partition.visual(query, key), partition)
 
     def held(self, state: State) -> int:
         """Lists that serve several steps."""

@@ -24,10 +24,9 @@ from dattn.block_mask import BlockMask, MaskCache, tail_run
 from dattn.grid import Layout, TokenGrid, text_blocks
 from dattn.orders import Partition, PatchMajor, Raster
 from dattn.patterns.base import check_count
-from dattn.patterns.dynamic import Dynamic
+from dattn.patterns.dynamic import Dynamic, Given
 from dattn.patterns.selected import check_block
 from dattn.selection import check_share, to_lists, whole_blocks
-from dattn.spec import State
 
 CHUNK = 1 << 24  # logits of sampled queries held at a time
 
@@ -35,6 +34,9 @@ CHUNK = 1 << 24  # logits of sampled queries held at a time
 @dataclass(frozen=True)
 class SparseVideoGen(Dynamic):
     """SVG: a spatial or a temporal band, head by head and call by call.
+
+    For videos: of a single frame the first frame is all there is, so everything is computed, and of a few frames it is
+    a good part.
 
     Args:
         density: computed ÷ all, the first frame's keys and the text included, as nearly as blocks allow.
@@ -58,12 +60,13 @@ class SparseVideoGen(Dynamic):
         check_count("rows", self.rows)
         check_block(self.block_size, self.tail)
 
-    def build(self, query: Tensor, key: Tensor, value: Tensor | None, grid: TokenGrid, state: State) -> BlockMask:
-        """See ``Dynamic.build``; without values the masks are judged by the weight that they miss."""
-        masks = masks_in(state)
-        both = [order.partition(query, key, grid, self.block_size, masks) for order in (Raster(), PatchMajor())]
-        band = self.band(grid).to(query.device)
-        errors = self.errors(query, key, value, grid, [self._allowed(part, band) for part in both])
+    def build(self, given: Given) -> BlockMask:
+        """See ``Dynamic.build``; without values, as in ``mask_for``, the weight that a mask misses decides."""
+        masks, grid = masks_in(given.state), given.grid
+        orders = (Raster(), PatchMajor())
+        both = [o.partition(given.query, given.key, grid, self.block_size, masks) for o in orders]
+        band = self.band(grid).to(given.query.device)
+        errors = self.errors(given, [self._allowed(part, band) for part in both])
         temporal = errors[1] < errors[0]
         layout, other = (part.layouts[0] for part in both)
         order = torch.where(temporal[..., None], other.order, layout.order)
@@ -95,23 +98,25 @@ class SparseVideoGen(Dynamic):
         luck = torch.randperm(grid.visual, generator=torch.Generator().manual_seed(self.seed))
         return luck[: self.rows].sort().values
 
-    def errors(
-        self, query: Tensor, key: Tensor, value: Tensor | None, grid: TokenGrid, allowed: list[Tensor]
-    ) -> list[Tensor]:
+    def errors(self, given: Given, allowed: list[Tensor]) -> list[Tensor]:
         """For each mask [batch, heads]: the squared error of the sampled outputs, or the weight that is missed."""
-        rows = query[:, :, self.sample(grid).to(query.device) + grid.text_before] * query.shape[-1] ** -0.5
-        step = max(1, CHUNK // (len(query) * rows.shape[2] * grid.tokens))
+        query, key = given.wide()
+        rows = query[:, :, self.sample(given.grid).to(query.device) + given.grid.text_before] * query.shape[-1] ** -0.5
+        step = max(1, CHUNK // (len(query) * rows.shape[2] * given.grid.tokens))
         parts: list[list[Tensor]] = [[] for _ in allowed]
         for first in range(0, query.shape[1], step):
             heads = slice(first, first + step)
-            weights = (rows[:, heads] @ key[:, heads].mT).softmax(-1)
+            logits = rows[:, heads] @ key[:, heads].mT
+            if given.key_mask is not None:
+                logits = logits.masked_fill(~given.key_mask[:, None, None], torch.finfo(logits.dtype).min)
+            weights = logits.softmax(-1)
             for part, seen in zip(parts, allowed, strict=True):
                 kept = weights * seen
                 mass = kept.sum(-1, keepdim=True)
-                if value is None:
+                if given.value is None:
                     part.append((1 - mass).sum((-1, -2)))
                 else:
-                    missed = (weights - kept / mass.clamp_min(1e-30)) @ value[:, heads]
+                    missed = (weights - kept / mass.clamp_min(1e-30)) @ given.value[:, heads].to(weights.dtype)
                     part.append(missed.square().sum((-1, -2)))
         return [torch.cat(part, 1) for part in parts]
 

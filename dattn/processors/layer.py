@@ -79,7 +79,7 @@ class Layer:
         self._branch = ""
         self._turns: dict[str, int] = {}
         self._spent, self._calls = 0.0, 0
-        self._visited: list[tuple[float, float]] = []
+        self._visited = [0.0, 0.0, 0.0]  # density and pooled share, summed over the calls that told; how many did
         self._held = 0
         self._placed = pattern
         self._step = 0
@@ -129,8 +129,7 @@ class Layer:
 
     def _recount(self) -> None:
         """Begin to count anew what is computed."""
-        self._spent, self._calls = 0.0, 0
-        self._visited.clear()
+        self._spent, self._calls, self._visited = 0.0, 0, [0.0, 0.0, 0.0]
 
     def release(self) -> None:
         """The denoising loop is over: let go of what was kept, for decoding needs the memory; note how much it was."""
@@ -201,8 +200,13 @@ class Layer:
         state: State = {"masks": self.masks} if self.concrete.static else self._state()
         output = attend(query, key, value, self.concrete, self.grid, scale=scale, backend=self.backend, state=state)
         if VISITED in state:
-            self._visited.append(state.pop(VISITED))
+            self._note(*state.pop(VISITED))
         return output
+
+    def _note(self, density: float, tail: float) -> None:
+        """A call told what it visited: that counts instead of what was expected of it."""
+        self._spent += min(density + tail, 1.0) - self.share()
+        self._visited = [a + b for a, b in zip(self._visited, (density, tail, 1.0), strict=True)]
 
     def chosen(self, query: Tensor) -> str:
         """The backend for such a query, noted for the report."""
@@ -232,15 +236,11 @@ class Layer:
         mask = self.mask()
         if mask is not None:
             return mask.density, mask.tail_share
-        if not self._visited:
-            return None, None
-        density, tail = (sum(column) / len(self._visited) for column in zip(*self._visited, strict=True))
-        return density, tail
+        density, tail, calls = self._visited
+        return (density / calls, tail / calls) if calls else (None, None)
 
     def spent(self) -> float:
         """``share``, on average over the calls that have run; what it will be before the first."""
-        if self._visited:
-            return min(sum(map(sum, self._visited)) / len(self._visited), 1.0)
         return self._spent / self._calls if self._calls else self.share()
 
     def share(self) -> float:

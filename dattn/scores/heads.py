@@ -12,6 +12,7 @@ from dattn.patterns.base import check_count
 from dattn.scores.antidiagonal import Antidiagonal
 from dattn.scores.base import Score, Sides
 from dattn.scores.pooled import Pooled
+from dattn.spec import check_kind
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,9 @@ class Joined(Score):
     """
 
     score: Score = Pooled()
+
+    def __post_init__(self) -> None:
+        check_kind("score", self.score, Score, "Pooled()")
 
     def of(self, sides: Sides) -> Tensor:
         """Scores [batch, 1, blocks, regions]."""
@@ -60,12 +64,27 @@ class Proxy(Score):
 
     def __post_init__(self) -> None:
         check_count("heads", self.heads)
+        check_kind("score", self.score, Score, "Antidiagonal()")
+        check_kind("own", self.own, Score, "Pooled()")
 
     def of(self, sides: Sides) -> Tensor:
         """See ``Score.of``."""
-        groups = head_groups(sides.query.shape[1], min(self.heads, sides.query.shape[1]))
-        query, key = (torch.stack([t[:, g].mean(1) for g in groups], 1) for t in (sides.query, sides.key))
-        ranking = self.score.of(sides._replace(query=query, key=key)).sort(dim=-1, descending=True, stable=True).indices
-        ranking = torch.cat([ranking[:, i, None].expand(-1, g.stop - g.start, -1, -1) for i, g in enumerate(groups)], 1)
+        proxies, of_head = self._proxies(sides)
+        ranking = self.score.of(proxies).sort(dim=-1, descending=True, stable=True).indices[:, of_head]
         profile = self.own.of(sides).sort(dim=-1, descending=True).values
         return torch.zeros_like(profile).scatter_(-1, ranking, profile)
+
+    def must(self, sides: Sides) -> Tensor | None:
+        """What either score says must be kept."""
+        proxies, of_head = self._proxies(sides)
+        ranking, own = self.score.must(proxies), self.own.must(sides)
+        ranking = None if ranking is None else ranking.expand(-1, int(of_head.max()) + 1, -1, -1)[:, of_head]
+        return own if ranking is None else ranking if own is None else ranking | own
+
+    def _proxies(self, sides: Sides) -> tuple[Sides, Tensor]:
+        """The averaged heads, and int64 [heads], the proxy of each head."""
+        heads = sides.query.shape[1]
+        groups = head_groups(heads, min(self.heads, heads))
+        query, key = (torch.stack([t[:, g].mean(1) for g in groups], 1) for t in (sides.query, sides.key))
+        of_head = torch.tensor([i for i, g in enumerate(groups) for _ in range(g.start, g.stop)])
+        return sides._replace(query=query, key=key), of_head.to(query.device)

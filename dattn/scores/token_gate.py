@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dattn.scores.base import Score, Sides, means
 from dattn.selection import Select, TopP
+from dattn.spec import check_kind
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class TokenGate(Score):
     pick: Select = TopP(0.25, across="head")
 
     def __post_init__(self) -> None:
+        check_kind("pick", self.pick, Select, "TopP(0.25)")
         if self.pick.across == "layer":
             raise ValueError(f"pick={self.pick!r}: queries compete in their own head at most; take 'row' or 'head'")
 
@@ -44,5 +46,6 @@ class TokenGate(Score):
         gates = query @ keys.mT
         among = -1 if self.pick.across == "row" else (-2, -1)
         low, high = gates.amin(among, keepdim=True), gates.amax(among, keepdim=True)
-        picked = self.pick.kept((gates - low) / (high - low).clamp_min(torch.finfo(gates.dtype).tiny))
+        gates = gates.sub_(low).div_((high - low).clamp_min(torch.finfo(gates.dtype).tiny))
+        picked = self.pick.chosen(gates if self.pick.across == "row" else gates.flatten(2)).view_as(gates)
         return means(picked.to(gates.dtype), sides.partition.blocks)
