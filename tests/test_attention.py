@@ -253,6 +253,25 @@ def test_backend_choice_says_why():
     assert choose("reference", "cpu", torch.float32, 64).reason == "asked for"
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["XAttention()", "Alike()", "SparseVideoGen()", "Clustered(60, 200, first_steps=1)", "VMoBA().at(2, 3, 0, 1)"],
+)
+def test_choosing_takes_memory_that_grows_with_the_tokens(name):
+    """At 75 600 tokens, of a head: N x N bits alone would be 680 MiB, floats 21 GiB."""
+    script = (
+        "import torch, resource, dattn\n"
+        "from dattn import *\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
+        "grid = TokenGrid(21, 45, 80)\n"
+        "q, k = (torch.randn(1, 1, grid.tokens, 32) for _ in range(2))\n"
+        f"{name.split('.at')[0]}.mask_for(q[:, :, :4096], k[:, :, :4096], TokenGrid(16, 16, 16))\n"
+        f"base = peak(); mask = ({name}).mask_for(q, k, grid); print(peak() - base)\n"
+    )
+    grown = float(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout)
+    assert grown < (1000 if name.startswith("VMoBA") else 300)  # MiB; VMoBA has a gate for every query and region
+
+
 def test_memory_grows_linearly():
     """Twice the tokens with the same neighborhood: about twice the memory, where N x N would need four times."""
     script = (

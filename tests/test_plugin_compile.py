@@ -5,7 +5,7 @@ import torch
 from torch.utils._pytree import tree_map
 
 import dattn
-from dattn import Agent, Dense, Neighborhood, PerHead, Radial, Reshaped, TokenMerge
+from dattn import Agent, Alike, Clustered, Dense, Neighborhood, PerHead, Radial, Reshaped, TokenMerge
 from tests.tiny_models import FAMILIES
 
 PATTERNS = {
@@ -15,6 +15,8 @@ PATTERNS = {
     "neighborhood": Neighborhood(3),
     "reshaped": Reshaped(Neighborhood(3)),
     "agent": Agent(0.7),
+    "alike": Alike(0.4, reuse=2, block_size=16),
+    "clustered": Clustered(3, 4, top_p=0.5, first_steps=4, block_size=16),
     "mixed-heads": PerHead((Neighborhood(3), TokenMerge(0.5))),
 }
 

@@ -6,8 +6,11 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from dattn.patterns import Dense, Neighborhood, Radial
+from dattn.operators import PerStep
+from dattn.patterns import Dense, Neighborhood, Radial, Selected
 from dattn.plugin import apply, supported_models
+from dattn.scores import Pooled
+from dattn.selection import TopK
 from tests.tiny_models import FAMILIES, Pipeline
 
 
@@ -71,6 +74,24 @@ def test_dense_steps_count_in_the_flops():
     with apply(pipe, Radial(), dense_steps=12) as handle:
         pipe(pipe.transformer, steps=4)
         assert "every step is dense" in str(handle.report())
+
+
+def test_steps_of_several_kinds_count_by_what_they_computed():
+    """Two dense steps and two with a third of the blocks; what chose them says how many it were."""
+    family = FAMILIES["wan"]
+    model = family.model()
+    pipe = Pipeline(FlowMatchEulerDiscreteScheduler(), family, transformer=model)
+    chosen = Selected(Pooled(), TopK(0.3), block_size=16)
+    for steps in ({0: Dense(), 2: chosen}, {0: chosen, 2: Dense()}):
+        with apply(pipe, PerStep(steps)) as handle:
+            pipe(model)
+            shares = [1 - row["saved"] for row in handle.report().to_dict()["layers"]]
+        with apply(pipe, chosen) as handle:
+            pipe(model)
+            rows = handle.report().to_dict()["layers"]
+        for share, row in zip(shares, rows, strict=True):
+            assert 0.3 <= row["density"] < 0.6
+            assert share == pytest.approx((1 + 1 - row["saved"]) / 2, abs=0.02)
 
 
 def test_nested_patterns_are_written_shortly():

@@ -16,9 +16,21 @@ from diffusers import (
 )
 
 from dattn.operators import PerLayer, PerStep, Reshaped
-from dattn.patterns import Dense, MultiAxis, Neighborhood, SparseFrames, StridedHeads, Windows
+from dattn.patterns import (
+    Alike,
+    Clustered,
+    Dense,
+    MultiAxis,
+    Neighborhood,
+    Selected,
+    SparseFrames,
+    StridedHeads,
+    Windows,
+)
 from dattn.plugin import apply
 from dattn.schedule import resolve_amount
+from dattn.scores import Pooled
+from dattn.selection import TopK
 from dattn.spec import Operator
 from tests.tiny_models import FAMILIES, Pipeline
 
@@ -262,13 +274,19 @@ def test_reshaped_is_dense_at_its_refreshes_and_the_pattern_between():
     assert (two - stock).norm() < (plain - stock).norm()
 
 
-@pytest.mark.parametrize("residual", ["full", "pooled", "cached", "none"])
+KEEPING = {residual: replace(RESHAPED, residual=residual) for residual in ("full", "pooled", "cached", "none")}
+KEEPING["lists"] = Alike(0.4, reuse=3, block_size=16)
+KEEPING["lists-while-alike"] = Selected(Pooled(), TopK(0.4), reuse=0.9, block_size=16)
+KEEPING["clusters"] = Clustered(3, 4, top_p=0.5, first_steps=4, block_size=16)
+
+
+@pytest.mark.parametrize("kept", KEEPING)
 @pytest.mark.parametrize("name", FAMILIES)
-def test_what_is_kept_belongs_to_one_call(name, residual):
+def test_what_is_kept_belongs_to_one_call(name, kept):
     """The same again after another resolution, another batch, and a call that was broken off."""
     pipe = pipeline(name)
     model, family = pipe.transformer, pipe.family
-    with apply(pipe, replace(RESHAPED, residual=residual)) as handle:
+    with apply(pipe, KEEPING[kept]) as handle:
         expected = pipe(model, steps=5)
         assert torch.equal(pipe(model, steps=5), expected)
         pipe.scheduler.set_timesteps(5)
@@ -283,7 +301,7 @@ def test_what_is_kept_belongs_to_one_call(name, residual):
         assert all(row.memory for row in handle.report().layers)
         assert not any(layer.keeps for layer in handle.layers)  # the loop is over, nothing is held any more
     for row in (0, 1):
-        with apply(pipe, replace(RESHAPED, residual=residual)):
+        with apply(pipe, KEEPING[kept]):
             alone = pipe(model, steps=5, batch=2, only=row)
         torch.testing.assert_close(alone, both[row : row + 1], rtol=1e-3, atol=1e-4)
 
@@ -306,8 +324,9 @@ def test_more_head_groups_than_heads_leave_a_layer_stock_and_say_so():
         assert ran == {"stock", "torch"}
 
 
+@pytest.mark.parametrize("kept", ["full", "lists", "lists-while-alike", "clusters"])
 @pytest.mark.parametrize("named", [True, False])
-def test_branches_of_guidance_keep_their_own(named):
+def test_branches_of_guidance_keep_their_own(named, kept):
     """A branch gives the same whatever the other one is fed with, where the pipeline names them and where not."""
     pipe = pipeline()
     model, family = pipe.transformer, pipe.family
@@ -315,7 +334,7 @@ def test_branches_of_guidance_keep_their_own(named):
 
     def branch(other):
         outputs = []
-        with apply(pipe, RESHAPED):
+        with apply(pipe, KEEPING[kept]):
             pipe.scheduler.set_timesteps(3)
             for step in range(3):
                 with context("cond"):

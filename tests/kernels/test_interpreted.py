@@ -6,11 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dattn import CrossShaped, Dense, Neighborhood, PerHead, Radial, TokenGrid, attention
+from dattn import Alike, Clustered, CrossShaped, Dense, Neighborhood, PerHead, Radial, TokenGrid, attention
 from dattn.backends import choose, run
 from dattn.backends.problem import Problem
 from dattn.block_mask import BlockList, BlockMask, pack_bits
 from dattn.grid import Layout
+from dattn.spec import Call
 from tests.kernels.rule import check_error
 from tests.oracles import attention_oracle, tail_oracle
 
@@ -122,6 +123,23 @@ def test_tail_of_head_groups_with_layouts_of_their_own(padded):
     grid, key_mask = TAIL[1], padding(TAIL[1]) if padded else None
     call = lambda backend: lambda *t: attention(*t, pattern, grid, key_mask=key_mask, backend=backend, return_lse=True)
     compare(call("triton"), call("reference"), [t.detach() for t in tensors(grid, 16)])
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["", "padded"])
+@pytest.mark.parametrize("tail", [False, True, 16])
+@pytest.mark.parametrize("kind", ["alike", "clustered"])
+def test_lists_of_every_sample_and_head(kind, tail, padded):
+    """Against the reference backend: masks that are made from queries and keys, layouts and all."""
+    grid = TokenGrid(3, 5, 7, text=(3, 4))
+    key_mask = padding(grid, 2) if padded else None
+    pattern = (
+        Alike(0.4, tail=tail, block_size=32) if kind == "alike" else Clustered(4, 6, 0.5, block_size=32, tail=tail)
+    )
+    exact = [t.detach() for t in tensors(grid, 16, batch=2)]
+    given = [t.float() for t in exact]
+    mask = pattern.mask_in(Call(*given, grid, {}, 16**-0.5, key_mask, "auto"))
+    call = lambda backend: lambda *t: run(backend, Problem(*t, mask, 16**-0.5, key_mask))
+    compare(call("triton"), call("reference"), exact)
 
 
 @pytest.mark.filterwarnings("ignore:overflow")  # in rows of keys that are not there, which nobody stores
