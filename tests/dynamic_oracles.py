@@ -87,6 +87,55 @@ def antidiagonal(query, key, blocks, regions, stride):
     return scores
 
 
+def gated(query, key, blocks, regions, query_matrix, key_matrix):
+    """SeerAttention's gate in one head."""
+    rows = []
+    for b in blocks:
+        logits = []
+        for r in regions:
+            pooled = torch.cat([key[r].max(0).values, key[r].min(0).values, mean(key, r)])
+            logits.append(
+                float((mean(query, b) @ query_matrix) @ (pooled @ key_matrix)) * query_matrix.shape[-1] ** -0.5
+            )
+        rows.append(softmax(logits))
+    return rows
+
+
+def rectified(query, key, value, blocks, regions, kept, text, visible, scale):
+    """Rectified-SpaAttn of one head, query by query; ``kept`` is bool [blocks][regions], all over [tokens, dim].
+
+    ``text`` are the text tokens, ``visible`` says which tokens may be seen at all. Returns output and LSE.
+    """
+    output, lse = torch.zeros_like(value), query.new_zeros(len(query))
+    deviation = lambda tokens, rows: (tokens[rows] - mean(tokens, rows)).abs().mean(0)
+    seen_text = [t for t in text if visible[t]]
+
+    def attend(token, keys):
+        logits = query[token] @ key[keys].T * scale
+        return logits.softmax(-1) @ value[keys], float(logits.logsumexp(-1))
+
+    for token in text:
+        everything = [t for t in range(len(query)) if visible[t]]
+        output[token], lse[token] = attend(token, everything)
+    for i, b in enumerate(blocks):
+        q = mean(query, b)
+        logits = [float(q @ mean(key, r)) * scale + math.log(len(r)) for r in regions]
+        weights = softmax(logits + [float(q @ key[t]) * scale for t in seen_text])
+        room, filling = 1.0, 0.0
+        for j, r in enumerate(regions):
+            k = mean(key, r)
+            gain = abs(float(q @ k))
+            lost = abs(float(deviation(query, b) @ k)), abs(float(q @ deviation(key, r)))
+            if not kept[i][j] and gain > max(lost):
+                room -= weights[j]
+                filling = filling + weights[j] * mean(value, r)
+        keys = seen_text + [t for j, r in enumerate(regions) if kept[i][j] for t in r]
+        for token in b:
+            out, total = attend(token, keys)
+            output[token], lse[token] = room * out + filling, total - math.log(room)
+    return output, lse
+
+
 def largest_weights(query, key, blocks, regions):
     """PSA's scores where all tokens are sampled."""
     logits = query @ key.T * query.shape[-1] ** -0.5

@@ -18,6 +18,7 @@ from dattn import (
     PerStep,
     ProxyHeads,
     Radial,
+    Rectified,
     Routing,
     Selected,
     SparseVideoGen,
@@ -32,7 +33,7 @@ from dattn.block_mask import MaskCache
 from dattn.clusters import Clusters, start
 from dattn.orders import ByLayer, Curve, PatchMajor, Raster, Tiled, Tree, hilbert_index
 from dattn.patterns.dynamic import Given
-from dattn.scores import Antidiagonal, Joined, MeanSimilarity, Pooled, Proxy, Sampled, Sides, TokenGate
+from dattn.scores import Antidiagonal, Gate, Joined, MeanSimilarity, Pooled, Proxy, Sampled, Sides, TokenGate
 from dattn.selection import Threshold, TopK, TopP
 from tests import dynamic_oracles as oracles
 from tests.oracles import attention_oracle, tail_oracle
@@ -141,6 +142,88 @@ def test_mean_similarity(guard):
             assert must[b, h].tolist() == expected[1]
     assert torch.isfinite(scores).all()
     assert guard not in (0.1, 0.16) or 0 < must.double().mean() < 1
+
+
+def gate_file(folder, layers=2, heads=4, width=8, dim=5):
+    from safetensors.torch import save_file
+
+    generator = torch.Generator().manual_seed(4)
+    shapes = {"query": (heads, width, dim), "key": (heads, 3 * width, dim)}
+    tensors = {
+        f"layers.{i}.{side}": torch.randn(shape, generator=generator)
+        for i in range(layers)
+        for side, shape in shapes.items()
+    }
+    save_file(tensors, folder / "gate.safetensors")
+    return folder / "gate.safetensors", tensors
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_learned_gate(order, tmp_path):
+    path, matrices = gate_file(tmp_path)
+    gate = Gate(path).at(1)
+    given, q, k = sides(order)
+    blocks, regions, _ = pieces(order)
+    for h in range(4):
+        weights = (matrices[f"layers.1.{side}"][h].double() for side in ("query", "key"))
+        expected = oracles.gated(q[0, h], k[0, h], blocks, regions, *weights)
+        torch.testing.assert_close(gate.of(given)[0, h], torch.tensor(expected, dtype=torch.float64))
+
+
+def test_a_gate_goes_with_its_layer_and_its_model(tmp_path):
+    path, _ = gate_file(tmp_path)
+    pattern = dattn.LearnedGate(str(path), 0.2, block_size=SIZE)
+    assert [pattern.at(i, 2, 0, 5).score.layer for i in range(2)] == [0, 1]
+    assert pattern_from_dict(json.loads(json.dumps(pattern.to_dict()))) == pattern
+    q, k, _ = inputs()
+    assert 0 < pattern.mask_for(q, k, GRID).density < 1
+    assert dattn.LearnedGate(path, topk=1).select == TopK(1)
+    with pytest.raises(ValueError, match="it has no layers.2.query"):
+        pattern.at(2, 3, 0, 5).mask_for(q, k, GRID)
+    with pytest.raises(ValueError, match="the layer has 2 heads of 8"):
+        pattern.mask_for(q[:, :2], k[:, :2], GRID)
+    with pytest.raises(ValueError, match="no such file"):
+        dattn.LearnedGate(tmp_path / "none")
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["", "padded"])
+@pytest.mark.parametrize("order", [Raster(), Tiled((2, 2, 3))])
+def test_rectified(order, padded):
+    """Also where text is padded, whose keys have no weight in the pooled estimate."""
+    q, k, v = inputs()
+    generator = torch.Generator().manual_seed(7)  # means that say something, some of them more than others
+    random = lambda count: torch.randn(2, 4, count, 8, generator=generator, dtype=torch.float64)
+    q, k = 0.3 * q + random(1), 0.3 * k + random(6).repeat_interleave(16, 2)[:, :, : GRID.tokens]
+    kept_keys = torch.ones(2, GRID.tokens, dtype=torch.bool)
+    if padded:
+        kept_keys[1, -2:] = False
+    pattern = Selected(Pooled(), TopP(0.3), order, block_size=SIZE)
+    output, lse = attention(q, k, v, Rectified(pattern), GRID, key_mask=kept_keys, return_lse=True, scale=0.3)
+    given, *_ = sides(order)
+    partition = given.partition
+    kept = pattern.kept(Sides(*partition.visual(q * 0.3 * 8**0.5, k), partition))
+    blocks, regions, _ = pieces(order)
+    blocks, regions = ([[2 + t for t in part] for part in parts] for parts in (blocks, regions))
+    text = [0, 1, 92, 93, 94]
+    for b in range(2):
+        for h in range(4):
+            expected = oracles.rectified(
+                q[b, h], k[b, h], v[b, h], blocks, regions, kept[b, h].tolist(), text, kept_keys[b].tolist(), 0.3
+            )
+            torch.testing.assert_close(output[b, h], expected[0])
+            torch.testing.assert_close(lse[b, h], expected[1])
+    plain = attention(q, k, v, pattern, GRID, key_mask=kept_keys, scale=0.3)
+    assert (plain - output).abs().max() > 1e-3
+
+
+def test_rectifying_blocks_of_equal_tokens_is_exact():
+    """Equal keys in a region and equal queries in a block: the pooled estimate is attention itself."""
+    grid = TokenGrid(8, 4, 4, text=(0, 3))
+    q, k, v = inputs(grid)
+    for t in (q, k, v):
+        t[:, :, :128] = t[:, :, :128:16].repeat_interleave(16, 2)
+    pattern = Selected(Pooled(), TopK(0.3), block_size=SIZE)
+    torch.testing.assert_close(attention(q, k, v, Rectified(pattern), grid), attention(q, k, v, dattn.Dense(), grid))
 
 
 def test_joined_heads_choose_together():
@@ -627,6 +710,8 @@ def test_among_others():
         (lambda: TopP(0.5, floor=2), "floor=2"),
         (lambda: Threshold(0), "least=0"),
         (lambda: TokenGate(TopP(0.5, across="layer")), "compete in their own head"),
+        (lambda: Rectified(Radial()), "wants a Selected"),
+        (lambda: Rectified(Selected(tail=True)), "without tail"),
         (lambda: Proxy(heads=0), "heads=0"),
         (lambda: Proxy(own=5), "own=5.*give a Score"),
         (lambda: Joined(3), "score=3.*give a Score"),

@@ -7,7 +7,17 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from dattn.grid import TokenGrid
-from dattn.operators import Agent, FirstOrder, InLine, PerHead, RadialBias, Reshaped, SignificanceTail, TokenMerge
+from dattn.operators import (
+    Agent,
+    FirstOrder,
+    InLine,
+    PerHead,
+    RadialBias,
+    Rectified,
+    Reshaped,
+    SignificanceTail,
+    TokenMerge,
+)
 from dattn.orders import Curve, Tiled
 from dattn.patterns import (
     BlockCausal,
@@ -50,6 +60,7 @@ PATTERNS = {
     "reshaped": Reshaped(Neighborhood(3)),
     "first-order": FirstOrder(Grouped(2, reach=0)),
     "significance-tail": SignificanceTail(Selected(Pooled(), TopK(0.3), block_size=16)),
+    "rectified": Rectified(Selected(Pooled(), TopK(0.3), Curve(), block_size=16)),
     "agent": Agent(0.7),
     "token-merge": TokenMerge(0.5),
     "radial-bias": RadialBias(0.1, pattern=Neighborhood(3)),

@@ -9,6 +9,7 @@ from dattn.operators.in_line import InLine
 from dattn.operators.per_head import PerHead
 from dattn.operators.per_layer import PerLayer
 from dattn.operators.per_step import PerStep
+from dattn.operators.rectified import Rectified
 from dattn.operators.reshaped import Reshaped
 from dattn.operators.significance_tail import SignificanceTail
 from dattn.operators.token_merge import TokenMerge
@@ -24,6 +25,7 @@ __all__ = [
     "PerLayer",
     "PerStep",
     "RadialBias",
+    "Rectified",
     "Reshaped",
     "SignificanceTail",
     "TokenMerge",
@@ -31,6 +33,7 @@ __all__ = [
 
 _ALL: tuple[type[Spec], ...] = (
     Reshaped,
+    Rectified,
     FirstOrder,
     SignificanceTail,
     Agent,

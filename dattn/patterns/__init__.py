@@ -14,7 +14,7 @@ from dattn.patterns.neighborhood import Neighborhood
 from dattn.patterns.planes import Planes
 from dattn.patterns.radial import Radial
 from dattn.patterns.selected import Selected
-from dattn.patterns.settings import SETTINGS, Alike, MeanSim, ProxyHeads, Routing, VMoBA, XAttention
+from dattn.patterns.settings import SETTINGS, Alike, LearnedGate, MeanSim, ProxyHeads, Routing, VMoBA, XAttention
 from dattn.patterns.sliding_tile import SlidingTile
 from dattn.patterns.sparse_frames import SparseFrames
 from dattn.patterns.sparse_video_gen import SparseVideoGen
@@ -50,6 +50,7 @@ __all__ = [
     "Dense",
     "Dynamic",
     "Grouped",
+    "LearnedGate",
     "MeanSim",
     "MultiAxis",
     "Neighborhood",

@@ -21,7 +21,7 @@ from dattn.reuse import check_reuse, for_steps, held_by, while_alike
 from dattn.scores.base import Score, Sides
 from dattn.scores.pooled import Pooled
 from dattn.selection import Select, TopP
-from dattn.spec import Spec, State, check_kind
+from dattn.spec import State, check_kind
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,12 @@ class Selected(Dynamic):
             )
         check_block(self.block_size, self.tail)
 
-    def at(self, layer: int, layers: int, step: int, steps: int) -> Spec:
-        """The order of that layer."""
-        order = self.order.at(layer)
-        return self if order is self.order else replace(self, order=order)
+    def at(self, layer: int, layers: int, step: int, steps: int) -> Selected:
+        """Order and score of that layer."""
+        order, score = self.order.at(layer), self.score.at(layer)
+        return self if order is self.order and score is self.score else replace(self, order=order, score=score)
 
-    def fit(self, grid: TokenGrid) -> tuple[Spec, str | None]:
+    def fit(self, grid: TokenGrid) -> tuple[Selected, str | None]:
         """The order clamped to the grid."""
         order, note = self.order.fit(grid)
         return (self if note is None else replace(self, order=order)), note

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dattn.orders import ByLayer, Tiled, Tree
 from dattn.patterns.base import PerAxis
 from dattn.patterns.selected import Selected
-from dattn.scores import Antidiagonal, Joined, MeanSimilarity, Pooled, Proxy, TokenGate
+from dattn.scores import Antidiagonal, Gate, Joined, MeanSimilarity, Pooled, Proxy, TokenGate
 from dattn.selection import Threshold, TopK, TopP
 
 
@@ -102,6 +102,19 @@ def VMoBA(
     return Selected(TokenGate(TopP(share, across="head")), Threshold(votes), order, block_size=block_size)
 
 
+def LearnedGate(path: str, threshold: float = 1e-3, topk: int | float | None = None, block_size: int = 64) -> Selected:
+    """SeerAttention (Gao et al., arXiv 2410.13276): a trained gate chooses; see ``Gate``.
+
+    Args:
+        path: a safetensors file with the gates of every layer.
+        threshold: least score of a block that is kept; 5e-4 to 5e-3 are published.
+        topk: instead, the best blocks of a row, a count or a share.
+        block_size: the block size that it was trained for.
+    """
+    select = Threshold(threshold) if topk is None else TopK(topk)
+    return Selected(Gate(path), select, block_size=block_size)
+
+
 SETTINGS: dict[str, Callable[..., Selected]] = {
-    preset.__name__: preset for preset in (Alike, XAttention, MeanSim, Routing, ProxyHeads, VMoBA)
+    preset.__name__: preset for preset in (Alike, XAttention, MeanSim, Routing, ProxyHeads, VMoBA, LearnedGate)
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dattn.scores.antidiagonal import Antidiagonal
 from dattn.scores.base import Score, Sides
+from dattn.scores.gate import Gate
 from dattn.scores.heads import Joined, Proxy
 from dattn.scores.pooled import MeanSimilarity, Pooled
 from dattn.scores.sampled import Sampled
@@ -12,6 +13,7 @@ from dattn.scores.token_gate import TokenGate
 __all__ = [
     "SCORES",
     "Antidiagonal",
+    "Gate",
     "Joined",
     "MeanSimilarity",
     "Pooled",
@@ -22,5 +24,5 @@ __all__ = [
     "TokenGate",
 ]
 
-_ALL: tuple[type[Score], ...] = (Pooled, Antidiagonal, Sampled, MeanSimilarity, Joined, Proxy, TokenGate)
+_ALL: tuple[type[Score], ...] = (Pooled, Antidiagonal, Sampled, MeanSimilarity, Joined, Proxy, TokenGate, Gate)
 SCORES: dict[str, type[Score]] = {score.__name__: score for score in _ALL}

@@ -43,6 +43,10 @@ class Score(Named):
         """Scores [batch, heads or 1, blocks, regions] of 0 or more, larger is better; rows sum to 1 at most."""
         raise NotImplementedError
 
+    def at(self, layer: int) -> Score:
+        """The score in one layer."""
+        return self
+
     def must(self, sides: Sides) -> Tensor | None:
         """bool, broadcast over [batch, heads, blocks, regions]: pairs that are kept whatever their scores; or None."""
         return None

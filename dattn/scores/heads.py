@@ -28,6 +28,10 @@ class Joined(Score):
     def __post_init__(self) -> None:
         check_kind("score", self.score, Score, "Pooled()")
 
+    def at(self, layer: int) -> Joined:
+        """Its score in that layer."""
+        return Joined(self.score.at(layer))
+
     def of(self, sides: Sides) -> Tensor:
         """Scores [batch, 1, blocks, regions]."""
         return self.score.of(self._joined(sides))
@@ -66,6 +70,10 @@ class Proxy(Score):
         check_count("heads", self.heads)
         check_kind("score", self.score, Score, "Antidiagonal()")
         check_kind("own", self.own, Score, "Pooled()")
+
+    def at(self, layer: int) -> Proxy:
+        """Its scores in that layer."""
+        return Proxy(self.score.at(layer), self.heads, self.own.at(layer))
 
     def of(self, sides: Sides) -> Tensor:
         """See ``Score.of``."""

@@ -1,0 +1,83 @@
+"""Scores of a learned gate, read from a file.
+
+SeerAttention (Gao et al. 2024, arXiv 2410.13276) pools the queries of a block by their mean and the keys of a region by
+their largest, smallest and mean channels, projects both, head by head, and softmaxes the products:
+
+    softmax_j( W_q q̄_i · W_k (max k ⊕ min k ⊕ k̄)_j / √dim )
+
+The original gates on queries and keys before their rotary embedding and rotates the projections by block; attention
+sees them rotated, so this gate takes them as they are, and places are in what it pools.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dattn.orders import runs
+from dattn.patterns.base import check_count
+from dattn.scores.base import Score, Sides
+
+
+@dataclass(frozen=True)
+class Gate(Score):
+    """A trained gate; ``dattn.LearnedGate`` chooses by it.
+
+    Args:
+        path: a safetensors file with ``layers.I.query`` [heads, head_dim, dim] and ``layers.I.key``
+            [heads, 3 · head_dim, dim] for every layer I.
+        layer: the layer; set by ``at``.
+
+    Raises:
+        ValueError: no such file; when attention is computed, no such layer in it, or matrices of other shapes.
+    """
+
+    path: str
+    layer: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", str(self.path))
+        check_count("layer", self.layer, least=0)
+        if not Path(self.path).is_file():
+            raise ValueError(f"gate {self.path!r}: no such file; give the safetensors file of a trained gate")
+
+    def at(self, layer: int) -> Gate:
+        """That layer's matrices."""
+        return replace(self, layer=layer)
+
+    def of(self, sides: Sides) -> Tensor:
+        """See ``Score.of``."""
+        query_matrix, key_matrix = self._matrices(sides)
+        spread, there = runs(sides.key, sides.partition.lengths)
+        absent = ~there[..., None]
+        pooled = [
+            spread.masked_fill(absent, -torch.inf).amax(3),
+            spread.masked_fill(absent, torch.inf).amin(3),
+            sides.key_means(),
+        ]
+        queries, keys = sides.query_means() @ query_matrix, torch.cat(pooled, -1) @ key_matrix
+        return (queries @ keys.mT * query_matrix.shape[-1] ** -0.5).softmax(-1)
+
+    def _matrices(self, sides: Sides) -> list[Tensor]:
+        """[heads, channels, dim] of queries and keys."""
+        from safetensors import safe_open
+
+        heads, width = sides.query.shape[1], sides.query.shape[-1]
+        found = []
+        with safe_open(self.path, "pt") as file:
+            names = set(file.keys())
+            for side, channels in (("query", width), ("key", 3 * width)):
+                name = f"layers.{self.layer}.{side}"
+                if name not in names:
+                    raise ValueError(f"gate {self.path}: it has no {name}; it was trained for another model")
+                matrix = file.get_tensor(name)
+                if matrix.ndim != 3 or matrix.shape[:2] != (heads, channels):
+                    raise ValueError(
+                        f"gate {self.path}: {name} is {tuple(matrix.shape)}, the layer has {heads} heads of {width}: "
+                        f"give one of [{heads}, {channels}, dim]"
+                    )
+                found.append(matrix.to(sides.query))
+        return found
