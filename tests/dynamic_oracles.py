@@ -181,7 +181,24 @@ def k_means(tokens, centroids, steps):
     raise AssertionError
 
 
-def clustered(query, key, starts, steps, share, floor):
+def by_error(kept, q_mean, k_means, key, members):
+    """What SVG-EAR keeps of a row instead of ``kept``: those with the largest error per key, of as many keys."""
+    scale = key.shape[-1] ** -0.5
+    budget = sum(len(members[j]) for j in kept)
+    errors = []
+    for j, m in enumerate(members):
+        guess = math.exp(float(q_mean @ k_means[j]) * scale)
+        errors.append(sum((guess - math.exp(float(q_mean @ key[t]) * scale)) ** 2 for t in m) / max(len(m), 1))
+    chosen, spent = set(), 0
+    for j in sorted(range(len(errors)), key=lambda j: (-errors[j], j)):
+        spent += len(members[j])
+        if chosen and spent > budget:
+            break
+        chosen.add(j)
+    return chosen
+
+
+def clustered(query, key, starts, steps, share, floor, route="weight"):
     """bool [visual, visual] of SVG2 in one head: labels, then the clusters that every query cluster keeps."""
     (rows, q_means), (columns, k_means_) = (
         k_means(t, list(start), steps) for t, start in zip((query, key), starts, strict=True)
@@ -194,6 +211,9 @@ def clustered(query, key, starts, steps, share, floor):
         weights = softmax(logits)
         best = sorted(range(len(weights)), key=lambda i: (-weights[i], i))
         kept.append(fewest(weights, share) | set(best[: math.ceil(floor * len(weights))]))
+        if route == "error":
+            members = [[t for t, label in enumerate(columns) if label == c] for c in range(len(sizes))]
+            kept[-1] = by_error(kept[-1], q, k_means_, key, members)
     return torch.tensor([[columns[j] in kept[rows[i]] for j in range(len(key))] for i in range(len(query))])
 
 

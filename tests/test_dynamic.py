@@ -417,10 +417,11 @@ def test_sparse_video_gen(valued, monkeypatch):
     assert valued or torch.equal(pattern.mask_for(q, k, grid).to_dense(), expected)
 
 
+@pytest.mark.parametrize("route", ["weight", "error"])
 @pytest.mark.parametrize("steps", [0, 1, 4])
-def test_clustered(steps, monkeypatch):
+def test_clustered(steps, route, monkeypatch):
     monkeypatch.setattr("dattn.clusters.CHUNK", 900)
-    pattern = Clustered(5, 8, top_p=0.5, floor=0.2, first_steps=steps, seed=2, block_size=SIZE)
+    pattern = Clustered(5, 8, top_p=0.5, floor=0.2, first_steps=steps, seed=2, route=route, block_size=SIZE)
     q, k, _ = inputs()
     mask = pattern.mask_for(q, k, GRID).to_dense()
     rows, columns = visual(q, GRID), visual(k, GRID)
@@ -429,7 +430,7 @@ def test_clustered(steps, monkeypatch):
         for h in range(4):
             starts = rows[b, h, drawn[0]], columns[b, h, drawn[1]]
             expected = torch.ones(GRID.tokens, GRID.tokens, dtype=torch.bool)
-            expected[2:92, 2:92] = oracles.clustered(rows[b, h], columns[b, h], starts, steps, 0.5, 0.2)
+            expected[2:92, 2:92] = oracles.clustered(rows[b, h], columns[b, h], starts, steps, 0.5, 0.2, route)
             assert torch.equal(mask[b, h], expected)
 
 
@@ -728,6 +729,7 @@ def test_among_others():
         (lambda: Clustered(0), "query_clusters=0"),
         (lambda: Clustered(top_p=0), "share=0"),
         (lambda: Clustered(steps=-1), "steps=-1"),
+        (lambda: Clustered(route="luck"), "weight or error"),
         (lambda: pattern_from_string("TopK(0.2)"), "a part of a pattern"),
     ],
 )

@@ -8,12 +8,16 @@ SVG2 (Yang et al., NeurIPS 2025, arXiv 2505.18875), head by head, on queries and
 3. Tokens are laid out cluster by cluster, and attention visits the kept pairs of clusters.
 
 With ``tail=True`` a skipped cluster counts |K_j| · exp(q · k̄_j) with its mean value, in the same softmax (SVG-EAR,
-arXiv 2603.08982), one mean per block of it.
+arXiv 2603.08982), one mean per block of it. ``route="error"`` is the choice that goes with it: a query cluster computes
+as many keys as in step 2, but of those clusters whose mean errs most for each of their keys,
+
+    E_ij / |K_j|          E_ij = Σ_{t in K_j} (exp(q̄_i · k̄_j / √d) - exp(q̄_i · k_t / √d))²
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -44,6 +48,7 @@ class Clustered(Dynamic):
         floor: share of the key clusters that it keeps at least.
         first_steps: moves of the centroids where there are none yet.
         steps: moves in every further step of a denoising call.
+        route: how pairs are chosen: by "weight", or by "error", for a tail.
         reuse: keep clusters and lists for so many steps; the tail's means are always those of the moment.
         seed: of the first centroids.
         block_size: 16, 32, 64 or 128.
@@ -57,6 +62,7 @@ class Clustered(Dynamic):
     key_clusters: int = 1000
     top_p: float = 0.9
     floor: float = 0.1
+    route: str = "weight"
     first_steps: int = 50
     steps: int = 2
     reuse: int = 1
@@ -69,6 +75,8 @@ class Clustered(Dynamic):
             check_count(name, getattr(self, name))
         for name in ("first_steps", "steps"):
             check_count(name, getattr(self, name), least=0)
+        if self.route not in ("weight", "error"):
+            raise ValueError(f"route={self.route!r}: choose weight or error")
         TopP(self.top_p, floor=self.floor)
         check_block(self.block_size, self.tail)
 
@@ -89,6 +97,8 @@ class Clustered(Dynamic):
         sides = [side[:, :, visual] for side in given.wide()]
         queries, keys = self._clusters(sides, (self, *given.terms), given.state)
         kept = TopP(self.top_p, floor=self.floor).kept(scores(queries, keys))
+        if self.route == "error":
+            kept = by_error(kept, queries, keys, sides[1])
         (rows, own), (columns, other) = (self._layout(side, grid) for side in (queries, keys))
         batch, head = torch.meshgrid(*(torch.arange(n, device=kept.device) for n in kept.shape[:2]), indexing="ij")
         blocks = kept[batch[..., None, None], head[..., None, None], own[..., None], other[..., None, :]]
@@ -123,3 +133,25 @@ def scores(queries: Clusters, keys: Clusters) -> Tensor:
     """[batch, heads, query clusters, key clusters]: attention among the means, every cluster with its size."""
     logits = queries.centroids @ keys.centroids.mT * queries.centroids.shape[-1] ** -0.5
     return (logits + keys.sizes.to(logits.dtype).log()[..., None, :]).softmax(-1)
+
+
+def by_error(kept: Tensor, queries: Clusters, keys: Clusters, tokens: Tensor) -> Tensor:
+    """The same budget of keys for every query cluster, spent where means err most; at least one cluster of keys.
+
+    Args:
+        kept: bool [batch, heads, query clusters, key clusters], whose keys are the budget.
+        tokens: [batch, heads, tokens, head_dim], the keys.
+    """
+    scale, chosen = tokens.shape[-1] ** -0.5, torch.empty_like(kept)
+    for at in product(*map(range, kept.shape[:2])):  # head by head: errors are query clusters x tokens
+        logits = queries.centroids[at] @ tokens[at].mT * scale
+        means, top = queries.centroids[at] @ keys.centroids[at].mT * scale, logits.amax(-1, keepdim=True)
+        gaps = ((means - top).exp().index_select(1, keys.labels[at]) - (logits - top).exp()).square()
+        order, sizes = keys.labels[at].argsort(stable=True), keys.sizes[at]
+        errors = torch.segment_reduce(gaps.mT[order], "sum", lengths=sizes).mT / sizes.clamp_min(1)
+        ranking = errors.sort(dim=-1, descending=True, stable=True).indices
+        spent, budget = sizes[ranking].cumsum(-1), (kept[at] * sizes).sum(-1, keepdim=True)
+        within = spent <= budget
+        within[:, 0] = True
+        chosen[at] = torch.zeros_like(within).scatter_(-1, ranking, within)
+    return chosen
