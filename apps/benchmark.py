@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dattn.apps.arguments import Parser, at_least, writable_folder
 from dattn.apps.benchmark_chart import chart
+from dattn.apps.benchmark_choosing import choosing
 from dattn.apps.benchmark_gpu import SHAPES, gpu
 from dattn.apps.benchmark_model import CLIPS, PASSES, model
 from dattn.apps.benchmark_selection import selection
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 EXAMPLES = """\
   dattn bench cpu                    attention on the CPU, and the time to build masks
   dattn bench memory                 the memory of a call (Linux)
+  dattn bench choosing --tokens 8192 what dynamic patterns take to choose
   dattn bench gpu                    our kernels beside cuDNN, FlashAttention and FlexAttention
   dattn bench selection              choosing blocks from queries and keys
   dattn bench model --repeats 2      a denoising and a training step of Wan 2.1 14B
@@ -68,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
     def save(record: dict[str, Any]) -> None:
         """Written after every row: a long run that is stopped keeps what it has."""
         if options.output:
-            heads = {"heads": options.heads} if options.what in ("cpu", "memory") else {}
+            heads = {"heads": options.heads} if options.what in ("cpu", "memory", "choosing") else {}
             settings = {"batch": 1, **heads, "repeats": options.repeats}
             Path(options.output).parent.mkdir(parents=True, exist_ok=True)
             write_json(Path(options.output), record | {"settings": settings} | provenance("bench", argv))
@@ -111,7 +113,7 @@ def _memory(options: Any, save: Save) -> dict[str, Any]:
 
 def _parser() -> Parser:
     parser = Parser("bench", "Block-sparse attention beside dense attention, in one run.", EXAMPLES)
-    parser.add_argument("what", choices=list(BENCHMARKS), help="see below; all but cpu and memory need a GPU")
+    parser.add_argument("what", choices=list(BENCHMARKS), help="see below; all but cpu, memory and choosing need a GPU")
     parser.add_argument("--tokens", type=at_least(256), nargs="+", default=[2048, 8192, 16384])
     parser.add_argument("--head-dims", type=at_least(1), nargs="+", default=[64, 128])
     parser.add_argument("--dtypes", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
@@ -132,6 +134,7 @@ def _parser() -> Parser:
 BENCHMARKS: dict[str, Callable[[Any, Save], dict[str, Any]]] = {
     "cpu": _cpu,
     "memory": _memory,
+    "choosing": choosing,
     "gpu": gpu,
     "selection": selection,
     "model": model,

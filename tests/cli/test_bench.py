@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dattn import Neighborhood, Radial, TokenGrid, attention
-from dattn.apps import benchmark, benchmark_gpu, benchmark_model
+from dattn.apps import benchmark, benchmark_choosing, benchmark_gpu, benchmark_model
 from dattn.apps.benchmark_chart import chart
 from dattn.apps.benchmark_sweep import best_row, candidates, difference, line
 from dattn.apps.cli import main
@@ -26,6 +26,17 @@ def test_cpu_writes_figures_machine_and_command(tmp_path, monkeypatch, capsys):
     row = record["attention"][0]
     assert row["tokens"] == 512 and row["efficiency"] == pytest.approx(row["speedup"] * row["density"])
     assert record["masks"][0]["tokens"] == 256 and "block_size=64" in capsys.readouterr().out
+
+
+def test_choosing_is_timed_beside_dense_attention(tmp_path, capsys):
+    output = tmp_path / "choosing.json"
+    small = ["--tokens", "512", "--head-dims", "16", "--heads", "2", "--repeats", "1"]
+    assert main(["bench", "choosing", *small, "--output", str(output)]) == 0
+    rows = json.loads(output.read_text())["choosing"]
+    assert [row["pattern"] for row in rows] == list(benchmark_choosing.PATTERNS)
+    for row in rows:
+        assert row["choosing"] > 0 and row["whole call"] > 0 and 0 < row["density"] <= 1 and row["tokens"] == 512
+    assert "Alike(0.2)" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -1,0 +1,94 @@
+"""``dattn bench choosing``: what dynamic patterns take to look at queries and keys, beside dense attention on them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from dattn.apps.table import table
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dattn.grid import TokenGrid
+    from dattn.patterns import Dynamic
+
+FRAME = (16, 16)  # tokens per frame
+PATTERNS = (
+    "Selected(Pooled(), TopK(0.2))",
+    "Selected(Pooled(), TopK(0.2), Curve())",
+    "MeanSim(0.2)",
+    "Selected(Antidiagonal(16), TopK(0.2))",
+    "Selected(Antidiagonal(8), TopK(0.2))",
+    "Selected(Sampled(0.25), TopK(0.2))",
+    "ProxyHeads(threshold=0.3)",
+    "Routing((1, 8, 8), 0.2)",
+    "VMoBA(share=0.2, votes=0.5)",
+    "SparseVideoGen(0.2)",
+    "Alike(0.2)",
+    "Clustered(64, 128, top_p=0.2, first_steps=2)",
+)
+
+
+def choosing(options: Any, save: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Time masks and whole calls of attention in float32 on a CPU, in bfloat16 on a GPU where there is one."""
+    import torch
+
+    from dattn.grid import TokenGrid
+
+    dtypes = {"cpu": torch.float32, "cuda": torch.bfloat16}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rows: list[dict[str, Any]] = []
+    for tokens in options.tokens:
+        grid = TokenGrid(max(1, tokens // (FRAME[0] * FRAME[1])), *FRAME)
+        for head_dim in options.head_dims:
+            torch.manual_seed(0)
+            shape, dtype = (1, grid.tokens, options.heads, head_dim), dtypes[device]
+            tensors = [torch.randn(shape, dtype=dtype, device=device).transpose(1, 2) for _ in range(3)]
+            for text in PATTERNS:
+                case = {"pattern": text, "tokens": grid.tokens, "head_dim": head_dim}
+                rows.append(case | _row(text, grid, tensors, options.repeats))
+                save({"choosing": rows, "device": device})
+    print(table(list(rows[0]), [tuple(row.values()) for row in rows]))
+    return {"choosing": rows, "device": device}
+
+
+def _row(text: str, grid: TokenGrid, tensors: list[Tensor], repeats: int) -> dict[str, Any]:
+    """Dense attention, choosing and the whole call take turns; the shares are medians over the turns."""
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention
+
+    from dattn.attention import attention
+    from dattn.registry import pattern_from_string
+
+    pattern: Any = pattern_from_string(text).at(2, 3, 0, 1)  # the third layer, where VMoBA's regions are boxes
+    chooser: Dynamic = pattern.fit(grid)[0]
+    query, key, value = tensors
+    calls: list[Callable[[], object]] = [
+        lambda: scaled_dot_product_attention(query, key, value),
+        lambda: chooser.mask_for(query, key, grid),
+        lambda: attention(query, key, value, chooser, grid),
+    ]
+    with torch.no_grad():
+        for call in calls:
+            call()
+        turns = [[_seconds(call, query) for call in calls] for _ in range(repeats)]
+    return {
+        "density": chooser.mask_for(query, key, grid).density,
+        "dense_s": median(turn[0] for turn in turns),
+        "choosing": median(turn[1] / turn[0] for turn in turns),
+        "whole call": median(turn[2] / turn[0] for turn in turns),
+    }
+
+
+def _seconds(call: Callable[[], object], tensor: Tensor) -> float:
+    import torch
+
+    wait = torch.cuda.synchronize if tensor.is_cuda else lambda: None
+    wait()
+    start = time.perf_counter()
+    call()
+    wait()
+    return time.perf_counter() - start
