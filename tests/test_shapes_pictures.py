@@ -10,7 +10,8 @@ from diffusers import AutoencoderKL, DiffusionPipeline, FluxPipeline, StableDiff
 
 from dattn.apps.shapes import parse_caption, picture_codec, score_pictures, train_flux, train_sd
 from dattn.apps.shapes.captions import COLORS
-from dattn.apps.shapes.picture_text import TEXT_LENGTH
+from dattn.apps.shapes.picture_text import LOOKS, TEXT_LENGTH, build_t5, short_tokenizer
+from dattn.apps.shapes.picture_training import tokens
 from dattn.apps.shapes.pictures import caption_of, draw_pictures, judge_picture, sample_picture
 
 OPPOSITE = {"above": "below", "below": "above", "left of": "right of", "right of": "left of"}
@@ -108,3 +109,19 @@ def picture(folder):
     generator = torch.Generator().manual_seed(0)
     size = {"height": 64, "width": 64, "num_inference_steps": 2, "output_type": "np"}
     return pipe("a red circle", generator=generator, **size, **more).images[0]
+
+
+def test_the_heads_of_a_fresh_t5_look_at_their_words():
+    """Told apart from the beginning: which colour belongs to which shape, and which side of a relation a shape is on."""
+    tokenizer = short_tokenizer()
+    encoder = build_t5(tokenizer)
+    encoder.set_attn_implementation("eager")
+    captions = ["a red circle above a blue square", "a blue circle above a red square"]
+    with torch.no_grad():
+        found = encoder(tokens(tokenizer, captions), output_attentions=True)
+    for layer in found.attentions:
+        for head, offset in enumerate(LOOKS):
+            for word in range(3, 7):
+                assert layer[0, head, word].argmax() == word + offset
+    circles = found.last_hidden_state[:, 2]
+    assert torch.cosine_similarity(circles[0], circles[1], dim=0) < 0.9

@@ -21,6 +21,8 @@ from .training import describe, edit_config, optimizers
 FOLDER = FOLDERS[1]
 SHIFT = 2.0
 SIDE = 32
+NOISIER = 1.0
+"""Mean of the normal whose sigmoid is the noise level: what is where is decided in the noise, and learnt last."""
 
 
 class Denoiser(nn.Module):
@@ -88,7 +90,7 @@ def main() -> None:
 
     def loss_of(latents: torch.Tensor, captions: list[str]) -> torch.Tensor:
         clean = FluxPipeline._pack_latents(latents, *latents.shape)
-        noise, sigma = torch.randn_like(clean), torch.sigmoid(torch.randn(len(clean)))
+        noise, sigma = torch.randn_like(clean), torch.sigmoid(NOISIER + torch.randn(len(clean)))
         sigma = SHIFT * sigma / (1 + (SHIFT - 1) * sigma)
         level, words = sigma.view(-1, 1, 1), tokens(tokenizer, captions)
         with torch.autocast("cpu", torch.bfloat16):
