@@ -161,7 +161,7 @@ def _probe_class() -> Any:
                 for name, spec in self._placed(state, step, grid):
                     figures = self.found.setdefault(name, Figures())
                     known = state.setdefault(name, dict(own))
-                    known["step"] = step // self.every
+                    known["step"] = step // self.every  # probed steps count as neighbours
                     if isinstance(spec, Dynamic):
                         began = perf_counter()
                         spec.mask_for(query, key, grid, dict(known))

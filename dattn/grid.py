@@ -207,8 +207,8 @@ def tiled_layout(grid: TokenGrid, axes: Sequence[Tiles], block_size: int) -> Lay
 def split(lengths: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
     """Runs of tokens cut into blocks: the length of every block, and the run that it belongs to; int64 [blocks]."""
     counts = -(-lengths // block_size)
-    run = torch.arange(len(lengths)).repeat_interleave(counts)
-    place = torch.arange(len(run)) - (counts.cumsum(0) - counts)[run]
+    run = torch.arange(len(lengths), device=lengths.device).repeat_interleave(counts)
+    place = torch.arange(len(run), device=lengths.device) - (counts.cumsum(0) - counts)[run]
     return (lengths[run] - place * block_size).clamp_max(block_size), run
 
 

@@ -68,6 +68,8 @@ class Partition:
     def mask(self, kept: Tensor, tail: int = 0) -> BlockMask:
         """The block mask of bool [batch, heads or 1, blocks, regions]; text rows and columns are kept whole."""
         before, after = text_blocks(self.grid, self.block_size)
+        if self.key.ndim == 3:  # orders of every head's own, and so lists, though heads may have chosen together
+            kept = kept.expand(-1, self.key.shape[1], -1, -1)
         full = to_lists(pad(kept.index_select(3, self.region), (before, after, before, after), value=True))
         return whole_blocks(*self.layouts, full, self.block_size, tail)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -93,9 +93,21 @@ def _known(state: State, terms: Any) -> Kept | None:
 
 
 def held_by(state: State) -> int:
-    """Bytes that a kept mask takes, apart from what masks of the same grid share."""
+    """Bytes that a kept mask takes: lists, orders, and what the backends keep with it, apart from what grids share."""
     kept = state.get(KEPT)
     if not isinstance(kept, Kept):
         return 0
-    tensors = (kept.mask.full.offsets, kept.mask.full.index, kept.chosen, kept.means)
-    return sum(t.numel() * t.element_size() for t in tensors if t is not None)
+    mask = kept.mask
+    sides = [t for side in (mask.query, mask.key) for t in (side.order, side.lengths) if t.shape[1] > 1]
+    held = [mask.full.offsets, mask.full.index, kept.chosen, kept.means, *sides, *_tensors(mask.derived)]
+    return sum({t.data_ptr(): t.numel() * t.element_size() for t in held if t is not None}.values())
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """All tensors inside of dicts, sequences and dataclasses."""
+    if isinstance(value, Tensor):
+        return [value]
+    if is_dataclass(value):
+        value = [getattr(value, f.name) for f in fields(value)]
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return [t for part in parts for t in _tensors(part)]

@@ -46,7 +46,8 @@ def top_p(scores: Tensor, share: float) -> Tensor:
         raise ValueError(f"top_p keeps a share of {share}: it is above 0 and at most 1")
     if scores.shape[-1] > LONG and share < 1:
         rows = scores.flatten(0, -2)
-        return torch.stack([row >= _least_kept(row, share) for row in rows]).view_as(scores)
+        kept = torch.stack([row >= max(_least_kept(row, share), torch.finfo(row.dtype).tiny) for row in rows])
+        return (kept | top_k(rows, 1)).view_as(scores)
     ranked, order = scores.sort(dim=-1, descending=True, stable=True)
     before = ranked.double().cumsum(-1) - ranked  # what the better blocks hold
     wanted = share * ranked.double().sum(-1, keepdim=True) if share < 1 else torch.inf
@@ -61,6 +62,7 @@ def _least_kept(row: Tensor, share: float) -> float:
     By sums over ever finer bins, for rows that would take long and much memory to sort.
     """
     low, high, above = 0.0, float(row.max()), 0.0
+    top = high
     wanted = share * float(row.sum(dtype=torch.float64))
     for _ in range(ROUNDS):
         width = (high - low) / BINS
@@ -68,7 +70,7 @@ def _least_kept(row: Tensor, share: float) -> float:
             break
         mass = torch.zeros(BINS, dtype=torch.float64, device=row.device)
         for part in map(Tensor.double, row.split(CHUNK)):
-            there = part[(part >= low) & (part <= high)]
+            there = part[(part >= low) & ((part < high) | (high == top))]
             bins = ((there - low) / width).long().clamp_max(BINS - 1)
             mass += torch.bincount(bins, weights=there, minlength=BINS)
         held = mass.flip(0).cumsum(0) + above

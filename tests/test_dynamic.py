@@ -70,7 +70,7 @@ def sides(order=None, grid=GRID, size=SIZE, **options):
     """What scores are given, with the blocks and regions as lists of raster positions."""
     q, k, _ = inputs(grid, **options)
     partition = (order or Raster()).partition(q, k, grid, size, MaskCache())
-    return Sides(*partition.visual(q, k), partition), visual(q, grid), visual(k, grid)
+    return Sides(*partition.visual(q, k), partition, MaskCache()), visual(q, grid), visual(k, grid)
 
 
 def visual(tensor, grid):
@@ -122,7 +122,7 @@ def test_sampled_of_some():
         for t in alike:
             t[:, :, start : start + length] = t[:, :, start, None]
         start += length
-    same = Sides(*alike, given.partition)
+    same = given._replace(query=alike[0], key=alike[1])
     torch.testing.assert_close(Sampled(0.3).of(same), Sampled(1.0).of(same))
     assert not torch.equal(Sampled(0.3).of(given), Sampled(0.3, seed=1).of(given))
 
@@ -201,7 +201,7 @@ def test_rectified(order, padded):
     output, lse = attention(q, k, v, Rectified(pattern), GRID, key_mask=kept_keys, return_lse=True, scale=0.3)
     given, *_ = sides(order)
     partition = given.partition
-    kept = pattern.kept(Sides(*partition.visual(q * 0.3 * 8**0.5, k), partition))
+    kept = pattern.kept(Sides(*partition.visual(q * 0.3 * 8**0.5, k), partition, MaskCache()))
     blocks, regions, _ = pieces(order)
     blocks, regions = ([[2 + t for t in part] for part in parts] for parts in (blocks, regions))
     text = [0, 1, 92, 93, 94]
@@ -212,6 +212,11 @@ def test_rectified(order, padded):
             )
             torch.testing.assert_close(output[b, h], expected[0])
             torch.testing.assert_close(lse[b, h], expected[1])
+    tensors = [t.clone().requires_grad_() for t in (q, k, v)]
+    grads = torch.autograd.grad(
+        attention(*tensors, Rectified(pattern), GRID, key_mask=kept_keys).square().sum(), tensors
+    )
+    assert all(grad.isfinite().all() and grad.any() for grad in grads)
     plain = attention(q, k, v, pattern, GRID, key_mask=kept_keys, scale=0.3)
     assert (plain - output).abs().max() > 1e-3
 
@@ -224,6 +229,22 @@ def test_rectifying_blocks_of_equal_tokens_is_exact():
         t[:, :, :128] = t[:, :, :128:16].repeat_interleave(16, 2)
     pattern = Selected(Pooled(), TopK(0.3), block_size=SIZE)
     torch.testing.assert_close(attention(q, k, v, Rectified(pattern), grid), attention(q, k, v, dattn.Dense(), grid))
+
+
+def test_rectified_refuses_what_it_cannot_pool():
+    kept = torch.ones(2, GRID.tokens, dtype=torch.bool)
+    kept[0, 50] = False
+    with pytest.raises(ValueError, match="mask text alone"):
+        attention(*inputs(), Rectified(), GRID, key_mask=kept)
+
+
+def test_heads_that_choose_together_keep_their_own_orders():
+    """Sorted head by head, chosen together: lists for every head."""
+    q, k, _ = inputs()
+    mask = Selected(Joined(), TopK(2), Tree(), keep=(), block_size=SIZE).mask_for(q, k, GRID)
+    assert mask.groups == 4
+    dense = mask.to_dense()
+    assert not torch.equal(dense[:, 0], dense[:, 1])
 
 
 def test_joined_heads_choose_together():
@@ -241,7 +262,7 @@ def test_proxy_heads_share_a_ranking_and_keep_their_profile():
     found, own = score.of(given), Pooled().of(given)
     torch.testing.assert_close(found.sort(-1).values, own.sort(-1).values)
     averaged = [torch.stack([t[:, :2].mean(1), t[:, 2:].mean(1)], 1) for t in given[:2]]
-    ranking = Antidiagonal(4).of(Sides(*averaged, given.partition)).argsort(-1, descending=True)
+    ranking = Antidiagonal(4).of(given._replace(query=averaged[0], key=averaged[1])).argsort(-1, descending=True)
     for head in range(4):
         falling = found[:, head].gather(-1, ranking[:, head // 2])
         assert (falling.diff(dim=-1) <= 0).all()
@@ -421,7 +442,7 @@ def test_sparse_video_gen(valued, monkeypatch):
 @pytest.mark.parametrize("steps", [0, 1, 4])
 def test_clustered(steps, route, monkeypatch):
     monkeypatch.setattr("dattn.clusters.CHUNK", 900)
-    pattern = Clustered(5, 8, top_p=0.5, floor=0.2, first_steps=steps, seed=2, route=route, block_size=SIZE)
+    pattern = Clustered(5, 8, top_p=0.5, floor=0.2, first_steps=steps, seed=2, route=route, block_size=SIZE, tail=True)
     q, k, _ = inputs()
     mask = pattern.mask_for(q, k, GRID).to_dense()
     rows, columns = visual(q, GRID), visual(k, GRID)
@@ -565,7 +586,11 @@ def test_lists_are_kept_for_so_many_steps():
         state["step"] = step
         masks.append(pattern.mask_for(q + step * v, k, GRID, state))
     assert [masks[i] is masks[i + 1] for i in range(6)] == [True, True, False, True, True, False]
-    assert pattern.held(state) > 0
+    mask = masks[-1]
+    assert pattern.held(state) == 4 * (mask.full.offsets.numel() + mask.full.index.numel())
+    sorted_ = replace(pattern, order=Tree(), keep=())
+    sorted_.mask_for(q, k, GRID, state)
+    assert sorted_.held(state) > 2 * 8 * q.shape[:3].numel()  # both orders as well
     fresh = reusing(1).mask_for(q + 3 * v, k, GRID)
     assert torch.equal(masks[3].to_dense(), fresh.to_dense())
 
@@ -730,6 +755,7 @@ def test_among_others():
         (lambda: Clustered(top_p=0), "share=0"),
         (lambda: Clustered(steps=-1), "steps=-1"),
         (lambda: Clustered(route="luck"), "weight or error"),
+        (lambda: Clustered(route="error"), "without a tail"),
         (lambda: pattern_from_string("TopK(0.2)"), "a part of a pattern"),
     ],
 )

@@ -423,6 +423,19 @@ def test_tails_of_equal_tokens_are_exact(kind):
 
 
 @pytest.mark.parametrize("kind", TAILS)
+@pytest.mark.parametrize("size", [1, 40])
+def test_gradients_of_a_tail_are_finite_on_ragged_blocks(kind, size):
+    """Also where weights are so sharp that some of them vanish."""
+    grid = TokenGrid(3, 5, 7, text=(3, 4))
+    tensors = [(size * t).requires_grad_() for t in inputs(grid)]
+    kept = torch.rand(2, grid.tokens, generator=torch.Generator().manual_seed(3)) > 0.3
+    for key_mask in (None, kept):
+        output = attention(*tensors, TAILS[kind](Radial(0.3, False, 32)), grid, key_mask=key_mask)
+        for grad in torch.autograd.grad(output.square().sum(), tensors):
+            assert grad.isfinite().all() and grad.any()
+
+
+@pytest.mark.parametrize("kind", TAILS)
 def test_gradients_of_a_tail_where_a_sample_sees_nothing(kind):
     grid, pattern = TokenGrid(8, 4, 4), Radial(0.3, False, 16)
     tensors = [t.requires_grad_() for t in inputs(grid)]
@@ -522,7 +535,7 @@ def test_a_bias_round_trips_as_numbers():
         (lambda: Reshaped("radial"), "pattern='radial'"),
         (lambda: FirstOrder(Radial(tail=True)), "none to the pattern"),
         (lambda: FirstOrder(Radial(), 24), "tail=24"),
-        (lambda: FirstOrder(InLine()), "FirstOrder works on a static pattern"),
+        (lambda: FirstOrder(InLine()), "FirstOrder works on a pattern"),
         (lambda: Agent(0), "ratio=0"),
         (lambda: Agent(1.0), "ratio=1.0"),
         (lambda: Agent(0.5, shortcut=-1), "shortcut=-1"),

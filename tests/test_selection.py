@@ -46,6 +46,15 @@ def test_long_rows_are_bounded_instead_of_sorted(row, share):
     assert (values[kept & ~exact] >= least * (1 - 1e-6)).all()  # ties alone
 
 
+def test_long_rows_of_ties_and_of_zeros():
+    row = torch.zeros(1, 1, 1, 70_000)
+    assert top_p(row, 0.5).nonzero()[:, -1].tolist() == [0]
+    row[..., 0], row[..., 1:1001], row[..., 1001:2001] = 1.0, 0.5 + 1 / 4096, 0.5
+    for share in (0.4, 0.6, 0.7, 0.9):
+        held = row[top_p(row, share)].double().sum() / row.double().sum()
+        assert held >= share
+
+
 def test_top_p_of_one_leaves_only_zeros_out():
     kept = top_p(torch.tensor([[[[0.0, 1e-20, 0.0, 0.8], [0.0, 0.0, 0.0, 0.0]]]]), 1.0)
     assert kept[0, 0].tolist() == [[False, True, False, True], [True, False, False, False]]

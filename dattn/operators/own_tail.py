@@ -16,9 +16,10 @@ from dattn.block_mask import BlockMask, MaskCache, tail_run
 from dattn.grid import TokenGrid
 from dattn.heads import head_groups
 from dattn.operators.per_head import cost_of
+from dattn.operators.placed import Placed
 from dattn.patterns.base import check_tail
 from dattn.patterns.dynamic import Dynamic
-from dattn.spec import VISITED, Call, OverPattern, State
+from dattn.spec import VISITED, Call, OverPattern, Spec, State
 
 CHUNK = 1 << 24  # logits of pooled keys held at a time
 
@@ -38,11 +39,14 @@ class OwnTail(OverPattern):
     tail: bool | int = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.pattern, Dynamic):
-            super().__post_init__()
         check_tail(self.tail)
-        if self.tail is False or getattr(self.pattern, "tail", False):
-            raise ValueError(f"tail={self.tail!r} on {self.pattern}: give the tail here, and none to the pattern")
+        for pattern in self.pattern.every if isinstance(self.pattern, Placed) else (self.pattern,):
+            if not isinstance(pattern, Dynamic) and not (isinstance(pattern, Spec) and pattern.static):
+                raise ValueError(f"pattern={pattern!r}: {self.name} works on a pattern, such as Radial()")
+            if self.tail is False or getattr(pattern, "tail", False):
+                raise ValueError(f"tail={self.tail!r} on {pattern}: give the tail here, and none to the pattern")
+            if hasattr(pattern, "block_size"):
+                tail_run(self.tail, pattern.block_size)
 
     def pool(self, runs: Runs, call: Call) -> Pooled:
         """The runs of a head group's keys and values, pooled; ``call`` holds its heads alone, in float32 at least."""

@@ -59,7 +59,14 @@ class Rectified(Operator):
         return Rectified(fitted), note
 
     def compute(self, call: Call) -> tuple[Tensor, Tensor]:
-        """Output, and the LSE that the estimate implies."""
+        """Output, and the LSE that the estimate implies.
+
+        Raises:
+            ValueError: a key mask over visual tokens, which the means would have to leave out.
+        """
+        first = call.grid.text_before
+        if call.key_mask is not None and not call.key_mask[:, first : first + call.grid.visual].all():
+            raise ValueError("key_mask: Rectified pools all visual keys; mask text alone, or take another pattern")
         scale, width = call.scale, call.query.shape[-1]
         given = Given(call.query, call.key, call.grid, call.state, scale * width**0.5, call.value, call.key_mask)
         sides = self.pattern.sides(given)
@@ -72,11 +79,11 @@ class Rectified(Operator):
         visual = slice(call.grid.text_before, call.grid.text_before + call.grid.visual)
         values = in_order(call.value[:, :, visual].to(weights.dtype), sides.partition.key)
         filling = weights @ means(values, sides.partition.lengths)
-        room, filling = (_spread(t, sides) for t in (1 - weights.sum(-1, keepdim=True), filling))
-        output, lse = output.clone(), lse.clone()
-        output[:, :, visual] = (room * output[:, :, visual] + filling).to(output.dtype)
-        lse[:, :, visual] -= room[..., 0].log().to(lse.dtype)
-        return output, lse
+        room = (1 - weights.sum(-1, keepdim=True)).clamp_min(torch.finfo(weights.dtype).eps)
+        room, filling = (_spread(t, sides) for t in (room, filling))
+        made = (room * output[:, :, visual] + filling).to(output.dtype)
+        known = lse[:, :, visual] - room[..., 0].log().to(lse.dtype)
+        return _between(output, made, visual), _between(lse, known, visual)
 
     def cost(self, grid: TokenGrid, head_dim: int, masks: MaskCache) -> float:
         """The pattern's."""
@@ -109,6 +116,11 @@ def _deviation(tensor: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """The means of runs, and the mean absolute deviations from them, each [batch, heads, runs, head_dim]."""
     mean = means(tensor, lengths)
     return mean, means((tensor - mean.repeat_interleave(lengths, 2)).abs(), lengths)
+
+
+def _between(tensor: Tensor, middle: Tensor, place: slice) -> Tensor:
+    """``tensor`` [batch, heads, tokens, …] with its tokens ``place`` exchanged."""
+    return torch.cat([tensor[:, :, : place.start], middle, tensor[:, :, place.stop :]], 2)
 
 
 def _spread(rows: Tensor, sides: Sides) -> Tensor:

@@ -43,8 +43,9 @@ class SignificanceTail(OwnTail):
         keys, values = (t[:, :, index].flatten(2, 3) for t in (call.key, call.value))
         there, some = there.flatten(1, 2)[:, None], (count > 0).flatten(1)[:, None]
         logits = torch.einsum("bhd,bhrnd->bhrn", proxy, keys) * call.scale
-        weights = logits.masked_fill(~there, -torch.inf).masked_fill(~some[..., None], 0).softmax(-1)
-        weights = weights.masked_fill(~some[..., None], 0)
-        entropy = torch.special.entr(weights).sum(-1).masked_fill(~some, -torch.inf)
+        seen = logits.masked_fill(~there, -torch.inf).masked_fill(~some[..., None], 0)
+        weights = seen.softmax(-1).masked_fill(~(there & some[..., None]), 0)
+        entropy = seen.logsumexp(-1) - (weights * logits.masked_fill(~there, 0)).sum(-1)
+        entropy = entropy.masked_fill(~some, -torch.inf)
         key, value = (torch.einsum("bhrn,bhrnd->bhrd", weights, t) for t in (keys, values))
         return Pooled(runs, key, value, entropy[:, :, None])

@@ -9,7 +9,7 @@ SVG2 (Yang et al., NeurIPS 2025, arXiv 2505.18875), head by head, on queries and
 
 With ``tail=True`` a skipped cluster counts |K_j| · exp(q · k̄_j) with its mean value, in the same softmax (SVG-EAR,
 arXiv 2603.08982), one mean per block of it. ``route="error"`` is the choice that goes with it: a query cluster computes
-as many keys as in step 2, but of those clusters whose mean errs most for each of their keys,
+no more keys than in step 2 (but one cluster), of those clusters whose mean errs most for each of their keys,
 
     E_ij / |K_j|          E_ij = Σ_{t in K_j} (exp(q̄_i · k̄_j / √d) - exp(q̄_i · k_t / √d))²
 """
@@ -77,6 +77,8 @@ class Clustered(Dynamic):
             check_count(name, getattr(self, name), least=0)
         if self.route not in ("weight", "error"):
             raise ValueError(f"route={self.route!r}: choose weight or error")
+        if self.route == "error" and not self.tail:
+            raise ValueError("route='error' without a tail: it leaves to means what they say well; give tail=True")
         TopP(self.top_p, floor=self.floor)
         check_block(self.block_size, self.tail)
 

@@ -93,8 +93,9 @@ class Selected(Dynamic):
     def sides(self, given: Given) -> Sides:
         """Queries and keys in their order."""
         query, key = given.wide()
-        partition = self.order.partition(query, key, given.grid, self.block_size, masks_in(given.state))
-        return Sides(*partition.visual(query, key), partition)
+        masks = masks_in(given.state)
+        partition = self.order.partition(query, key, given.grid, self.block_size, masks)
+        return Sides(*partition.visual(query, key), partition, masks)
 
     def held(self, state: State) -> int:
         """Lists that serve several steps."""

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from dattn.block_mask import MaskCache
 from dattn.orders import Partition, runs
 from dattn.spec import Named
 
@@ -20,11 +21,13 @@ class Sides(NamedTuple):
         query, key: [batch, heads, visual, head_dim] in the partition's order, float32 or float64; logits are their
             products over √head_dim, whatever the scale of the call.
         partition: the query blocks and the key regions.
+        masks: a cache of what is worked out once.
     """
 
     query: Tensor
     key: Tensor
     partition: Partition
+    masks: MaskCache
 
     def query_means(self) -> Tensor:
         """[batch, heads, blocks, head_dim]: the mean query of every block."""

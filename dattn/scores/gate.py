@@ -50,7 +50,9 @@ class Gate(Score):
 
     def of(self, sides: Sides) -> Tensor:
         """See ``Score.of``."""
-        query_matrix, key_matrix = self._matrices(sides)
+        key = (self, sides.query.dtype, sides.query.device)
+        query_matrix, key_matrix = sides.masks.keep(key, lambda: self._matrices(sides))
+        self._check(query_matrix, key_matrix, sides)
         spread, there = runs(sides.key, sides.partition.lengths)
         absent = ~there[..., None]
         pooled = [
@@ -65,19 +67,22 @@ class Gate(Score):
         """[heads, channels, dim] of queries and keys."""
         from safetensors import safe_open
 
-        heads, width = sides.query.shape[1], sides.query.shape[-1]
         found = []
         with safe_open(self.path, "pt") as file:
             names = set(file.keys())
-            for side, channels in (("query", width), ("key", 3 * width)):
+            for side in ("query", "key"):
                 name = f"layers.{self.layer}.{side}"
                 if name not in names:
                     raise ValueError(f"gate {self.path}: it has no {name}; it was trained for another model")
-                matrix = file.get_tensor(name)
-                if matrix.ndim != 3 or matrix.shape[:2] != (heads, channels):
-                    raise ValueError(
-                        f"gate {self.path}: {name} is {tuple(matrix.shape)}, the layer has {heads} heads of {width}: "
-                        f"give one of [{heads}, {channels}, dim]"
-                    )
-                found.append(matrix.to(sides.query))
+                found.append(file.get_tensor(name).to(sides.query))
         return found
+
+    def _check(self, query: Tensor, key: Tensor, sides: Sides) -> None:
+        """Raise ``ValueError`` unless the matrices are this layer's."""
+        heads, width = sides.query.shape[1], sides.query.shape[-1]
+        for side, matrix, channels in (("query", query, width), ("key", key, 3 * width)):
+            if matrix.ndim != 3 or matrix.shape[:2] != (heads, channels):
+                raise ValueError(
+                    f"gate {self.path}: layers.{self.layer}.{side} is {tuple(matrix.shape)}, "
+                    f"the layer has {heads} heads of {width}: give one of [{heads}, {channels}, dim]"
+                )

@@ -3,9 +3,26 @@
 import pytest
 import torch
 
-from dattn import Dense, Neighborhood, Radial, TokenGrid, attention
+from dattn import (
+    Alike,
+    Clustered,
+    Dense,
+    Neighborhood,
+    Radial,
+    Rectified,
+    Selected,
+    SignificanceTail,
+    SparseVideoGen,
+    TokenGrid,
+    VMoBA,
+    XAttention,
+    attention,
+)
 from dattn.backends import run
 from dattn.backends.problem import Problem
+from dattn.orders import Curve, Tiled
+from dattn.scores import Pooled, Sampled
+from dattn.selection import TopK, TopP
 from tests.kernels.rule import check_error
 
 pytestmark = [
@@ -52,6 +69,31 @@ def test_the_same_twice():
         output, lse = run("triton", Problem(*inputs, pattern.mask(grid).to("cuda"), 0.125))
         results.append([output, lse, *torch.autograd.grad(output.float().sum() + lse.sum(), inputs)])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+DYNAMIC = {
+    "selected": Selected(Pooled(), TopK(0.3), Curve(), block_size=64),
+    "antidiagonal": XAttention(8, 0.6, 64),
+    "gated": VMoBA(1, (4, 4), (2, 4, 4), votes=0.5),
+    "sampled": Selected(Sampled(), TopP(0.5), Tiled((1, 8, 8)), block_size=64, tail=True),
+    "alike": Alike(0.2, tail=16),
+    "sparse-video-gen": SparseVideoGen(0.3, block_size=64),
+    "clustered": Clustered(20, 40, top_p=0.5, block_size=64, tail=True),
+    "rectified": Rectified(Selected(Pooled(), TopK(0.3), block_size=64)),
+    "significance": SignificanceTail(XAttention(8, 0.4, 64)),
+}
+
+
+@pytest.mark.parametrize("name", DYNAMIC)
+def test_what_looks_at_queries_and_keys(name):
+    """The same mask twice, and the kernels as the torch backend has it; both in float32 on the same device."""
+    pattern, grid = DYNAMIC[name], TokenGrid(9, 12, 20, text=(30, 77))
+    inputs = tensors(grid, 64, torch.float32)
+    results = [attention(*inputs, pattern, grid, backend=name) for name in ("triton", "torch", "triton")]
+    assert torch.equal(results[0], results[2])
+    torch.testing.assert_close(results[0], results[1], rtol=1e-3, atol=1e-3)
+    for a, b in zip(*(torch.autograd.grad(out.square().sum(), inputs) for out in results[:2]), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-2)
 
 
 def test_auto_is_triton_here():
