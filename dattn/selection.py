@@ -47,7 +47,7 @@ def top_p(scores: Tensor, share: float) -> Tensor:
     if scores.shape[-1] > LONG and share < 1:
         rows = scores.flatten(0, -2)
         kept = torch.stack([row >= max(_least_kept(row, share), torch.finfo(row.dtype).tiny) for row in rows])
-        return (kept | top_k(rows, 1)).view_as(scores)
+        return kept.scatter_(-1, rows.argmax(-1, keepdim=True), True).view_as(scores)
     ranked, order = scores.sort(dim=-1, descending=True, stable=True)
     before = ranked.double().cumsum(-1) - ranked  # what the better blocks hold
     wanted = share * ranked.double().sum(-1, keepdim=True) if share < 1 else torch.inf

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dattn.scores.base import Score, Sides, means
+from dattn.scores.base import CHUNK, Score, Sides, means
 from dattn.selection import Select, TopP
 from dattn.spec import check_kind
 
@@ -48,4 +48,6 @@ class TokenGate(Score):
         low, high = gates.amin(among, keepdim=True), gates.amax(among, keepdim=True)
         gates = gates.sub_(low).div_((high - low).clamp_min(torch.finfo(gates.dtype).tiny))
         picked = self.pick.chosen(gates if self.pick.across == "row" else gates.flatten(2)).view_as(gates)
-        return means(picked.to(gates.dtype), sides.partition.blocks)
+        few = max(1, CHUNK // picked.shape[2])  # regions at a time: votes are as many as gates
+        votes = [means(part.to(gates.dtype), sides.partition.blocks) for part in picked.split(few, -1)]
+        return torch.cat(votes, -1)
