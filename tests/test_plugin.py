@@ -20,6 +20,7 @@ from dattn.operators import (
 )
 from dattn.orders import Curve, Tiled
 from dattn.patterns import (
+    Alike,
     BlockCausal,
     Clustered,
     CrossShaped,
@@ -68,6 +69,7 @@ PATTERNS = {
     "selected": Selected(Pooled(), TopK(0.4), Curve(), block_size=16, tail=True),
     "reused": Selected(MeanSimilarity(0.1), TopP(0.6, across="layer"), Tiled(2), block_size=16, reuse=0.9),
     "gated": Selected(TokenGate(TopP(0.2)), Threshold(0.5), Tiled((1, 2, 2)), block_size=16),
+    "alike": Alike(0.4, block_size=16),
     "sparse-video-gen": SparseVideoGen(0.6, block_size=16),
     "clustered": Clustered(3, 4, top_p=0.5, first_steps=4, block_size=16),
     "mixed-heads": PerHead((Neighborhood(3), TokenMerge(0.5))),
