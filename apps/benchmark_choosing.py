@@ -35,6 +35,7 @@ PATTERNS = (
 def choosing(options: Any, save: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Time masks and whole calls of attention in float32 on a CPU, in bfloat16 on a GPU where there is one."""
     import torch
+    from tqdm import tqdm
 
     from dattn.grid import TokenGrid
 
@@ -47,7 +48,7 @@ def choosing(options: Any, save: Callable[[dict[str, Any]], None]) -> dict[str, 
             torch.manual_seed(0)
             shape, dtype = (1, grid.tokens, options.heads, head_dim), dtypes[device]
             tensors = [torch.randn(shape, dtype=dtype, device=device).transpose(1, 2) for _ in range(3)]
-            for text in PATTERNS:
+            for text in tqdm(PATTERNS, desc=f"{grid.tokens} tokens", leave=False, disable=None):
                 case = {"pattern": text, "tokens": grid.tokens, "head_dim": head_dim}
                 rows.append(case | _row(text, grid, tensors, options.repeats))
                 save({"choosing": rows, "device": device})
