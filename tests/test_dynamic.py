@@ -754,6 +754,7 @@ def test_among_others():
         (lambda: Clustered(0), "query_clusters=0"),
         (lambda: Clustered(top_p=0), "share=0"),
         (lambda: Clustered(steps=-1), "steps=-1"),
+        (lambda: dattn.Alike(2), "density=2: a share"),
         (lambda: Clustered(route="luck"), "weight or error"),
         (lambda: Clustered(route="error"), "without a tail"),
         (lambda: pattern_from_string("TopK(0.2)"), "a part of a pattern"),

@@ -8,7 +8,7 @@ from dattn.orders import ByLayer, Tiled, Tree
 from dattn.patterns.base import PerAxis
 from dattn.patterns.selected import Selected
 from dattn.scores import Antidiagonal, Gate, Joined, MeanSimilarity, Pooled, Proxy, TokenGate
-from dattn.selection import Threshold, TopK, TopP
+from dattn.selection import Threshold, TopK, TopP, check_share
 
 
 def Alike(density: float = 0.15, reuse: int = 1, tail: bool | int = True, block_size: int = 64) -> Selected:
@@ -23,7 +23,8 @@ def Alike(density: float = 0.15, reuse: int = 1, tail: bool | int = True, block_
         tail: pool what is skipped: True (one key per block), a run of 16 … block size tokens, or False.
         block_size: 16, 32, 64 or 128.
     """
-    return Selected(Pooled(), TopK(density), Tree(), keep=(), reuse=reuse, block_size=block_size, tail=tail)
+    check_share("density", density)
+    return Selected(Pooled(), TopK(float(density)), Tree(), keep=(), reuse=reuse, block_size=block_size, tail=tail)
 
 
 def XAttention(stride: int = 8, threshold: float = 0.9, block_size: int = 128) -> Selected:
