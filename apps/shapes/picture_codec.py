@@ -17,7 +17,7 @@ from torch import nn
 
 from .pictures import draw_pictures, sample_picture
 from .train_vae import HELD_OUT, importance
-from .training import MODEL_FOLDER, Clock, Ema, edit_config, scale_rates
+from .training import MODEL_FOLDER, Clock, Ema, edit_config, scale_rates, short_products
 
 FOLDERS = tuple(MODEL_FOLDER.parent / name for name in ("shapes-sd", "shapes-flux"))
 BATCH = 8
@@ -51,7 +51,7 @@ def pictures(first_seed: int, count: int) -> torch.Tensor:
 
 def loss_of(vae: AutoencoderKL, images: torch.Tensor, kl_weight: float) -> torch.Tensor:
     """Weighted L1 + squared error of the round trip, plus a little KL."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with short_products():
         posterior = vae.encode(images).latent_dist
         error = vae.decode(posterior.sample()).sample.float() - images
     weight = importance(images[:, :, None])[:, :, 0]

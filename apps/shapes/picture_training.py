@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from .captions import parse_caption
 from .picture_codec import to_tensor
 from .pictures import caption_of, draw_pictures, sample_picture
-from .training import Clock, Ema, scale_rates
+from .training import Clock, Ema, scale_rates, short_products
 
 Model = TypeVar("Model", bound=nn.Module)
 UNCONDITIONAL = 0.1
@@ -65,7 +65,7 @@ def encode_pictures(vae: AutoencoderKL, count: int) -> tuple[torch.Tensor, list[
     scenes = [sample_picture(seed) for seed in range(count)]
     parts = []
     for i in range(0, count, 32):
-        with torch.autocast("cpu", torch.bfloat16):
+        with short_products():
             images = to_tensor(draw_pictures(scenes[i : i + 32]))
             parts.append(vae.encode(images).latent_dist.mode().half())
     return torch.cat(parts), [caption_of(scene) for scene in scenes]

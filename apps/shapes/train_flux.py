@@ -16,7 +16,8 @@ from transformers import PreTrainedTokenizerFast
 from .picture_codec import FOLDERS
 from .picture_text import TEXT_LENGTH, WIDTH, build_clip, build_t5, short_tokenizer
 from .picture_training import PROMPT, fit, options, tokens
-from .training import describe, edit_config, optimizers
+from .picture_words import teach
+from .training import describe, edit_config, optimizers, short_products
 
 FOLDER = FOLDERS[1]
 SHIFT = 2.0
@@ -26,13 +27,13 @@ NOISIER = 1.0
 
 
 class Denoiser(nn.Module):
-    """Transformer and both text encoders as one module, so that they train and average together."""
+    """Transformer and both text encoders as one module; the encoders stay as :func:`teach` left them."""
 
     def __init__(self, transformer: FluxTransformer2DModel, clip: nn.Module, t5: nn.Module) -> None:
         super().__init__()
         self.transformer = transformer
-        self.text_encoder = clip
-        self.text_encoder_2 = t5
+        self.text_encoder = clip.requires_grad_(False)
+        self.text_encoder_2 = t5.requires_grad_(False)
 
 
 def build(tokenizer: PreTrainedTokenizerFast) -> Denoiser:
@@ -50,6 +51,14 @@ def build(tokenizer: PreTrainedTokenizerFast) -> Denoiser:
     )
     nn.init.zeros_(transformer.proj_out.weight)
     return Denoiser(transformer, build_clip(tokenizer), build_t5(tokenizer))
+
+
+def fresh(tokenizer: PreTrainedTokenizerFast) -> Denoiser:
+    """An untrained model whose encoders know the language."""
+    model = build(tokenizer)
+    for encoder in (model.text_encoder, model.text_encoder_2):
+        teach(encoder, tokenizer)
+    return model
 
 
 def save(model: Denoiser, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
@@ -82,7 +91,7 @@ def main() -> None:
     """Read the command line and train."""
     args = options(__doc__, FOLDER)
     tokenizer = short_tokenizer()
-    model, tokenizer = load(args.out) if args.resume else (build(tokenizer), tokenizer)
+    model, tokenizer = load(args.out) if args.resume else (fresh(tokenizer), tokenizer)
     if args.compile:
         model.transformer.compile()
     text_ids = torch.zeros(TEXT_LENGTH, 3)
@@ -93,7 +102,7 @@ def main() -> None:
         noise, sigma = torch.randn_like(clean), torch.sigmoid(NOISIER + torch.randn(len(clean)))
         sigma = SHIFT * sigma / (1 + (SHIFT - 1) * sigma)
         level, words = sigma.view(-1, 1, 1), tokens(tokenizer, captions)
-        with torch.autocast("cpu", torch.bfloat16):
+        with short_products():
             velocity = model.transformer(
                 hidden_states=(1 - level) * clean + level * noise,
                 timestep=sigma,

@@ -17,7 +17,8 @@ from transformers import PreTrainedTokenizerFast
 from .picture_codec import FOLDERS
 from .picture_text import WIDTH, build_clip, short_tokenizer
 from .picture_training import PROMPT, fit, options, tokens
-from .training import describe, edit_config, optimizers
+from .picture_words import teach
+from .training import describe, edit_config, optimizers, short_products
 
 FOLDER = FOLDERS[0]
 MORE_NOISE = 0.6
@@ -25,12 +26,12 @@ MORE_NOISE = 0.6
 
 
 class Denoiser(nn.Module):
-    """UNet and text encoder as one module, so that they train and average together."""
+    """UNet and text encoder as one module; the encoder stays as :func:`teach` left it."""
 
     def __init__(self, unet: UNet2DConditionModel, text_encoder: nn.Module) -> None:
         super().__init__()
         self.unet = unet
-        self.text_encoder = text_encoder
+        self.text_encoder = text_encoder.requires_grad_(False)
 
 
 def build(tokenizer: PreTrainedTokenizerFast) -> Denoiser:
@@ -50,6 +51,13 @@ def build(tokenizer: PreTrainedTokenizerFast) -> Denoiser:
     )
     nn.init.zeros_(unet.conv_out.weight)
     return Denoiser(unet, build_clip(tokenizer))
+
+
+def fresh(tokenizer: PreTrainedTokenizerFast) -> Denoiser:
+    """An untrained model whose encoder knows the language."""
+    model = build(tokenizer)
+    teach(model.text_encoder, tokenizer)
+    return model
 
 
 def scheduler() -> DDIMScheduler:
@@ -96,7 +104,7 @@ def main() -> None:
     """Read the command line and train."""
     args = options(__doc__, FOLDER)
     tokenizer = short_tokenizer()
-    model, tokenizer = load(args.out) if args.resume else (build(tokenizer), tokenizer)
+    model, tokenizer = load(args.out) if args.resume else (fresh(tokenizer), tokenizer)
     model.unet.set_attn_processor(AttnProcessor())  # plain matrix products: faster than flash at this size
     model.unet.to(memory_format=torch.channels_last)
     if args.compile:
@@ -108,7 +116,7 @@ def main() -> None:
         times = (1000 * torch.rand(len(latents)) ** MORE_NOISE).long()
         states = model.text_encoder(tokens(tokenizer, captions))[0]
         noisy = noise_schedule.add_noise(latents, noise, times).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
+        with short_products():
             guess = model.unet(noisy, times, states).sample
         return ((guess.float() - noise_schedule.get_velocity(latents, noise, times)) ** 2).mean()
 

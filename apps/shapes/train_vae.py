@@ -17,7 +17,18 @@ from diffusers import AutoencoderKLWan
 from torch import nn
 
 from .codec import decode, encode, psnr, reconstruct, to_video
-from .training import MODEL_FOLDER, Clock, Ema, average_gradients, draw, edit_config, join, scale_rates, scenes_from
+from .training import (
+    MODEL_FOLDER,
+    Clock,
+    Ema,
+    average_gradients,
+    draw,
+    edit_config,
+    join,
+    scale_rates,
+    scenes_from,
+    short_products,
+)
 from .world import sample_scene
 
 HELD_OUT = 10_000_000
@@ -90,7 +101,7 @@ def importance(video: torch.Tensor) -> torch.Tensor:
 
 def loss_of(vae: AutoencoderKLWan, video: torch.Tensor, kl_weight: float) -> torch.Tensor:
     """Weighted L1 + squared error of the round trip, plus a little KL."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with short_products():
         mean, log_variance = encode(vae, video).float().chunk(2, dim=1)
         log_variance = log_variance.clamp(-20, 10)
         latents = mean + torch.randn_like(mean) * (0.5 * log_variance).exp()

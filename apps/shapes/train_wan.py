@@ -34,6 +34,7 @@ from .training import (
     optimizers,
     scale_rates,
     scenes_from,
+    short_products,
 )
 from .world import Scene
 
@@ -90,7 +91,7 @@ def encode_scenes(vae: AutoencoderKLWan, scenes: list[Scene], frames: int) -> to
     """Normalised latents of scenes, as the pipeline's transformer is to make them."""
     parts = []
     for i in tqdm(range(0, len(scenes), 8), desc=f"encode clips of {frames} frames", mininterval=10):
-        with torch.autocast("cpu", torch.bfloat16):
+        with short_products():
             parts.append(encode(vae, to_video(draw(scenes[i : i + 8], frames, 64))).float())
     mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std))
     return (torch.cat(parts)[:, : vae.config.z_dim] - mean) / std
@@ -119,7 +120,7 @@ def loss_of(model: Denoiser, states: torch.Tensor, latents: torch.Tensor) -> tor
     sigma = noise_levels(len(latents))
     noise = torch.randn_like(latents)
     level = sigma.view(-1, 1, 1, 1, 1)
-    with torch.autocast("cpu", torch.bfloat16):
+    with short_products():
         velocity = model.transformer((1 - level) * latents + level * noise, 1000 * sigma, states).sample
     return ((velocity.float() - (noise - latents)) ** 2).mean()
 

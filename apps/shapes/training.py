@@ -19,6 +19,7 @@ from torch import nn
 from .world import Scene, sample_scene
 
 Model = TypeVar("Model", bound=nn.Module)
+EMULATED = ("DEFAULT", "NO AVX", "AVX2")  # processors without bfloat16
 MODEL_FOLDER = Path(__file__).resolve().parents[2] / "assets" / "models" / "shapes-wan"
 
 
@@ -85,6 +86,11 @@ def average_gradients(module: nn.Module) -> None:
     torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
 
 
+def short_products() -> torch.autocast:
+    """Products in bfloat16 where the processor has instructions for them; emulated, they take ten times as long."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=torch.backends.cpu.get_cpu_capability() not in EMULATED)
+
+
 def scale_rates(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
     """Set every learning rate to ``factor`` times what it was at first."""
     for group in (g for optimizer in optimizers for g in optimizer.param_groups):
@@ -93,9 +99,10 @@ def scale_rates(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
 
 def optimizers(model: nn.Module, blocks: str, lr: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of modules whose name holds ``blocks``, AdamW for everything else."""
-    matrices = [p for name, p in model.named_parameters() if blocks in name and p.ndim == 2]
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    matrices = [p for name, p in trained.items() if blocks in name and p.ndim == 2]
     chosen = set(map(id, matrices))
-    others = [p for p in model.parameters() if id(p) not in chosen]
+    others = [p for p in trained.values() if id(p) not in chosen]
     return [
         torch.optim.Muon(matrices, lr=lr, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=lr / 2, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
