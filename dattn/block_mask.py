@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,16 +38,30 @@ class BlockList:
         return self.offsets.diff(dim=-1)
 
     def rows(self, batch: int, group: int, first: int, last: int, key_blocks: int) -> Tensor:
-        """bool [last - first, key_blocks]: the rows first … last - 1 written out."""
-        offsets = self.offsets[batch, group, first : last + 1].long()
+        """bool [last - first, key_blocks]: the rows first … last - 1 written out; larger batch rows mean the last."""
+        at = min(batch, len(self.offsets) - 1), min(group, self.offsets.shape[1] - 1)
+        offsets = self.offsets[*at, first : last + 1].long()
         out = torch.zeros(last - first, key_blocks, dtype=torch.bool, device=offsets.device)
         row = torch.arange(last - first, device=offsets.device).repeat_interleave(offsets.diff())
-        out[row, self.index[batch, group, offsets[0] : offsets[-1]].long()] = True
+        out[row, self.index[*at, offsets[0] : offsets[-1]].long()] = True
         return out
+
+    def sums(self, weight: Tensor) -> Tensor:
+        """[batch, groups, query blocks]: the sum of ``weight`` [batch or 1, groups or 1, key blocks] over each list."""
+        gathered = weight.expand(*self.index.shape[:2], -1).gather(-1, self.index.long().clamp_min(0))
+        sums = torch.nn.functional.pad(gathered.cumsum(-1), (1, 0))
+        return sums.gather(-1, self.offsets.long()).diff(dim=-1)
 
     def to(self, device: torch.device | str) -> BlockList:
         """The same lists on another device."""
         return BlockList(self.offsets.to(device), self.index.to(device))
+
+
+class Level(NamedTuple):
+    """Key blocks that are seen through the means of every ``run`` neighbouring keys, a mean counting as often."""
+
+    run: int
+    blocks: BlockList
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +80,7 @@ class BlockMask:
             whether slot q of the query block sees slot k of the key block.
         block_size: slots in a block.
         tail: 0, or the run length over which the keys and values of skipped blocks are averaged.
+        levels: key blocks seen through means over shorter runs; they are not skipped, and may be of any kind.
         passing: whether it serves a call or a few alone, so that a backend spends no time on preparing it well; it then
             has no partial blocks.
         derived: what a backend works out from the mask and keeps with it.
@@ -79,6 +94,7 @@ class BlockMask:
     tiles: Tensor
     block_size: int
     tail: int = 0
+    levels: tuple[Level, ...] = ()
     passing: bool = False
     derived: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
@@ -129,23 +145,44 @@ class BlockMask:
 
     @cached_property
     def tail_share(self) -> float:
-        """Pooled keys that stand for skipped blocks ÷ (queries x keys): the tail's share of dense work."""
-        if not self.tail:
-            return 0.0
-        runs = -(-self.key.lengths.long() // self.tail) * self.key.pooled
-        skipped = runs.sum(-1, keepdim=True) - self._visited_sum(runs)
-        work = (skipped * self.query.lengths).sum(-1).double()
+        """Pooled keys that stand for blocks ÷ (queries x keys): the share of dense work of the tail and the levels."""
         tokens = self.query.order.shape[-1] * self.key.order.shape[-1]
+        seen = torch.zeros(1, 1, 1, dtype=torch.long, device=self.key.lengths.device)
+        for run, blocks in self.levels:
+            seen = seen + blocks.sums(self._runs(run))
+        if self.tail:
+            runs = self._runs(self.tail) * self.key.pooled
+            seen = seen + runs.sum(-1, keepdim=True)
+            for blocks in self._visited_lists():
+                seen = seen - blocks.sums(runs)
+        work = (seen * self.query.lengths).sum(-1).double()
         return (work / tokens).mean().item()
 
-    def _visited_sum(self, weight: Tensor) -> Tensor:
-        """[batch, groups, query blocks]: the sum of key-block weights over each query block's visited blocks."""
-        total = weight.new_zeros(())
-        for blocks in (self.full, self.partial):
-            gathered = weight.expand(*blocks.index.shape[:2], -1).gather(-1, blocks.index.long().clamp_min(0))
-            sums = torch.nn.functional.pad(gathered.cumsum(-1), (1, 0))
-            total = total + sums.gather(-1, blocks.offsets.long()).diff(dim=-1)
-        return total
+    def _runs(self, run: int) -> Tensor:
+        """int64 [batch or 1, groups or 1, key blocks]: runs in each block."""
+        return -(-self.key.lengths.long() // run)
+
+    def _visited_lists(self) -> list[BlockList]:
+        """All lists of what is not skipped."""
+        return [self.full, self.partial, *(level.blocks for level in self.levels)]
+
+    @property
+    def pools(self) -> list[int]:
+        """Run lengths of all that is seen through means: the levels, then the tail."""
+        return [level.run for level in self.levels] + [self.tail] * bool(self.tail)
+
+    def pooled_rows(self, pool: int, batch: int, group: int, first: int, last: int) -> Tensor:
+        """bool [last - first, key blocks]: what the query blocks first … last - 1 see through means.
+
+        Args:
+            pool: which of ``pools``.
+            batch, group: of the lists; larger ones mean the last.
+        """
+        rows = lambda blocks: blocks.rows(batch, group, first, last, self.key.blocks)
+        if pool < len(self.levels):
+            return rows(self.levels[pool].blocks)
+        visited = [rows(blocks) for blocks in self._visited_lists()]
+        return self.key.pooled & ~torch.stack(visited).any(0)
 
     @property
     def is_all(self) -> bool:
@@ -217,7 +254,8 @@ class BlockMask:
     def to(self, device: torch.device | str) -> BlockMask:
         """The same mask on another device."""
         moved = {n: getattr(self, n).to(device) for n in ("query", "key", "full", "partial", "tile", "tiles")}
-        return replace(self, **moved)
+        levels = tuple(Level(run, blocks.to(device)) for run, blocks in self.levels)
+        return replace(self, **moved, levels=levels)
 
 
 def build(

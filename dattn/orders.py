@@ -7,15 +7,17 @@ tokens than a block does. Queries choose block by block, keys are chosen region 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from dattn.block_mask import BlockMask, MaskCache
+from dattn.block_mask import BlockList, BlockMask, Level, MaskCache
 from dattn.grid import Layout, TokenGrid, cut, split, text_blocks, with_text
 from dattn.groups import fits, sizes_on
 from dattn.patterns.base import PerAxis, as_tuple, check_count, check_per_axis
@@ -65,13 +67,24 @@ class Partition:
         tokens = slice(self.grid.text_before, self.grid.text_before + self.grid.visual)
         return in_order(query[:, :, tokens], self.query), in_order(key[:, :, tokens], self.key)
 
-    def mask(self, kept: Tensor, tail: int = 0) -> BlockMask:
-        """The block mask of bool [batch, heads or 1, blocks, regions]; text rows and columns are kept whole."""
+    def mask(self, kept: Tensor, tail: int = 0, coarse: Mapping[int, Tensor] = MappingProxyType({})) -> BlockMask:
+        """The block mask of what every block of queries sees; text rows and columns are kept whole.
+
+        Args:
+            kept: bool [batch, heads or 1, blocks, regions].
+            tail: 0, or the run length that what is skipped is pooled over.
+            coarse: bool like ``kept`` for every run length that regions are seen through means of.
+        """
+        full = self._lists(kept, text=True)
+        levels = tuple(Level(run, self._lists(seen, text=False)) for run, seen in coarse.items())
+        return whole_blocks(*self.layouts, full, self.block_size, tail, levels)
+
+    def _lists(self, kept: Tensor, text: bool) -> BlockList:
+        """The lists of bool [batch, heads or 1, blocks, regions], with all pairs of text or none."""
         before, after = text_blocks(self.grid, self.block_size)
         if self.key.ndim == 3:  # orders of every head's own, and so lists, though heads may have chosen together
             kept = kept.expand(-1, self.key.shape[1], -1, -1)
-        full = to_lists(pad(kept.index_select(3, self.region), (before, after, before, after), value=True))
-        return whole_blocks(*self.layouts, full, self.block_size, tail)
+        return to_lists(pad(kept.index_select(3, self.region), (before, after, before, after), value=text))
 
     def always(self, keep: tuple[str, ...]) -> Tensor:
         """bool [blocks, regions]: what is kept whatever the scores say, by the names in ``ALWAYS``."""

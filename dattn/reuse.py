@@ -99,7 +99,7 @@ def held_by(state: State) -> int:
         return 0
     mask = kept.mask
     sides = [t for side in (mask.query, mask.key) for t in (side.order, side.lengths) if t.shape[1] > 1]
-    held = [mask.full.offsets, mask.full.index, kept.chosen, kept.means, *sides, *_tensors(mask.derived)]
+    held = [kept.chosen, kept.means, *sides, *_tensors([mask.full, mask.levels, mask.derived])]
     return sum({t.data_ptr(): t.numel() * t.element_size() for t in held if t is not None}.values())
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from dattn.block_mask import BlockList, BlockMask, pack_bits
+from dattn.block_mask import BlockList, BlockMask, Level, pack_bits
 from dattn.grid import Layout
 from dattn.spec import Named
 
@@ -90,11 +90,13 @@ def to_lists(kept: Tensor) -> BlockList:
     return BlockList(offsets.int(), index)
 
 
-def whole_blocks(query: Layout, key: Layout, full: BlockList, block_size: int, tail: int = 0) -> BlockMask:
+def whole_blocks(
+    query: Layout, key: Layout, full: BlockList, block_size: int, tail: int = 0, levels: tuple[Level, ...] = ()
+) -> BlockMask:
     """A mask of blocks that are visited whole or not at all, made for a call or a few."""
     empty = BlockList(torch.zeros_like(full.offsets), full.index[..., :0])
     tiles = pack_bits(torch.zeros(0, block_size, block_size, dtype=torch.bool, device=full.index.device))
-    return BlockMask(query, key, full, empty, empty.index, tiles, block_size, tail, passing=True)
+    return BlockMask(query, key, full, empty, empty.index, tiles, block_size, tail, levels, passing=True)
 
 
 @dataclass(frozen=True)

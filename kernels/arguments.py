@@ -18,6 +18,7 @@ class Tile:
         DIM, WIDTH: the head dim, and the power of two that it is padded to.
         RAGGED: whether a block of keys may hold fewer tokens than it has slots.
         PRECISION: of products of float32: "ieee" or "tf32".
+        SPARSE: whether most pooled keys are not seen, so that it pays to look before they are loaded.
     """
 
     M: int
@@ -27,6 +28,7 @@ class Tile:
     WIDTH: int
     RAGGED: bool
     PRECISION: str
+    SPARSE: bool
 
 
 class Heads(NamedTuple):
@@ -115,7 +117,7 @@ class Walk(NamedTuple):
         orders: int32 ``[sets, tokens]``, the raster position of each kernel position of the queries and of the keys;
             None where they are the same.
         key_mask: uint8 ``[batch, groups, tokens]`` in kernel order, 0 for keys that nobody sees; or None.
-        pool: pooled keys and values, or None.
+        pool: pooled keys and values, or None; ``sparse`` says whether a query block sees few of them.
         size: slots in a block; ``ragged`` says whether any block of keys holds fewer tokens.
         scale: factor of the logits.
     """
@@ -127,4 +129,5 @@ class Walk(NamedTuple):
     pool: Pool | None
     size: int
     ragged: bool
+    sparse: bool
     scale: float

@@ -13,6 +13,7 @@ import triton.language as tl
 from .steps import (
     LOG2E,
     NONE,
+    any_seen,
     batch_and_head,
     first_row,
     kept_keys,
@@ -78,17 +79,27 @@ def walk_keys(acc, rows, key, value, visits, lists, at, row, lines, kept, step, 
 
 
 @triton.jit
+def pool_keys_step(acc, rows, pool, key, value, bias, seen, places, there, step, TILE: tl.constexpr):
+    """Add what N pooled keys contribute to the gradient of a tile of queries."""
+    k = load_rows(key, pool.key.token, 0, places, there, TILE)
+    v = load_rows(value, pool.value.token, 0, places, there, TILE)
+    logits = tl.dot(rows[0], tl.trans(k), input_precision=TILE.PRECISION) * step
+    logits += pool_logits(bias, seen, places, there)[None, :]
+    return query_step(acc, rows, k, v, logits, TILE)
+
+
+@triton.jit
 def walk_pool_keys(acc, rows, pool, batch, head, bias, seen, step, TILE: tl.constexpr):
     """The gradient of a tile of queries from the pooled keys."""
     key, value = first_row(pool.key, batch, head), first_row(pool.value, batch, head)
     for first in range(0, pool.number, TILE.N):
         places = first + tl.arange(0, TILE.N)
         there = places < pool.number
-        k = load_rows(key, pool.key.token, 0, places, there, TILE)
-        v = load_rows(value, pool.value.token, 0, places, there, TILE)
-        logits = tl.dot(rows[0], tl.trans(k), input_precision=TILE.PRECISION) * step
-        logits += pool_logits(bias, seen, places, there)[None, :]
-        acc = query_step(acc, rows, k, v, logits, TILE)
+        if TILE.SPARSE:
+            if any_seen(seen, places, there):
+                acc = pool_keys_step(acc, rows, pool, key, value, bias, seen, places, there, step, TILE)
+        else:
+            acc = pool_keys_step(acc, rows, pool, key, value, bias, seen, places, there, step, TILE)
     return acc
 
 
@@ -197,6 +208,19 @@ def grad_key(
 
 
 @triton.jit
+def pool_queries_step(
+    state, k, v, queries, grads, lse, delta, visits, pool, bias, block, lines, places, there, step, TILE: tl.constexpr
+):
+    """Add what M queries of a block contribute to the gradients of N pooled keys and values."""
+    start = tl.load(visits.own.starts + block).to(tl.int64)
+    inside = lines < tl.load(visits.own.lengths + block)
+    rows = query_rows(queries, grads, lse, delta, start, lines, inside, TILE)
+    logits = tl.dot(k, tl.trans(rows[0]), input_precision=TILE.PRECISION) * step
+    logits += pool_logits(bias, pool.seen + block * pool.words, places, there)[:, None]
+    return key_step(state, k, v, rows, logits, TILE)
+
+
+@triton.jit
 def grad_pool(query, grad, lse, delta, out_key, out_value, visits, pool, scale, heads, tokens, TILE: tl.constexpr):
     """Program (i, j): the gradients of N pooled keys and values of batch row and head j, from all queries."""
     places = tl.program_id(0) * TILE.N + tl.arange(0, TILE.N)
@@ -206,18 +230,21 @@ def grad_pool(query, grad, lse, delta, out_key, out_value, visits, pool, scale, 
     k = load_rows(first_row(pool.key, batch, head), pool.key.token, 0, places, there, TILE)
     v = load_rows(first_row(pool.value, batch, head), pool.value.token, 0, places, there, TILE)
     queries, grads = (first_row(query, batch, head), query.token), (first_row(grad, batch, head), grad.token)
-    base = (batch * heads + head) * tokens
+    base, step = (batch * heads + head) * tokens, scale * LOG2E
+    sums, d, bias = lse + base, delta + base, pool_bias(pool, visits.sets, batch, at)
     state = (tl.full([TILE.N, TILE.WIDTH], 0, tl.float32), tl.full([TILE.N, TILE.WIDTH], 0, tl.float32))
     for turn in range(visits.own.number * (TILE.SIZE // TILE.M)):
         block = at * visits.own.number + turn // (TILE.SIZE // TILE.M)
         lines = turn % (TILE.SIZE // TILE.M) * TILE.M + tl.arange(0, TILE.M)
-        start = tl.load(visits.own.starts + block).to(tl.int64)
-        inside = lines < tl.load(visits.own.lengths + block)
-        rows = query_rows(queries, grads, lse + base, delta + base, start, lines, inside, TILE)
-        logits = tl.dot(k, tl.trans(rows[0]), input_precision=TILE.PRECISION) * (scale * LOG2E)
-        seen = pool.seen + block * pool.words
-        logits += pool_logits(pool_bias(pool, visits.sets, batch, at), seen, places, there)[:, None]
-        state = key_step(state, k, v, rows, logits, TILE)
+        if TILE.SPARSE:
+            if any_seen(pool.seen + block * pool.words, places, there):
+                state = pool_queries_step(
+                    state, k, v, queries, grads, sums, d, visits, pool, bias, block, lines, places, there, step, TILE
+                )
+        else:
+            state = pool_queries_step(
+                state, k, v, queries, grads, sums, d, visits, pool, bias, block, lines, places, there, step, TILE
+            )
     dk, dv = state
     store_rows(first_row(out_key, batch, head), out_key.token, places.to(tl.int64), dk * scale, there, TILE)
     store_rows(first_row(out_value, batch, head), out_value.token, places.to(tl.int64), dv, there, TILE)

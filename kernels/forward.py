@@ -12,6 +12,7 @@ from .steps import (
     LN2,
     LOG2E,
     NONE,
+    any_seen,
     batch_and_head,
     first_row,
     kept_keys,
@@ -44,17 +45,27 @@ def walk(state, query, key, value, visits, lists, at, row, lines, kept, step, TI
 
 
 @triton.jit
+def pool_step(state, query, pool, key, value, bias, seen, places, there, step, TILE: tl.constexpr):
+    """Attend to N pooled keys."""
+    k = load_rows(key, pool.key.token, 0, places, there, TILE)
+    logits = tl.dot(query, tl.trans(k), input_precision=TILE.PRECISION) * step
+    logits += pool_logits(bias, seen, places, there)[None, :]
+    v = load_rows(value, pool.value.token, 0, places, there, TILE)
+    return running_softmax(state, logits, v, TILE)
+
+
+@triton.jit
 def walk_pool(state, query, pool, batch, head, bias, seen, step, TILE: tl.constexpr):
     """Attend to the pooled keys; ``bias`` and ``seen`` point at what is added and at the bits of this query block."""
     key, value = first_row(pool.key, batch, head), first_row(pool.value, batch, head)
     for first in range(0, pool.number, TILE.N):
         places = first + tl.arange(0, TILE.N)
         there = places < pool.number
-        k = load_rows(key, pool.key.token, 0, places, there, TILE)
-        logits = tl.dot(query, tl.trans(k), input_precision=TILE.PRECISION) * step
-        logits += pool_logits(bias, seen, places, there)[None, :]
-        v = load_rows(value, pool.value.token, 0, places, there, TILE)
-        state = running_softmax(state, logits, v, TILE)
+        if TILE.SPARSE:
+            if any_seen(seen, places, there):
+                state = pool_step(state, query, pool, key, value, bias, seen, places, there, step, TILE)
+        else:
+            state = pool_step(state, query, pool, key, value, bias, seen, places, there, step, TILE)
     return state
 
 

@@ -41,7 +41,7 @@ def block_sparse(query: Tensor, key: Tensor, value: Tensor, walk: Walk) -> tuple
         walk.scale,
         heads,
         tokens,
-        **options(config, query, walk.size, walk.ragged),
+        **options(config, query, walk.size, walk.ragged, walk.sparse),
     )
     return out, lse
 
@@ -62,10 +62,10 @@ def block_sparse_gradients(
     rest = walk.scale, heads, tokens
     grad_query[(walk.visits.own.number * (walk.size // query_config.M), batch * heads)](
         *tensors, lse, delta, dq, walk.orders[0], walk.visits, walk.key_mask, walk.pool, *rest,
-        **options(query_config, query, walk.size, walk.ragged),
+        **options(query_config, query, walk.size, walk.ragged, walk.sparse),
     )  # fmt: skip
     assert walk.turned is not None  # a backward pass has it
-    settings = options(key_config, query, walk.size)
+    settings = options(key_config, query, walk.size, sparse=walk.sparse)
     grad_key[(walk.turned.own.number * (walk.size // key_config.N), batch * heads)](
         *tensors, lse, delta, dk, dv, walk.orders[1], walk.turned, walk.key_mask, *rest, **settings
     )

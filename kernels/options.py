@@ -17,11 +17,13 @@ def padded_width(dim: int) -> int:
     return max(16, triton.next_power_of_2(dim))
 
 
-def options(config: Config, tensor: Tensor, size: int = 0, ragged: bool = False) -> dict[str, Any]:
-    """The keyword arguments of a launch on ``tensor`` [..., head_dim]; ``size`` and ``ragged`` as in ``Tile``."""
+def options(
+    config: Config, tensor: Tensor, size: int = 0, ragged: bool = False, sparse: bool = False
+) -> dict[str, Any]:
+    """The keyword arguments of a launch on ``tensor`` [..., head_dim]; the others as in ``Tile``."""
     precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 and tensor.dtype == torch.float32 else "ieee"
     dim = tensor.shape[-1]
-    tile = Tile(config.M, config.N, size, dim, padded_width(dim), ragged, precision)
+    tile = Tile(config.M, config.N, size, dim, padded_width(dim), ragged, precision, sparse)
     return {"TILE": tile, "num_warps": config.warps, "num_stages": config.stages}
 
 

@@ -142,6 +142,13 @@ def pool_logits(bias, seen, places, there):
 
 
 @triton.jit
+def any_seen(seen, places, there):
+    """Whether the block ``seen`` points at sees one of these pooled keys."""
+    bits = tl.load(seen + places // 32, mask=there, other=0) >> (places % 32) & 1
+    return tl.max(bits, 0) != 0
+
+
+@triton.jit
 def running_softmax(state, logits, value, TILE: tl.constexpr):
     """Take base-2 ``logits`` [M, N] and ``value`` [N, WIDTH] into the weighted sum, the maximum and the total.
 

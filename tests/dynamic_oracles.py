@@ -42,6 +42,51 @@ def pooled(query, key, blocks, regions):
     return [softmax([float(mean(query, b) @ mean(key, r)) * scale + math.log(len(r)) for r in regions]) for b in blocks]
 
 
+def run_lists(rows, run):
+    """Lists of ``run`` neighbours; the last one may be shorter."""
+    return [rows[a : a + run] for a in range(0, len(rows), run)]
+
+
+def pyramid_levels(scores, bands, runs, floor, by, trusted):
+    """[regions]: the run length that each region of a row is seen by, None for not at all.
+
+    ``trusted``: [regions], the longest run whose means may be used.
+    """
+    ranking = sorted(range(len(scores)), key=lambda j: (-scores[j], j))
+    found, before = [None] * len(scores), 0.0
+    for rank, j in enumerate(ranking):
+        share = before / sum(scores) if by == "weight" else rank / len(scores)
+        ends = [run for run, end in zip(runs, bands, strict=True) if share < end]
+        found[j] = min(ends[0], trusted[j]) if ends else None
+        if rank < max(1, math.ceil(floor * len(scores))):
+            found[j] = 1
+        before += scores[j]
+    return found
+
+
+def trusted_run(key, rows, runs, guards):
+    """The longest run whose halves, and those of all shorter ones, are alike enough in a region."""
+    longest = 1
+    for run, guard in zip(runs[1:], guards, strict=True):
+        similar = []
+        for part in run_lists(rows, run):
+            if len(part) == run:
+                first, second = mean(key, part[: run // 2]), mean(key, part[run // 2 :])
+                similar.append(float(first @ second / (first.norm() * second.norm())))
+        if similar and sum(similar) / len(similar) < guard:
+            break
+        longest = run
+    return longest
+
+
+def seen_through_means(query, key, value, columns):
+    """One query's attention to means of lists of keys, each with the logarithm of its length; and its LSE."""
+    keys, values = (torch.stack([mean(t, rows) for rows in columns]) for t in (key, value))
+    counts = torch.tensor([len(rows) for rows in columns], dtype=key.dtype)
+    logits = keys @ query * query.shape[-1] ** -0.5 + counts.log()
+    return logits.softmax(0) @ values, logits.logsumexp(0)
+
+
 def similarity(tokens, rows):
     """Mean of all pairs' cosines, each token with itself too."""
     total = 0.0

@@ -3,24 +3,28 @@
 import json
 import math
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.functional import scaled_dot_product_attention
 
 import dattn
 from dattn import (
     Clustered,
+    FirstOrder,
     MeanSim,
     PerHead,
     PerStep,
     ProxyHeads,
+    Pyramid,
     Radial,
     Rectified,
     Routing,
     Selected,
+    SignificanceTail,
     SparseVideoGen,
     TokenGrid,
     VMoBA,
@@ -29,6 +33,8 @@ from dattn import (
     pattern_from_dict,
     pattern_from_string,
 )
+from dattn.backends import run
+from dattn.backends.problem import Problem
 from dattn.block_mask import MaskCache
 from dattn.clusters import Clusters, start
 from dattn.orders import ByLayer, Curve, PatchMajor, Raster, Tiled, Tree, hilbert_index
@@ -53,6 +59,7 @@ PATTERNS = {
     "tree": Selected(Pooled(), TopK(0.3), Tree(3), keep=(), block_size=SIZE),
     "sparse-video-gen": SparseVideoGen(0.6, block_size=SIZE),
     "clustered": Clustered(5, 8, top_p=0.5, block_size=SIZE),
+    "pyramid": Pyramid((0.3, 0.5, 0.7, 0.9), guards=(0.0, 0.0, 0.0), block_size=SIZE),
 }
 
 
@@ -438,6 +445,87 @@ def test_sparse_video_gen(valued, monkeypatch):
     assert valued or torch.equal(pattern.mask_for(q, k, grid).to_dense(), expected)
 
 
+PYRAMIDS = {
+    "weight": Pyramid((0.2, 0.5, 0.7, 0.9), score=Pooled(), order=Raster(), block_size=SIZE),
+    "blocks": Pyramid((0.1, 0.3, 0.8), (1, 4, 8), "blocks", score=Pooled(), order=Raster(), block_size=SIZE),
+    "guarded": Pyramid((0.1, 0.5, 0.7, 0.9), guards=(0.05, 0.0, 0.0), score=Pooled(), order=Raster(), block_size=SIZE),
+    "tail": Pyramid((0.2, 0.8), (1, 2), floor=0.4, score=Pooled(), order=Raster(), block_size=SIZE, tail=True),
+    "tiled": Pyramid((0.2, 0.6), (1, 4), score=Pooled(), order=Tiled((2, 2, 3)), block_size=SIZE),
+}
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+@pytest.mark.parametrize("case", PYRAMIDS)
+def test_pyramid(case, backend):
+    """Query by query and mean by mean, with gradients."""
+    pattern = PYRAMIDS[case]
+    given = [t.requires_grad_() for t in inputs()]
+    output, lse = attention(*given, pattern, GRID, backend=backend, return_lse=True)
+    sent = torch.randn(output.shape, generator=torch.Generator().manual_seed(1), dtype=output.dtype)
+    grads = torch.autograd.grad([output, lse], given, [sent, sent[..., 0]])
+    expected, sums, seen = pyramid_attention(pattern, *given)
+    assert seen >= {*pattern.runs, None}
+    torch.testing.assert_close(output, expected)
+    torch.testing.assert_close(lse, sums)
+    for ours, exact in zip(grads, torch.autograd.grad([expected, sums], given, [sent, sent[..., 0]]), strict=True):
+        torch.testing.assert_close(ours, exact)
+
+
+def pyramid_attention(pattern, q, k, v):
+    """Output and LSE from the definition, and the run lengths that occur."""
+    first, end, occur = GRID.text_before, GRID.text_before + GRID.visual, set()
+    blocks, regions, own = pieces(pattern.order)
+    block_of = {token: i for i, block in enumerate(blocks) for token in block}
+    rest = SIZE if pattern.tail else None
+    outputs, sums = [], []
+    for b, h in product(range(2), range(4)):
+        rows, columns = (t[b, h, first:end].detach() for t in (q, k))
+        trusted = [pattern.runs[-1]] * len(regions)
+        if pattern.guards:
+            trusted = [oracles.trusted_run(columns, region, pattern.runs, pattern.guards) for region in regions]
+        rule = pattern.bands, pattern.runs, pattern.floor, pattern.by, trusted
+        levels = [oracles.pyramid_levels(row, *rule) for row in oracles.pooled(rows, columns, blocks, regions)]
+        occur |= {run for row in levels for run in row}
+        for token in range(GRID.tokens):
+            seen = [[i] for i in range(GRID.tokens)]
+            if first <= token < end:
+                level = levels[block_of[token - first]]
+                cuts = [(block, level[region] or rest) for block, region in zip(blocks, own, strict=True)]
+                runs = [some for block, run in cuts if run for some in oracles.run_lists(block, run)]
+                seen = [*seen[:first], *([first + i for i in some] for some in runs), *seen[end:]]
+            out, total = oracles.seen_through_means(q[b, h, token], k[b, h], v[b, h], seen)
+            outputs.append(out), sums.append(total)
+    shape = (2, 4, GRID.tokens)
+    return torch.stack(outputs).view(*shape, -1), torch.stack(sums).view(shape), occur
+
+
+def test_a_pyramid_of_equal_neighbours_loses_nothing():
+    """Means of equal keys and values are exact: nothing but what is in no band is missing."""
+    q, k, v = inputs(TokenGrid(4, 4, 8))
+    k, v = (t[:, :, ::8].repeat_interleave(8, 2) for t in (k, v))
+    pattern = Pyramid((0.2, 0.4, 0.7, 1.0), by="blocks", order=Raster(), floor=0, block_size=SIZE)
+    out = attention(q, k, v, pattern, TokenGrid(4, 4, 8))
+    torch.testing.assert_close(out, scaled_dot_product_attention(q, k, v))
+    mask = pattern.mask_for(q, k, TokenGrid(4, 4, 8))
+    assert mask.density == 0.25  # two blocks of eight
+    assert mask.tail_share == pytest.approx((2 / 2 + 2 / 4 + 2 / 8) / 8)
+    assert pattern.cost(TokenGrid(4, 4, 8), 8, MaskCache()) == pytest.approx(0.2 + 0.2 / 2 + 0.3 / 4 + 0.3 / 8)
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+@pytest.mark.parametrize("tail", [True, FirstOrder, SignificanceTail])
+def test_a_tail_below_a_pyramid(tail, backend):
+    """What is in no band is pooled, and nothing else: with equal blocks of keys and values nothing is lost."""
+    grid = TokenGrid(4, 4, 8, text=3)
+    q, k, v = inputs(grid)
+    k, v = (torch.cat([t[:, :, :-3:SIZE].repeat_interleave(SIZE, 2), t[:, :, -3:]], 2) for t in (k, v))
+    pattern = Pyramid((0.2, 0.4, 0.6), (1, 2, 4), "blocks", order=Raster(), block_size=SIZE, tail=tail is True)
+    pattern = pattern if tail is True else tail(pattern)
+    torch.testing.assert_close(
+        attention(q, k, v, pattern, grid, backend=backend), scaled_dot_product_attention(q, k, v)
+    )
+
+
 @pytest.mark.parametrize("route", ["weight", "error"])
 @pytest.mark.parametrize("steps", [0, 1, 4])
 def test_clustered(steps, route, monkeypatch):
@@ -481,11 +569,18 @@ def test_the_next_step_starts_from_the_last_centroids():
     )
 
 
+def oracle(mask, q, k, v, scale=8**-0.5, kept=None):
+    """Output and LSE under a mask, with means the reference's, which ``test_pyramid`` holds against the definition."""
+    if mask.pools:
+        return run("reference", Problem(*(t.double() for t in (q, k, v)), mask, scale, kept))
+    return attention_oracle(q, k, v, mask.to_dense(), scale, kept)
+
+
 def test_output_and_lse_are_those_of_the_mask(pattern):
     q, k, v = inputs()
     output, lse = attention(q, k, v, pattern, GRID, scale=0.4, return_lse=True)
     mask = pattern.build(Given(q * (0.4 * 8**0.5), k, GRID, {}, value=v))
-    expected = attention_oracle(q, k, v, mask.to_dense(), 0.4)
+    expected = oracle(mask, q, k, v, 0.4)
     torch.testing.assert_close(output, expected[0])
     torch.testing.assert_close(lse, expected[1])
     assert 0 < mask.density < 1
@@ -514,13 +609,13 @@ def test_gradients_are_those_of_the_mask(pattern):
     output = attention(q, k, v, pattern, GRID)
     weight = torch.randn(output.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
     found = torch.autograd.grad((output * weight).sum(), (q, k, v))
-    allowed = pattern.build(Given(q.detach(), k.detach(), GRID, {}, value=v.detach())).to_dense()
-    expected = torch.autograd.grad((attention_oracle(q, k, v, allowed, 8**-0.5)[0] * weight).sum(), (q, k, v))
+    mask = pattern.build(Given(q.detach(), k.detach(), GRID, {}, value=v.detach()))
+    expected = torch.autograd.grad((oracle(mask, q, k, v)[0] * weight).sum(), (q, k, v))
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("name", ["selected", "xattention", "tree", "sparse-video-gen", "clustered"])
+@pytest.mark.parametrize("name", ["selected", "xattention", "tree", "sparse-video-gen", "clustered", "pyramid"])
 @pytest.mark.parametrize("tail", [True, 16])
 def test_tails_cover_what_is_not_chosen(name, tail):
     pattern = replace(PATTERNS[name], tail=tail)
@@ -546,13 +641,14 @@ def test_the_tail_of_one_sample_and_head_is_the_naive_one():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_precisions(pattern, dtype):
     q, k, v = (t.to(dtype) for t in inputs())
-    mask = pattern.build(Given(q, k, GRID, {}, value=v)).to_dense()
-    expected = attention_oracle(q, k, v, mask, 8**-0.5)[0]
-    plain = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    error = lambda t: (t.double() - expected).abs().max().item()
+    mask = pattern.build(Given(q, k, GRID, {}, value=v))
+    error = lambda t, exact: (t.double() - exact).abs().max().item()
+    dense = mask.to_dense()
+    plain = scaled_dot_product_attention(q, k, v, attn_mask=dense)
+    allowed = error(plain, attention_oracle(q, k, v, dense, 8**-0.5)[0])
     output = attention(q, k, v, pattern, GRID)
     assert output.dtype == dtype
-    assert error(output) <= 2 * error(plain) + 1e-6
+    assert error(output, oracle(mask, q, k, v)[0]) <= 2 * allowed + 1e-6
 
 
 def test_padded_text_is_not_seen(pattern):
@@ -560,8 +656,8 @@ def test_padded_text_is_not_seen(pattern):
     kept = torch.ones(2, GRID.tokens, dtype=torch.bool)
     kept[1, -2:] = False
     output = attention(q, k, v, pattern, GRID, key_mask=kept)
-    mask = pattern.build(Given(q, k, GRID, {}, value=v, key_mask=kept)).to_dense()
-    torch.testing.assert_close(output, attention_oracle(q, k, v, mask, 8**-0.5, kept)[0])
+    mask = pattern.build(Given(q, k, GRID, {}, value=v, key_mask=kept))
+    torch.testing.assert_close(output, oracle(mask, q, k, v, kept=kept)[0])
 
 
 def test_what_padded_keys_hold_says_nothing(pattern):
@@ -588,6 +684,10 @@ def test_lists_are_kept_for_so_many_steps():
     assert [masks[i] is masks[i + 1] for i in range(6)] == [True, True, False, True, True, False]
     mask = masks[-1]
     assert pattern.held(state) == 4 * (mask.full.offsets.numel() + mask.full.index.numel())
+    banded = Pyramid((0.2, 0.5), (1, 2), block_size=SIZE, reuse=2)
+    mask = banded.mask_for(q, k, GRID, state)
+    lists = [mask.full, mask.levels[0].blocks]
+    assert banded.held(state) == 4 * sum(t.offsets.numel() + t.index.numel() for t in lists)
     sorted_ = replace(pattern, order=Tree(), keep=())
     sorted_.mask_for(q, k, GRID, state)
     assert sorted_.held(state) > 2 * 8 * q.shape[:3].numel()  # both orders as well
@@ -757,6 +857,16 @@ def test_among_others():
         (lambda: dattn.Alike(2), "density=2: a share"),
         (lambda: Clustered(route="luck"), "weight or error"),
         (lambda: Clustered(route="error"), "without a tail"),
+        (lambda: Pyramid(()), "bands=.*do not fall"),
+        (lambda: Pyramid((0.5, 0.4, 0.6, 0.8)), "bands=.*do not fall"),
+        (lambda: Pyramid((0.5, 0.6)), "runs=.*each of the 2 bands"),
+        (lambda: Pyramid((0.5, 0.6), (1, 3)), "powers of two"),
+        (lambda: Pyramid((0.5, 0.6), (1, 16), block_size=16), "below the block size 16"),
+        (lambda: Pyramid(guards=(0.5,)), "each of the 3 runs"),
+        (lambda: Pyramid(by="luck"), "weight, blocks"),
+        (lambda: Pyramid(floor=-1), "floor=-1"),
+        (lambda: Pyramid(reuse=0.9), "reuse=0.9"),
+        (lambda: Pyramid(order=Tree(), keep=("own",)), "no places"),
         (lambda: pattern_from_string("TopK(0.2)"), "a part of a pattern"),
     ],
 )

@@ -29,6 +29,7 @@ from dattn.patterns import (
     MultiAxis,
     Neighborhood,
     Planes,
+    Pyramid,
     Radial,
     Selected,
     SlidingTile,
@@ -72,6 +73,7 @@ PATTERNS = {
     "alike": Alike(0.4, block_size=16),
     "sparse-video-gen": SparseVideoGen(0.6, block_size=16),
     "clustered": Clustered(3, 4, top_p=0.5, first_steps=4, block_size=16),
+    "pyramid": Pyramid((0.2, 0.4, 0.6, 0.8), block_size=16),
     "mixed-heads": PerHead((Neighborhood(3), TokenMerge(0.5))),
 }
 

@@ -12,7 +12,7 @@ from itertools import permutations, product
 
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from .captions import COLORS, RELATIONS, SHAPES, Caption, Wanted
 
@@ -52,7 +52,7 @@ def answers(caption: Caption, length: int) -> torch.Tensor:
     return torch.tensor([rows[0]] * 3 + [last] * (length - 3))
 
 
-def teach(encoder: nn.Module, tokenizer: PreTrainedTokenizerFast, steps: int = 1500, batch: int = 128) -> float:
+def teach(encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, steps: int = 1500, batch: int = 128) -> float:
     """Train a text encoder on every caption of the world; the mean share of right answers at the end."""
     length = tokenizer.model_max_length
     captions = every_caption()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Literal
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from dattn.backends.pooling import run_slots
 from dattn.block_mask import BlockMask
 
-Kind = Literal["whole", "part", "tail"]
+Kind = Literal["whole", "part", "means"]
 
 ROWS = 1024  # queries that may share one call where their lists agree: short query tiles are slow on a CPU
 MASKED_ROWS = 512  # the same where blocks are seen in part: a call's mask is a matrix, rows x keys
@@ -30,6 +31,7 @@ class Call:
         queries: int64 [query blocks].
         keys: int64 [key blocks].
         tiles: int64 [query blocks, key blocks], the mask tile of every pair of blocks, for kind "part".
+        pool: which of ``BlockMask.pools``, for kind "means".
     """
 
     turn: int
@@ -37,17 +39,19 @@ class Call:
     queries: Tensor
     keys: Tensor
     tiles: Tensor | None = None
+    pool: int = 0
 
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """Calls of the same turn, kind, shape and tiles: ``queries`` and ``keys`` are int64 [calls, blocks]."""
+    """Calls of the same turn, kind, pool, shape and tiles: ``queries`` and ``keys`` are int64 [calls, blocks]."""
 
     turn: int
     kind: Kind
     queries: Tensor
     keys: Tensor
     tiles: Tensor | None
+    pool: int
 
     @classmethod
     def of(cls, calls: list[Call], device: torch.device) -> Piece:
@@ -55,8 +59,9 @@ class Piece:
         queries, keys = (
             torch.stack(blocks).to(device) for blocks in ([c.queries for c in calls], [c.keys for c in calls])
         )
-        tiles = calls[0].tiles
-        return cls(calls[0].turn, calls[0].kind, queries, keys, None if tiles is None else tiles.to(device))
+        first = calls[0]
+        tiles = None if first.tiles is None else first.tiles.to(device)
+        return cls(first.turn, first.kind, queries, keys, tiles, first.pool)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,14 +71,14 @@ class Plan:
     Attributes:
         pieces: in the order in which they run.
         queries, keys: int64 [blocks, block_size].
-        runs: int64 [key blocks, runs, run] for the tail, or None.
+        runs: int64 [key blocks, runs, run] for each of ``BlockMask.pools``.
         complete: whether every query block is in some first call, so that outputs need not start from 0.
     """
 
     pieces: list[Piece]
     queries: Tensor
     keys: Tensor
-    runs: Tensor | None
+    runs: list[Tensor]
     complete: bool
 
 
@@ -93,7 +98,7 @@ def _lengths(mask: BlockMask, batch: int, group: int) -> list[Tensor]:
 
 def _plan(mask: BlockMask, batch: int, group: int) -> Plan:
     queries, keys = (side.slots(batch, group, mask.block_size) for side in (mask.query, mask.key))
-    runs = run_slots(mask, batch, group) if mask.tail else None
+    runs = [run_slots(mask, batch, group, run) for run in mask.pools]
     lengths = _lengths(mask, batch, group)
     pieces = list(_passing(mask, batch, group) if mask.passing else _shared_pieces(mask, batch, group))
     pieces.sort(key=lambda piece: piece.turn)
@@ -105,14 +110,16 @@ def _passing(mask: BlockMask, batch: int, group: int) -> Iterator[Piece]:
     """Every query block a call of its own, those of equally many keys together: quick to find."""
     blocks, keys = mask.num_blocks
     lengths = _lengths(mask, batch, group)
-    whole = mask.full.rows(batch, group, 0, blocks, keys).cpu() & (lengths[0] > 0)[:, None] & (lengths[1] > 0)
-    yield from _by_row(whole, lengths, mask, 0, "whole")
-    if mask.tail:
-        poolable = mask.key.pooled.cpu() & (lengths[1] > 0) & (lengths[0] > 0)[:, None]
-        yield from _by_row(poolable & ~whole, lengths, mask, 1, "tail")
+    there = (lengths[0] > 0)[:, None] & (lengths[1] > 0)
+    yield from _by_row(mask.full.rows(batch, group, 0, blocks, keys).cpu() & there, lengths, mask, 0, "whole")
+    for pool in range(len(mask.pools)):
+        seen = mask.pooled_rows(pool, batch, group, 0, blocks).cpu() & there
+        yield from _by_row(seen, lengths, mask, 1 + pool, "means", pool)
 
 
-def _by_row(seen: Tensor, lengths: list[Tensor], mask: BlockMask, turn: int, kind: Kind) -> Iterator[Piece]:
+def _by_row(
+    seen: Tensor, lengths: list[Tensor], mask: BlockMask, turn: int, kind: Kind, pool: int = 0
+) -> Iterator[Piece]:
     """The pieces of bool [query blocks, key blocks]: rows of equally many blocks and tokens."""
     index, ends = _numbers(seen.flatten()) % seen.shape[1], seen.sum(1).cumsum(0)
     shape = torch.stack([seen.sum(1), (seen * lengths[1]).sum(1), lengths[0].long()], 1)
@@ -121,7 +128,7 @@ def _by_row(seen: Tensor, lengths: list[Tensor], mask: BlockMask, turn: int, kin
             rows = _numbers((shape == torch.tensor([count, *tokens])).all(1))
             columns = index[ends[rows, None] - count + torch.arange(count)]
             device = mask.full.index.device
-            yield Piece(turn, kind, rows[:, None].to(device), columns.to(device), None)
+            yield Piece(turn, kind, rows[:, None].to(device), columns.to(device), None, pool)
 
 
 def _shared_pieces(mask: BlockMask, batch: int, group: int) -> Iterator[Piece]:
@@ -132,7 +139,7 @@ def _shared_pieces(mask: BlockMask, batch: int, group: int) -> Iterator[Piece]:
     for call in _calls(mask, batch, group):
         tokens = (int(n[i].sum()) for n, i in zip(lengths, (call.queries, call.keys), strict=True))
         tiles = () if call.tiles is None else tuple(call.tiles.flatten().tolist())
-        alike[call.turn, call.kind, len(call.queries), len(call.keys), *tokens, tiles].append(call)
+        alike[call.turn, call.kind, call.pool, len(call.queries), len(call.keys), *tokens, tiles].append(call)
     yield from (Piece.of(calls, device) for calls in alike.values())
 
 
@@ -141,13 +148,11 @@ def _calls(mask: BlockMask, batch: int, group: int) -> Iterator[Call]:
     step = max(1, ROWS // mask.block_size)
     blocks, keys = mask.num_blocks
     offsets, index, tile = (t[batch, group].long().cpu() for t in (mask.partial.offsets, mask.partial.index, mask.tile))
-    empty, empty_keys = (lengths == 0 for lengths in _lengths(mask, batch, group))
-    poolable = mask.key.pooled.cpu() & ~empty_keys & bool(mask.tail)
+    there, keys_there = (lengths > 0 for lengths in _lengths(mask, batch, group))
     for first in range(0, blocks, step):
         last = min(first + step, blocks)
-        whole, part = (b.rows(batch, group, first, last, keys).cpu() for b in (mask.full, mask.partial))
-        skipped = ~(whole | part) & poolable
-        skipped[empty[first:last]] = False
+        whole = mask.full.rows(batch, group, first, last, keys).cpu()
+        means = [mask.pooled_rows(pool, batch, group, first, last).cpu() for pool in range(len(mask.pools))]
         turns = [0] * (last - first)
         for rows, found in _shared(whole, 0, last - first):
             yield Call(turns[rows.start], "whole", torch.arange(first + rows.start, first + rows.stop), found)
@@ -159,9 +164,10 @@ def _calls(mask: BlockMask, batch: int, group: int) -> Iterator[Call]:
                 tiles = tile[offsets[queries[0]] : offsets[queries[-1] + 1]].view(len(queries), -1)
                 yield Call(turns[rows.start], "part", queries, torch.tensor(lists[rows.start]), tiles)
                 turns[rows] = [turns[rows.start] + 1] * len(queries)
-        for row in range(last - first):
-            if len(pooled := _numbers(skipped[row])):
-                yield Call(turns[row], "tail", torch.tensor([first + row]), pooled)
+        for row, pool in product(_numbers(there[first:last]).tolist(), range(len(means))):
+            if len(pooled := _numbers(means[pool][row] & keys_there)):
+                yield Call(turns[row], "means", torch.tensor([first + row]), pooled, pool=pool)
+                turns[row] += 1
 
 
 def _shared(whole: Tensor, first: int, last: int) -> Iterator[tuple[slice, Tensor]]:

@@ -1,4 +1,4 @@
-"""The tail's pooled keys and values: means over runs of tokens inside a block."""
+"""Pooled keys and values, of the tail and of levels: means over runs of tokens inside a block."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from torch import Tensor
 from dattn.block_mask import BlockMask
 
 
-def run_slots(mask: BlockMask, batch: int, group: int) -> Tensor:
+def run_slots(mask: BlockMask, batch: int, group: int, run: int) -> Tensor:
     """int64 [key blocks, runs, run]: the raster position of every slot of every run, -1 where there is none."""
-    return mask.key.slots(batch, group, mask.block_size).unflatten(-1, (-1, mask.tail))
+    return mask.key.slots(batch, group, mask.block_size).unflatten(-1, (-1, run))
 
 
 def pool_runs(key: Tensor, value: Tensor, slots: Tensor, key_mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,7 +12,7 @@ from dattn.heads import head_groups
 
 
 def forward(problem: Problem) -> tuple[Tensor, Tensor]:
-    """Softmax over all keys that the mask allows and, with a tail, the pooled keys of skipped blocks."""
+    """Softmax over all keys that the mask allows and the pooled keys of blocks seen through them."""
     mask = problem.mask
     dense = mask.to_dense().expand(len(mask.full.offsets), mask.groups, -1, -1)
     results = [_sample(problem, dense, row) for row in range(len(problem.query))]
@@ -32,8 +32,8 @@ def _sample(problem: Problem, allowed: Tensor, row: int) -> tuple[Tensor, Tensor
         logits = (q @ k.transpose(-1, -2)) * problem.scale
         seen = allowed[at, group] if key_mask is None else allowed[at, group] & key_mask[:, None, None]
         logits = logits.masked_fill(~seen, -torch.inf)
-        if mask.tail:
-            logits, v = _with_tail(logits, q, k, v, mask, (at, group), problem.scale, key_mask)
+        if mask.pools:
+            logits, v = _with_means(logits, q, k, v, mask, (at, group), problem.scale, key_mask)
         blind = (logits == -torch.inf).all(-1, keepdim=True)
         logits = logits.masked_fill(blind, 0)
         outputs.append(logits.softmax(-1).masked_fill(blind, 0) @ v)
@@ -52,7 +52,7 @@ def backward(
     return dq, dk, dv
 
 
-def _with_tail(
+def _with_means(
     logits: Tensor,
     query: Tensor,
     key: Tensor,
@@ -62,20 +62,21 @@ def _with_tail(
     scale: float,
     key_mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Logits and values with one more column per run: its mean key with logit + ln n, where it was skipped."""
-    slots = run_slots(mask, *at)
-    keys, values, log_count = pool_runs(key, value, slots, key_mask)
-    columns = torch.einsum("bhqd,bhkrd->bhqkr", query, keys) * scale + log_count[:, None, None]
-    skipped = _skipped(mask, *at)[None, None, ..., None] & (log_count > -torch.inf)[:, None, None]
-    columns = columns.masked_fill(~skipped, -torch.inf).flatten(-2)
-    return torch.cat([logits, columns], -1), torch.cat([value, values.flatten(2, 3)], 2)
+    """Logits and values with one more column per run: its mean key with logit + ln n, where that is seen."""
+    all_logits, all_values = [logits], [value]
+    for pool, run in enumerate(mask.pools):
+        keys, values, log_count = pool_runs(key, value, run_slots(mask, *at, run), key_mask)
+        columns = torch.einsum("bhqd,bhkrd->bhqkr", query, keys) * scale + log_count[:, None, None]
+        seen = _seen(mask, pool, *at)[None, None, ..., None] & (log_count > -torch.inf)[:, None, None]
+        all_logits.append(columns.masked_fill(~seen, -torch.inf).flatten(-2))
+        all_values.append(values.flatten(2, 3))
+    return torch.cat(all_logits, -1), torch.cat(all_values, 2)
 
 
-def _skipped(mask: BlockMask, batch: int, group: int) -> Tensor:
-    """bool [tokens, key blocks]: the blocks that each query does not visit at all and that may be pooled."""
-    rows = [b.rows(batch, group, 0, mask.query.blocks, mask.key.blocks) for b in (mask.full, mask.partial)]
-    skipped = ~(rows[0] | rows[1]) & mask.key.pooled
+def _seen(mask: BlockMask, pool: int, batch: int, group: int) -> Tensor:
+    """bool [tokens, key blocks]: the blocks that each query sees through the means of one of ``mask.pools``."""
+    seen = mask.pooled_rows(pool, batch, group, 0, mask.query.blocks)
     slots = mask.query.slots(batch, group, mask.block_size)
     out = torch.zeros(mask.query.order.shape[-1] + 1, mask.key.blocks, dtype=torch.bool, device=slots.device)
-    out[slots] = skipped[:, None].expand(-1, slots.shape[1], -1)
+    out[slots] = seen[:, None].expand(-1, slots.shape[1], -1)
     return out[:-1]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -76,6 +76,11 @@ class _Part:
         wide = torch.promote_types(tensors[0].dtype, torch.float32)
         return [t[self.row, self.heads].transpose(0, 1).to(wide).contiguous() for t in tensors]
 
+    @property
+    def kept(self) -> Tensor | None:
+        """The key mask as bool [1, tokens], or None."""
+        return None if self.key_mask is None else self.key_mask[None]
+
     @contextmanager
     def writing(self, *tensors: Tensor) -> Iterator[list[Tensor]]:
         """Contiguous tensors of this part, whose content ends up in ``tensors``."""
@@ -96,14 +101,27 @@ def _parts(problem: Problem) -> Iterator[_Part]:
             yield _Part(row, of_group, plan_for(problem.mask, row, group), kept)
 
 
-def _pool(part: _Part, key: Tensor, value: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Pooled keys and values [count, heads, head_dim] and ln n [count]; None without a tail."""
-    if part.plan.runs is None:
-        return None, None, None
-    kept = None if part.key_mask is None else part.key_mask[None]
-    *means, log_count = pool_runs(key.transpose(0, 1)[None], value.transpose(0, 1)[None], part.plan.runs, kept)
-    pooled_key, pooled_value = (mean[0].flatten(1, 2).transpose(0, 1).contiguous() for mean in means)
-    return pooled_key, pooled_value, log_count.flatten()
+class _Source(NamedTuple):
+    """Keys and values [count, heads, head_dim] that calls draw from; pooled ones have ln n [count] too."""
+
+    key: Tensor
+    value: Tensor
+    log_count: Tensor | None = None
+
+
+def _sources(part: _Part, key: Tensor, value: Tensor) -> list[_Source]:
+    """The keys and values themselves, and the pooled ones of every pool of the mask."""
+    found = [_Source(key, value)]
+    for runs in part.plan.runs:
+        *means, log_count = pool_runs(key.transpose(0, 1)[None], value.transpose(0, 1)[None], runs, part.kept)
+        keys, values = (mean[0].flatten(1, 2).transpose(0, 1).contiguous() for mean in means)
+        found.append(_Source(keys, values, log_count.flatten()))
+    return found
+
+
+def _number(piece: Piece) -> int:
+    """Which of the sources a piece draws from."""
+    return 1 + piece.pool if piece.kind == "means" else 0
 
 
 def _walk(part: _Part, problem: Problem, inputs: Sequence[Tensor], output: Tensor, lse: Tensor) -> None:
@@ -111,12 +129,10 @@ def _walk(part: _Part, problem: Problem, inputs: Sequence[Tensor], output: Tenso
     query, key, value = inputs
     if not part.plan.complete:
         output.zero_(), lse.fill_(-torch.inf)
-    pooled_key, pooled_value, log_count = _pool(part, key, value)
-    calls = _Calls(part.plan, problem.mask, part.key_mask, log_count, query.dtype)
-    space = _Workspace()
-    sources: dict[bool, Any] = {False: (key, value), True: (pooled_key, pooled_value)}
+    sources, space = _sources(part, key, value), _Workspace()
+    calls = _Calls(part.plan, problem.mask, part.key_mask, sources, query.dtype)
     for piece in part.plan.pieces:
-        k, v = sources[piece.kind == "tail"]
+        k, v, _ = sources[_number(piece)]
         for heads, rows, columns, bias in calls.of(piece, query.shape[1], 2 * query.shape[2]):
             at_rows, at_columns = (_positions(index, heads, query.shape[1]) for index in (rows, columns))
             q = space.gather("q", query, at_rows)
@@ -128,15 +144,12 @@ def _walk(part: _Part, problem: Problem, inputs: Sequence[Tensor], output: Tenso
 def _walk_back(part: _Part, problem: Problem, inputs: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
     """Add one part's gradients to those of query, key and value: every call adds what it contributes."""
     query, key, value, grad_output, lse, delta = inputs
-    pooled_key, pooled_value, log_count = _pool(part, key, value)
-    pooled_grads = [None if t is None else torch.zeros_like(t) for t in (pooled_key, pooled_value)]
-    calls = _Calls(part.plan, problem.mask, part.key_mask, log_count, query.dtype)
-    sources: dict[bool, Any] = {
-        False: (key, value, *grads[1:]),
-        True: (pooled_key, pooled_value, *pooled_grads),
-    }
+    sources = _sources(part, key, value)
+    pooled = [(torch.zeros_like(source.key), torch.zeros_like(source.value)) for source in sources[1:]]
+    targets = [(grads[1], grads[2]), *pooled]
+    calls = _Calls(part.plan, problem.mask, part.key_mask, sources, query.dtype)
     for piece in part.plan.pieces:
-        k, v, dk, dv = sources[piece.kind == "tail"]
+        (k, v, _), (dk, dv) = sources[_number(piece)], targets[_number(piece)]
         length = piece.queries.shape[1] * problem.mask.block_size
         for heads, rows, columns, bias in calls.of(piece, query.shape[1], length):
             at_rows, at_columns = (_positions(index, heads, query.shape[1]) for index in (rows, columns))
@@ -149,11 +162,10 @@ def _walk_back(part: _Part, problem: Problem, inputs: Sequence[Tensor], grads: S
             d_logits = (d_out @ v_.mT).sub_(less[..., None]).mul_(weights).mul_(problem.scale)
             _add(grads[0], at_rows, d_logits @ k_)
             _add(dk, at_columns, d_logits.mT @ q)
-    for total, pooled in zip(grads[1:], pooled_grads, strict=True):
-        if pooled is not None and part.plan.runs is not None:
-            spread = pooled.transpose(0, 1)[None].unflatten(2, part.plan.runs.shape[:2])
-            kept = None if part.key_mask is None else part.key_mask[None]
-            total += unpool_runs(spread, part.plan.runs, kept, len(total))[0].transpose(0, 1)
+    for runs, of_pool in zip(part.plan.runs, pooled, strict=True):
+        for total, grad in zip(grads[1:], of_pool, strict=True):
+            spread = grad.transpose(0, 1)[None].unflatten(2, runs.shape[:2])
+            total += unpool_runs(spread, runs, part.kept, len(total))[0].transpose(0, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +175,7 @@ class _Calls:
     plan: Plan
     mask: BlockMask
     key_mask: Tensor | None
-    log_count: Tensor | None
+    sources: list[_Source]
     dtype: torch.dtype
 
     def of(self, piece: Piece, heads: int, width: int) -> Iterator[tuple[slice, Tensor, Tensor, Tensor | None]]:
@@ -184,17 +196,16 @@ class _Calls:
                 yield slice(head, head + head_step), rows, columns, bias
 
     def _positions(self, piece: Piece, blocks: Tensor) -> Tensor:
-        if piece.kind != "tail":
+        if piece.kind != "means":
             return _real(self.plan.keys[blocks])
-        assert self.plan.runs is not None
-        runs = self.plan.runs.shape[1]
+        runs = self.plan.runs[piece.pool].shape[1]
         return (blocks[..., None] * runs + torch.arange(runs, device=blocks.device)).flatten(1)
 
     def _bias(self, piece: Piece, columns: Tensor, tiles: Tensor | None) -> Tensor | None:
         """[calls or 1, 1, rows or 1, columns] added to the logits: 0 and -inf, or ln n of pooled keys."""
-        if piece.kind == "tail":
-            assert self.log_count is not None
-            return self.log_count[columns][:, None, None]
+        log_count = self.sources[_number(piece)].log_count
+        if log_count is not None:
+            return log_count[columns][:, None, None]
         if self.key_mask is None or self.key_mask[columns].all():
             return tiles
         padded = _minus_infinity(~self.key_mask[columns][:, None, None], self.dtype)

@@ -26,14 +26,14 @@ class Prepared(NamedTuple):
     Attributes:
         key, value: [batch, heads, tokens, head_dim] in kernel order.
         walk: who visits whom, and how.
-        weight: float32 [batch, groups, tokens], every key's weight in the mean of its run, in kernel order; None
-            without a tail.
+        weights: float32 [batch, groups, tokens] for each pool, every key's weight in the mean of its run, in kernel
+            order.
     """
 
     key: Tensor
     value: Tensor
     walk: Walk
-    weight: Tensor | None
+    weights: list[Tensor]
 
 
 def forward(problem: Problem) -> tuple[Tensor, Tensor]:
@@ -53,10 +53,11 @@ def backward(
     query, grad = (_reorder(t, lists.orders[0], lists) for t in (problem.query, grad_output))
     sums, delta = (_reorder(t[..., None], lists.orders[0], lists)[..., 0] for t in (lse, delta))
     dq, dk, dv, *pooled = block_sparse_gradients(query, ready.key, ready.value, grad, sums, delta, ready.walk)
-    if lists.tail is not None and ready.weight is not None:
-        blocks, sets, size = lists.visits.other, lists.visits.sets, problem.mask.block_size
-        for total, part in zip((dk, dv), pooled, strict=True):
-            add_gradient(total, part, ready.weight, lists.orders[1], blocks, sets, size, lists.tail.run)
+    blocks, sets, size = lists.visits.other, lists.visits.sets, problem.mask.block_size
+    for total, grad_pooled in zip((dk, dv), pooled, strict=False):  # there may be none
+        parts = grad_pooled.split([pool.number for pool in lists.pools], 2)
+        for pool, part, weight in zip(lists.pools, parts, ready.weights, strict=True):
+            add_gradient(total, part, weight, lists.orders[1], blocks, sets, size, pool.run)
     return dq, dk, dv
 
 
@@ -65,14 +66,19 @@ def _prepared(lists: TritonLists, problem: Problem, backward: bool) -> Prepared:
     key, value = (_reorder(t, lists.orders[1], lists) for t in (problem.key, problem.value))
     kept, size = _key_mask(lists, problem), problem.mask.block_size
     turned = lists.turned if backward else None
-    walk = Walk(lists.visits, turned, lists.orders, kept, None, size, lists.ragged, problem.scale)
-    if lists.tail is None:
-        return Prepared(key, value, walk, None)
-    weight, log_count = lists.tail.weights(kept, len(key))
-    blocks, sets, tail = lists.visits.other, lists.visits.sets, lists.tail
-    pooled = [Heads.of(means(t, weight, blocks, sets, size, tail.run)) for t in (key, value)]
-    pool = Pool(pooled[0], pooled[1], log_count, len(log_count), tail.seen, tail.seen.shape[-1], tail.number)
-    return Prepared(key, value, walk._replace(pool=pool), weight)
+    sparse = bool(problem.mask.levels)
+    walk = Walk(lists.visits, turned, lists.orders, kept, None, size, lists.ragged, sparse, problem.scale)
+    if lists.seen is None:
+        return Prepared(key, value, walk, [])
+    weights, log_counts = zip(*(pool.weights(kept, len(key)) for pool in lists.pools), strict=True)
+    blocks, sets, log_count = lists.visits.other, lists.visits.sets, torch.cat(log_counts, -1)
+    pooled = [
+        [means(t, weight, blocks, sets, size, pool.run) for pool, weight in zip(lists.pools, weights, strict=True)]
+        for t in (key, value)
+    ]
+    keys, values = (Heads.of(parts[0] if len(parts) == 1 else torch.cat(parts, 2)) for parts in pooled)
+    pool = Pool(keys, values, log_count, len(log_count), lists.seen, lists.seen.shape[-1], keys.data.shape[2])
+    return Prepared(key, value, walk._replace(pool=pool), list(weights))
 
 
 def _reorder(tensor: Tensor, order: Tensor | None, lists: TritonLists) -> Tensor:

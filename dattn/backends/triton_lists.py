@@ -1,10 +1,11 @@
-"""A block mask as the Triton kernels take it: sets of int32 lists, their transpose, orders, and bits of the tail."""
+"""A block mask as the Triton kernels take it: sets of int32 lists, their transpose, orders, and bits of pooled keys."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -18,19 +19,17 @@ CHUNK = 1 << 24  # (query block, pooled key) pairs written out at a time
 
 
 @dataclass(frozen=True, eq=False)
-class Tail:
-    """Which runs of keys are pooled, and for whom.
+class Runs:
+    """The keys cut into runs of one length, for one of ``BlockMask.pools``.
 
     Attributes:
         run: tokens in a run; ``number`` runs in all.
         run_of: int64 [batch or 1, groups, tokens], the run of every key, in kernel order.
-        seen: int32 [sets, query blocks, words], the pooled keys that each query block sees.
     """
 
     run: int
     number: int
     run_of: Tensor
-    seen: Tensor
 
     def weights(self, kept: Tensor | None, batch: int) -> tuple[Tensor, Tensor]:
         """Every key's weight in the mean of its run, and ln n of the runs; n counts the keys that are ``kept``.
@@ -64,13 +63,16 @@ class TritonLists:
         visits: what every query block visits.
         orders: int32 [sets, tokens] of queries and of keys, None where they are the identity.
         ragged: whether a key block holds fewer tokens than it has slots.
-        tail: what only masks with a tail have.
+        pools: how keys are pooled, once for each of ``BlockMask.pools``.
+        seen: int32 [sets, query blocks, words], the pooled keys of all pools that each query block sees; None where
+            there are none.
     """
 
     visits: Visits
     orders: tuple[Tensor | None, Tensor | None]
     ragged: bool
-    tail: Tail | None
+    pools: list[Runs]
+    seen: Tensor | None
 
     @cached_property
     def turned(self) -> Visits:
@@ -102,19 +104,19 @@ def _lists_of(mask: BlockMask) -> TritonLists:
     visits = Visits(queries, keys, full, partial, tiles, groups_of)
     ragged = bool((mask.key.lengths < mask.block_size).any())
     orders = (_order(mask.query, sets), _order(mask.key, sets))
-    return TritonLists(visits, orders, ragged, _tail(mask, visits) if mask.tail else None)
+    pools = [_runs(run, mask.block_size, visits) for run in mask.pools]
+    return TritonLists(visits, orders, ragged, pools, _seen(mask, groups_of) if pools else None)
 
 
-def _tail(mask: BlockMask, visits: Visits) -> Tail:
-    keys, per_block = visits.other, mask.block_size // mask.tail
+def _runs(run: int, block_size: int, visits: Visits) -> Runs:
+    keys, per_block = visits.other, block_size // run
     blocks = torch.arange(keys.number, device=keys.lengths.device)
     run_of = []
     for starts, lengths in zip(keys.starts, keys.lengths, strict=True):
         block = blocks.repeat_interleave(lengths)
         slot = torch.arange(len(block), device=block.device) - starts[block]
-        run_of.append(block * per_block + slot // mask.tail)
-    of_sets = torch.stack(run_of).view(*visits.sets, -1)
-    return Tail(mask.tail, keys.number * per_block, of_sets, _seen(visits, mask.key.pooled, per_block))
+        run_of.append(block * per_block + slot // run)
+    return Runs(run, keys.number * per_block, torch.stack(run_of).view(*visits.sets, -1))
 
 
 def _blocks(lengths: Tensor) -> Blocks:
@@ -148,26 +150,16 @@ def _transposed(lists: Lists, columns: int) -> Lists:
     return Lists(offsets, index, tile, columns, lists.entries)
 
 
-def _seen(visits: Visits, pooled: Tensor, runs: int) -> Tensor:
-    """The bits of ``Pool.seen``: pooled keys of the blocks that a query block skips and that may be pooled."""
-    rows, columns = visits.own.number, visits.other.number
-    words = -(-columns * runs // WORD)
-    sets = len(visits.full.offsets)
-    seen = torch.empty(sets, rows, words, dtype=torch.int32, device=pooled.device)
+def _seen(mask: BlockMask, sets: Sets) -> Tensor:
+    """The bits of ``Pool.seen``: block by block the runs of every pool that a query block sees, pool after pool."""
+    rows, columns = mask.num_blocks
+    per_block = [mask.block_size // run for run in mask.pools]
+    words = -(-columns * sum(per_block) // WORD)
+    seen = torch.empty(sets.batches * sets.groups, rows, words, dtype=torch.int32, device=mask.full.index.device)
     step = max(1, CHUNK // (words * WORD))
-    for i in range(sets):
-        for first in range(0, rows, step):
-            last = min(first + step, rows)
-            skipped = pooled.expand(last - first, -1).clone()
-            for lists in (visits.full, visits.partial):
-                if lists is not None:
-                    skipped[_entries(lists, i, first, last)] = False
-            seen[i, first:last] = pack_bits(skipped.repeat_interleave(runs, 1))
+    for batch, group, first in product(range(sets.batches), range(sets.groups), range(0, rows, step)):
+        last = min(first + step, rows)
+        blocks = [mask.pooled_rows(pool, batch, group, first, last) for pool in range(len(per_block))]
+        runs = [some.repeat_interleave(n, 1) for some, n in zip(blocks, per_block, strict=True)]
+        seen[batch * sets.groups + group, first:last] = pack_bits(torch.cat(runs, 1))
     return seen
-
-
-def _entries(lists: Lists, at: int, first: int, last: int) -> tuple[Tensor, Tensor]:
-    """(row - first, column) of the entries of rows first … last - 1."""
-    offsets = lists.offsets[at, first : last + 1].long()
-    rows = torch.arange(last - first, device=offsets.device).repeat_interleave(offsets.diff())
-    return rows, lists.blocks[at, int(offsets[0]) : int(offsets[-1])].long()

@@ -129,10 +129,9 @@ class Runs:
     @classmethod
     def of(cls, mask: BlockMask, row: int, group: int) -> Runs:
         """Those of a mask with a tail."""
-        slots = run_slots(mask, row, group)[mask.key.pooled]
-        full, partial = (blocks.rows(row, group, 0, *mask.num_blocks) for blocks in (mask.full, mask.partial))
-        skipped = ~(full | partial)[:, mask.key.pooled].repeat_interleave(slots.shape[1], 1)
-        return cls(slots, skipped, mask.query_blocks(group, row))
+        slots = run_slots(mask, row, group, mask.tail)[mask.key.pooled]
+        skipped = mask.pooled_rows(len(mask.levels), row, group, 0, mask.query.blocks)[:, mask.key.pooled]
+        return cls(slots, skipped.repeat_interleave(slots.shape[1], 1), mask.query_blocks(group, row))
 
 
 @dataclass(frozen=True, eq=False)

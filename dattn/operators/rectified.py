@@ -23,7 +23,7 @@ from dattn.block_mask import MaskCache
 from dattn.grid import TokenGrid
 from dattn.orders import Curve, in_order
 from dattn.patterns.dynamic import Given
-from dattn.patterns.selected import Selected
+from dattn.patterns.selected import Selected, sides_of
 from dattn.scores.base import Sides, means
 from dattn.scores.pooled import Pooled
 from dattn.selection import TopP
@@ -69,7 +69,7 @@ class Rectified(Operator):
             raise ValueError("key_mask: Rectified pools all visual keys; mask text alone, or take another pattern")
         scale, width = call.scale, call.query.shape[-1]
         given = Given(call.query, call.key, call.grid, call.state, scale * width**0.5, call.value, call.key_mask)
-        sides = self.pattern.sides(given)
+        sides = sides_of(given, self.pattern.order, self.pattern.block_size)
         with torch.no_grad():
             kept = self.pattern.kept(sides)
         mask = sides.partition.mask(kept)

@@ -12,6 +12,7 @@ from dattn.patterns.grouped import Grouped
 from dattn.patterns.multi_axis import MultiAxis
 from dattn.patterns.neighborhood import Neighborhood
 from dattn.patterns.planes import Planes
+from dattn.patterns.pyramid import Pyramid
 from dattn.patterns.radial import Radial
 from dattn.patterns.selected import Selected
 from dattn.patterns.settings import SETTINGS, Alike, LearnedGate, MeanSim, ProxyHeads, Routing, VMoBA, XAttention
@@ -36,7 +37,7 @@ _ALL: tuple[type[Pattern], ...] = (
     StridedHeads,
 )
 PATTERNS: dict[str, type[Pattern]] = {pattern.__name__: pattern for pattern in _ALL}
-_DYNAMIC: tuple[type[Dynamic], ...] = (Selected, SparseVideoGen, Clustered)
+_DYNAMIC: tuple[type[Dynamic], ...] = (Selected, SparseVideoGen, Clustered, Pyramid)
 DYNAMIC: dict[str, type[Dynamic]] = {pattern.__name__: pattern for pattern in _DYNAMIC}
 
 __all__ = [
@@ -57,6 +58,7 @@ __all__ = [
     "Pattern",
     "Planes",
     "ProxyHeads",
+    "Pyramid",
     "Radial",
     "Routing",
     "Selected",

@@ -54,15 +54,12 @@ class Selected(Dynamic):
     def __post_init__(self) -> None:
         for name, kind in (("score", Score), ("select", Select), ("order", Order)):
             check_kind(name, getattr(self, name), kind, _EXAMPLES[name])
-        keep = as_tuple(self.keep)
-        object.__setattr__(self, "keep", keep)
-        if not isinstance(keep, tuple) or any(name not in ALWAYS for name in keep):
-            raise ValueError(f"keep={keep!r}: give a tuple of names among {', '.join(ALWAYS)}")
+        object.__setattr__(self, "keep", as_tuple(self.keep))
+        check_keep(self.keep, self.order)
         check_reuse(self.reuse)
-        if self.order.looks and (keep or isinstance(self.reuse, float)):
+        if self.order.looks and isinstance(self.reuse, float):
             raise ValueError(
-                f"keep={keep!r}, reuse={self.reuse!r} with {self.order}: its blocks are no places and change from call "
-                "to call; give keep=() and a number of steps"
+                f"reuse={self.reuse!r} with {self.order}: its blocks change from call to call; give a number of steps"
             )
         check_block(self.block_size, self.tail)
 
@@ -81,21 +78,14 @@ class Selected(Dynamic):
         tail, terms = tail_run(self.tail, self.block_size), (self, *given.terms)
 
         def make() -> BlockMask:
-            sides = self.sides(given)
+            sides = sides_of(given, self.order, self.block_size)
             return sides.partition.mask(self.kept(sides), tail)
 
         if isinstance(self.reuse, int):
             return for_steps(given.state, terms, self.reuse, make)
-        sides = self.sides(given)
+        sides = sides_of(given, self.order, self.block_size)
         mask_of = lambda kept: sides.partition.mask(kept, tail)
         return while_alike(given.state, terms, self.reuse, sides.query_means(), lambda: self.kept(sides), mask_of)
-
-    def sides(self, given: Given) -> Sides:
-        """Queries and keys in their order."""
-        query, key = given.wide()
-        masks = masks_in(given.state)
-        partition = self.order.partition(query, key, given.grid, self.block_size, masks)
-        return Sides(*partition.visual(query, key), partition, masks)
 
     def held(self, state: State) -> int:
         """Lists that serve several steps."""
@@ -113,6 +103,22 @@ class Selected(Dynamic):
 
 
 _EXAMPLES = {"score": "Pooled()", "select": "TopP(0.9)", "order": "Raster()"}
+
+
+def sides_of(given: Given, order: Order, block_size: int) -> Sides:
+    """Queries and keys in an order."""
+    query, key = given.wide()
+    masks = masks_in(given.state)
+    partition = order.partition(query, key, given.grid, block_size, masks)
+    return Sides(*partition.visual(query, key), partition, masks)
+
+
+def check_keep(keep: tuple[str, ...], order: Order) -> None:
+    """Raise ``ValueError`` unless these are names in ``ALWAYS``, and none where blocks are no places."""
+    if not isinstance(keep, tuple) or any(name not in ALWAYS for name in keep):
+        raise ValueError(f"keep={keep!r}: give a tuple of names among {', '.join(ALWAYS)}")
+    if order.looks and keep:
+        raise ValueError(f"keep={keep!r} with {order}: its blocks are no places in the grid; give keep=()")
 
 
 def check_block(block_size: int, tail: bool | int) -> None:

@@ -164,7 +164,7 @@ def test_pooled_keys_of_several_lengths():
         seen.shape[1],
     )
     inputs = (t.float() for t in (query, key, value))
-    walk = Walk(visits, lists.turned, (None, None), None, pool, 32, lists.ragged, scale)
+    walk = Walk(visits, lists.turned, (None, None), None, pool, 32, lists.ragged, True, scale)
     output, lse = block_sparse(*inputs, walk)
     row = torch.arange(grid.tokens, device=DEVICE) // 32
     own = (query @ key.mT * scale).masked_fill(~mask.to_dense(), -torch.inf)
