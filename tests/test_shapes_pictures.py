@@ -1,6 +1,7 @@
 """Pictures of the world, their judge, and the training of the two image models (a few steps of it)."""
 
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,8 +11,8 @@ from diffusers import AutoencoderKL, DiffusionPipeline, FluxPipeline, StableDiff
 
 from dattn.apps.shapes import parse_caption, picture_codec, score_pictures, train_flux, train_sd
 from dattn.apps.shapes.captions import COLORS
-from dattn.apps.shapes.picture_text import LOOKS, TEXT_LENGTH, build_t5, short_tokenizer
-from dattn.apps.shapes.picture_training import tokens
+from dattn.apps.shapes.picture_text import TEXT_LENGTH, build_t5, short_tokenizer
+from dattn.apps.shapes.picture_words import answers, every_caption, teach
 from dattn.apps.shapes.pictures import caption_of, draw_pictures, judge_picture, sample_picture
 
 OPPOSITE = {"above": "below", "below": "above", "left of": "right of", "right of": "left of"}
@@ -89,6 +90,7 @@ def run(patch, script, *words):
 @pytest.mark.parametrize("name", ["shapes-sd", "shapes-flux"])
 def test_a_few_steps_leave_a_stock_pipeline_that_goes_on(folders, name, monkeypatch):
     script = {"shapes-sd": train_sd, "shapes-flux": train_flux}[name]
+    monkeypatch.setattr(script, "teach", partial(teach, steps=2))
     folder, cache = folders / name, folders / "cache"
     words = ("--out", folder, "--cache", cache, "--pictures", 32, "--batch", 2)
     run(monkeypatch, script, *words)
@@ -111,18 +113,19 @@ def picture(folder):
     return pipe("a red circle", generator=generator, **size, **more).images[0]
 
 
-def test_the_heads_of_a_fresh_t5_look_at_their_words():
-    """Told apart from the beginning: which colour belongs to which shape, and on which side of a relation it is."""
+def test_what_words_are_to_tell():
+    """Own colour, shape and place, other colour and shape; 0 is nothing."""
+    wanted = answers(parse_caption("a red circle above a blue square"), 10)
+    assert wanted[:3].tolist() == [[1, 1, 1, 3, 2]] * 3
+    assert wanted[3:].tolist() == [[3, 2, 2, 1, 1]] * 7
+    assert answers(parse_caption("a white triangle"), 5).tolist() == [[6, 3, 0, 0, 0]] * 5
+    assert len({str(caption) for caption in every_caption()}) == len(every_caption()) == 18 + 270 * 5
+
+
+def test_encoders_are_taught_and_then_kept():
     torch.manual_seed(0)
     tokenizer = short_tokenizer()
     encoder = build_t5(tokenizer)
-    encoder.set_attn_implementation("eager")
-    captions = ["a red circle above a blue square", "a blue circle above a red square"]
-    with torch.no_grad():
-        found = encoder(tokens(tokenizer, captions), output_attentions=True)
-    for layer in found.attentions:
-        for head, offset in enumerate(LOOKS):
-            for word in range(3, 7):
-                assert layer[0, head, word].argmax() == word + offset
-    circles = found.last_hidden_state[:, 2]
-    assert torch.cosine_similarity(circles[0], circles[1], dim=0) < 0.9
+    first, then = (teach(encoder, tokenizer, steps=steps, batch=32) for steps in (1, 60))
+    assert then > first + 0.2
+    assert not any(p.requires_grad for p in encoder.parameters())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from .text import build_tokenizer
@@ -10,10 +9,6 @@ from .text import build_tokenizer
 TEXT_LENGTH = 16
 """Every caption is padded to this many tokens; a pipeline that takes ``max_sequence_length`` has to be told."""
 WIDTH = 64
-LOOKS = (-1, 1, -3)
-"""Words that T5's heads look at in the beginning: a shape's colour, what follows it, the relation before an object."""
-FIRMLY = 30.0
-"""Their advantage in the logits over all other words: T5 divides by no root, so what it learns of words is as large."""
 
 
 def short_tokenizer() -> PreTrainedTokenizerFast:
@@ -41,12 +36,8 @@ def build_clip(tokenizer: PreTrainedTokenizerFast) -> CLIPTextModel:
 
 
 def build_t5(tokenizer: PreTrainedTokenizerFast) -> T5EncoderModel:
-    """A fresh T5 encoder: 2 layers of width 64, three of four heads set on a neighbouring word.
-
-    From T5's own beginning, small random biases, the encoder stays a bag of words for hours of training: a red circle
-    and a blue square are then the same to it as a blue circle and a red square.
-    """
-    encoder = T5EncoderModel(
+    """A fresh T5 encoder: 2 layers of width 64."""
+    return T5EncoderModel(
         T5Config(
             vocab_size=len(tokenizer),
             d_model=WIDTH,
@@ -58,14 +49,3 @@ def build_t5(tokenizer: PreTrainedTokenizerFast) -> T5EncoderModel:
             is_encoder_decoder=False,
         )
     )
-    _look(encoder)
-    return encoder
-
-
-@torch.no_grad()
-def _look(encoder: T5EncoderModel) -> None:
-    """Set each head of ``LOOKS`` on its word; T5 shares the biases ``[buckets, heads]`` among its layers."""
-    biases = encoder.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight
-    for head, offset in enumerate(LOOKS):
-        ahead = len(biases) // 2 if offset > 0 else 0  # one half of the buckets lies behind, one ahead; near ones hold
-        biases[ahead + abs(offset), head] = FIRMLY  # one distance each
