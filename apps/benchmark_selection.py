@@ -53,7 +53,7 @@ def ways(query: Tensor, key: Tensor) -> dict[str, Callable[[], object]]:
 
     batch, _, tokens, dim = query.shape
     starts = torch.arange(0, tokens, BLOCK, dtype=torch.int32, device=query.device)[None]
-    blocks, one = Blocks(starts, (tokens - starts).clamp_max(BLOCK), starts.shape[1]), Sets(1, 1)
+    blocks, one = Blocks(starts, (tokens - starts).clamp_max(BLOCK), starts.shape[1], tokens), Sets(1, 1)
     weight = torch.ones(batch, 1, tokens, device=query.device) / BLOCK
 
     def by_means() -> object:

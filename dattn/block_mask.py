@@ -110,9 +110,13 @@ class BlockMask:
 
     @cached_property
     def density(self) -> float:
-        """Visited block pairs ÷ all block pairs, the mean over groups; empty blocks do not count."""
+        """Visited block pairs ÷ all block pairs, the mean over groups; empty blocks do not count.
+
+        Keys that are listed several times are counted once among all pairs.
+        """
         queries, keys = ((side.lengths > 0).sum(-1).double() for side in (self.query, self.key))
-        return (self._visited / (queries * keys)).mean().item()
+        once = self.query.order.shape[-1] / self.key.lengths.sum(-1)
+        return (self._visited / (queries * keys * once)).mean().item()
 
     @property
     def _visited(self) -> Tensor:
@@ -124,7 +128,7 @@ class BlockMask:
         """Pairs of tokens that see each other ÷ all pairs, the mean over groups; counted, nothing is written out."""
         batch, groups = self.full.offsets.shape[:2]
         shares = [self._seen_pairs(b, g) for b in range(batch) for g in range(groups)]
-        return sum(shares) / len(shares) / (self.query.order.shape[-1] * self.key.order.shape[-1])
+        return sum(shares) / len(shares) / self.query.order.shape[-1] ** 2
 
     def _seen_pairs(self, batch: int, group: int) -> float:
         queries, keys = (
@@ -141,12 +145,11 @@ class BlockMask:
     def slot_density(self) -> float:
         """What is computed ÷ dense, empty slots of ragged blocks included."""
         slots = self._visited.mean().item() * self.block_size**2
-        return slots / (self.query.order.shape[-1] * self.key.order.shape[-1])
+        return slots / self.query.order.shape[-1] ** 2
 
     @cached_property
     def tail_share(self) -> float:
         """Pooled keys that stand for blocks ÷ (queries x keys): the share of dense work of the tail and the levels."""
-        tokens = self.query.order.shape[-1] * self.key.order.shape[-1]
         seen = torch.zeros(1, 1, 1, dtype=torch.long, device=self.key.lengths.device)
         for run, blocks in self.levels:
             seen = seen + blocks.sums(self._runs(run))
@@ -156,7 +159,7 @@ class BlockMask:
             for blocks in self._visited_lists():
                 seen = seen - blocks.sums(runs)
         work = (seen * self.query.lengths).sum(-1).double()
-        return (work / tokens).mean().item()
+        return (work / self.query.order.shape[-1] ** 2).mean().item()
 
     def _runs(self, run: int) -> Tensor:
         """int64 [batch or 1, groups or 1, key blocks]: runs in each block."""

@@ -57,11 +57,12 @@ class Sets(NamedTuple):
 
 
 class Blocks(NamedTuple):
-    """Where blocks sit in kernel order: ``starts`` and ``lengths`` are int32 ``[sets, number]``."""
+    """Where blocks sit in kernel order, which has ``tokens`` places: int32 ``[sets, number]``."""
 
     starts: Tensor
     lengths: Tensor
     number: int
+    tokens: int
 
 
 class Lists(NamedTuple):
@@ -114,9 +115,9 @@ class Walk(NamedTuple):
 
     Attributes:
         visits, turned: what every query block visits; by whom every key block is visited, or None in a forward pass.
-        orders: int32 ``[sets, tokens]``, the raster position of each kernel position of the queries and of the keys;
-            None where they are the same.
-        key_mask: uint8 ``[batch, groups, tokens]`` in kernel order, 0 for keys that nobody sees; or None.
+        orders: int32 ``[sets, places]``, the raster position of each kernel position of the queries and of the keys;
+            None where they are the same, or where gradients of keys are wanted in kernel order.
+        key_mask: uint8 ``[batch, groups, places]`` in kernel order, 0 for keys that nobody sees; or None.
         pool: pooled keys and values, or None; ``sparse`` says whether a query block sees few of them.
         size: slots in a block; ``ragged`` says whether any block of keys holds fewer tokens.
         scale: factor of the logits.

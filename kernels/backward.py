@@ -118,7 +118,7 @@ def grad_query(
     queries, grads = (first_row(query, batch, head), query.token), (first_row(grad, batch, head), grad.token)
     rows = query_rows(queries, grads, lse + base, delta + base, start, lines, inside, TILE)
     keys, values = (first_row(key, batch, head), key.token), (first_row(value, batch, head), value.token)
-    kept = kept_keys(key_mask, visits.sets, batch, at, tokens)
+    kept = kept_keys(key_mask, visits.sets, batch, at, visits.other.tokens)
     step = scale * LOG2E
     acc = tl.full([TILE.M, TILE.WIDTH], 0, tl.float32)
     acc = walk_keys(acc, rows, keys, values, visits, visits.full, at, row, lines, kept, step, TILE)
@@ -192,7 +192,7 @@ def grad_key(
     queries, grads = (first_row(query, batch, head), query.token), (first_row(grad, batch, head), grad.token)
     base = (batch * heads + head) * tokens
     sums, d = lse + base, delta + base
-    kept = kept_keys(key_mask, visits.sets, batch, at, tokens)
+    kept = kept_keys(key_mask, visits.sets, batch, at, visits.own.tokens)
     if key_mask is not None:
         kept = tl.load(kept + start + lines, mask=inside, other=0) != 0
     step = scale * LOG2E
@@ -202,7 +202,7 @@ def grad_key(
         lists = visits.partial
         state = walk_queries(state, k, v, queries, grads, sums, d, visits, lists, at, row, lines, kept, step, TILE)
     dk, dv = state
-    position = raster(order, at * tokens + start + lines, start + lines, inside)
+    position = raster(order, at * visits.own.tokens + start + lines, start + lines, inside)
     store_rows(first_row(out_key, batch, head), out_key.token, position, dk * scale, inside, TILE)
     store_rows(first_row(out_value, batch, head), out_value.token, position, dv, inside, TILE)
 

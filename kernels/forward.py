@@ -77,7 +77,7 @@ def forward(query, key, value, out, lse, order, visits, key_mask, pool, scale, h
     row, lines, start, inside = own_tile(visits, at, TILE.M, TILE.SIZE)
     q = load_ordered(first_row(query, batch, head), query.token, order, at * tokens, start, lines, inside, TILE)
     keys, values = (first_row(key, batch, head), key.token), (first_row(value, batch, head), value.token)
-    kept = kept_keys(key_mask, visits.sets, batch, at, tokens)
+    kept = kept_keys(key_mask, visits.sets, batch, at, visits.other.tokens)
     step = scale * LOG2E
     state = (
         tl.full([TILE.M, TILE.WIDTH], 0, tl.float32),

@@ -15,21 +15,21 @@ CONFIG = Config(64, 64, 4, 1)
 
 
 @triton.jit
-def reorder(source, out, order, sets, heads, tokens, TILE: tl.constexpr):
+def reorder(source, out, order, sets, heads, places, TILE: tl.constexpr):
     """Program (i, j): M rows of batch row and head j."""
     batch, head = batch_and_head(heads)
     rows = tl.program_id(0).to(tl.int64) * TILE.M + tl.arange(0, TILE.M)
-    inside = rows < tokens
-    position = raster(order, set_of(sets, batch, head, heads) * tokens + rows, rows, inside)
+    inside = rows < places
+    position = raster(order, set_of(sets, batch, head, heads) * places + rows, rows, inside)
     values = load_rows(first_row(source, batch, head), source.token, 0, position, inside, TILE)
     store_rows(first_row(out, batch, head), out.token, rows, values, inside, TILE)
 
 
 def in_order(tensor: Tensor, order: Tensor, sets: Sets) -> Tensor:
-    """The rows of ``tensor`` [batch, heads, tokens, head_dim] in the order int32 ``[sets, tokens]`` of their set."""
-    batch, heads, tokens = tensor.shape[:3]
-    out = tensor.new_empty(tensor.shape)
-    reorder[(triton.cdiv(tokens, CONFIG.M), batch * heads)](
-        Heads.of(tensor), Heads.of(out), order, sets, heads, tokens, **options(CONFIG, tensor)
+    """The rows of ``tensor`` [batch, heads, tokens, head_dim] in the order int32 ``[sets, places]`` of their set."""
+    (batch, heads, _, dim), places = tensor.shape, order.shape[-1]
+    out = tensor.new_empty(batch, heads, places, dim)
+    reorder[(triton.cdiv(places, CONFIG.M), batch * heads)](
+        Heads.of(tensor), Heads.of(out), order, sets, heads, places, **options(CONFIG, tensor)
     )
     return out

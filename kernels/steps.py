@@ -89,11 +89,11 @@ def load_ordered(rows, stride, order, at, start, places, inside, TILE: tl.conste
 
 
 @triton.jit
-def kept_keys(key_mask, sets, batch, at, tokens):
+def kept_keys(key_mask, sets, batch, at, places):
     """Pointer to the key mask of one batch row and head group, or None."""
     kept = key_mask
     if key_mask is not None:
-        kept = key_mask + (batch * sets.groups + at % sets.groups) * tokens
+        kept = key_mask + (batch * sets.groups + at % sets.groups) * places
     return kept
 
 

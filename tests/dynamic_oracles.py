@@ -79,6 +79,37 @@ def trusted_run(key, rows, runs, guards):
     return longest
 
 
+def anchor(query, key, blocks, first, step, keep, theta, shown):
+    """[super-blocks] of (blocks of queries, blocks of keys in the region, keys kept outside of it), all as sets.
+
+    Args:
+        query, key: [tokens, dim] of one head, text included; ``first`` is the first visual token.
+        blocks: visual tokens of every block; numbers count from 0.
+        keep: names; ``shown``: [tokens], keys that count.
+    """
+    scale, visual = query.shape[-1] ** -0.5, sum(map(len, blocks))
+    found = []
+    for start in range(0, len(blocks), step):
+        members = set(range(start, min(start + step, len(blocks))))
+        region = set(members)
+        if "sink" in keep:
+            region.add(0)
+        if "neighbours" in keep:
+            region |= {j for i in members for j in (i - 1, i + 1) if 0 <= j < len(blocks)}
+        near = {first + t for i in region for t in blocks[i]}
+        seen = near | {t for t in range(len(key)) if not first <= t < first + visual}
+        stripes = set()
+        for i in members:
+            rows = [first + t for t in blocks[i]]
+            tops = [max(float(query[r] @ key[j]) * scale for j in seen if shown[j]) for r in rows]
+            centre = mean(query, rows)
+            for j in range(first, first + visual):
+                if j not in near and shown[j] and sum(tops) / len(tops) - float(centre @ key[j]) * scale <= theta:
+                    stripes.add(j)
+        found.append((members, region, stripes))
+    return found
+
+
 def seen_through_means(query, key, value, columns):
     """One query's attention to means of lists of keys, each with the logarithm of its length; and its LSE."""
     keys, values = (torch.stack([mean(t, rows) for rows in columns]) for t in (key, value))

@@ -13,6 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 import dattn
 from dattn import (
+    Anchor,
     Clustered,
     FirstOrder,
     MeanSim,
@@ -59,6 +60,7 @@ PATTERNS = {
     "tree": Selected(Pooled(), TopK(0.3), Tree(3), keep=(), block_size=SIZE),
     "sparse-video-gen": SparseVideoGen(0.6, block_size=SIZE),
     "clustered": Clustered(5, 8, top_p=0.5, block_size=SIZE),
+    "anchor": Anchor(1.6, 2, block_size=SIZE),
     "pyramid": Pyramid((0.3, 0.5, 0.7, 0.9), guards=(0.0, 0.0, 0.0), block_size=SIZE),
 }
 
@@ -526,6 +528,43 @@ def test_a_tail_below_a_pyramid(tail, backend):
     )
 
 
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("order", [Raster(), Tiled((2, 2, 3))])
+def test_anchor(order, padded):
+    """Who sees whom, key by key: a key is in the region or a stripe of its own, and never both."""
+    pattern = Anchor(1.6, 2, order=order, block_size=SIZE)
+    q, k, _ = inputs()
+    kept = torch.ones(2, GRID.tokens, dtype=torch.bool)
+    if padded:
+        kept[0, 1], kept[1, 20:45] = False, False
+    mask = pattern.build(Given(q, k, GRID, {}, key_mask=kept if padded else None))
+    found, first = mask.to_dense(), GRID.text_before
+    blocks, _, _ = pieces(order)
+    counts, pairs = [], [8 * (95**2 - 90**2)]
+    for b, h in product(range(2), range(4)):
+        expected = torch.ones(GRID.tokens, GRID.tokens, dtype=torch.bool)
+        expected[2:92, 2:92] = False
+        rule = blocks, first, 2, pattern.keep, 1.6, kept[b]
+        for members, region, stripes in oracles.anchor(q[b, h], k[b, h], *rule):
+            rows = [first + t for i in members for t in blocks[i]]
+            columns = [first + t for i in region for t in blocks[i]] + sorted(stripes)
+            assert len(columns) == len(set(columns))
+            counts.append(len(stripes)), pairs.append(len(rows) * len(columns))
+            expected[torch.tensor(rows)[:, None], torch.tensor(columns)] = True
+        assert torch.equal(found[b, h], expected)
+    assert len(set(counts)) > 5  # single keys, differently many
+    assert mask.element_density == pytest.approx(sum(pairs) / 8 / 95**2)
+
+
+def test_an_anchor_of_no_stripes_and_of_all():
+    q, k, v = inputs()
+    none = Anchor(-1e3, 2, block_size=SIZE).mask_for(q, k, GRID)
+    assert none.key.order.shape[-1] == GRID.tokens and none.density < 1
+    torch.testing.assert_close(
+        attention(q, k, v, Anchor(1e3, 2, block_size=SIZE), GRID), scaled_dot_product_attention(q, k, v)
+    )
+
+
 @pytest.mark.parametrize("route", ["weight", "error"])
 @pytest.mark.parametrize("steps", [0, 1, 4])
 def test_clustered(steps, route, monkeypatch):
@@ -857,6 +896,9 @@ def test_among_others():
         (lambda: dattn.Alike(2), "density=2: a share"),
         (lambda: Clustered(route="luck"), "weight or error"),
         (lambda: Clustered(route="error"), "without a tail"),
+        (lambda: Anchor(theta=math.inf), "theta=inf"),
+        (lambda: Anchor(step=0), "step=0"),
+        (lambda: Anchor(order=Tree(), keep=()), "must be places"),
         (lambda: Pyramid(()), "bands=.*do not fall"),
         (lambda: Pyramid((0.5, 0.4, 0.6, 0.8)), "bands=.*do not fall"),
         (lambda: Pyramid((0.5, 0.6)), "runs=.*each of the 2 bands"),

@@ -21,6 +21,7 @@ from dattn.operators import (
 from dattn.orders import Curve, Tiled
 from dattn.patterns import (
     Alike,
+    Anchor,
     BlockCausal,
     Clustered,
     CrossShaped,
@@ -73,6 +74,7 @@ PATTERNS = {
     "alike": Alike(0.4, block_size=16),
     "sparse-video-gen": SparseVideoGen(0.6, block_size=16),
     "clustered": Clustered(3, 4, top_p=0.5, first_steps=4, block_size=16),
+    "anchor": Anchor(1.0, 2, block_size=16),
     "pyramid": Pyramid((0.2, 0.4, 0.6, 0.8), block_size=16),
     "mixed-heads": PerHead((Neighborhood(3), TokenMerge(0.5))),
 }

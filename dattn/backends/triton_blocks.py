@@ -53,6 +53,8 @@ def backward(
     query, grad = (_reorder(t, lists.orders[0], lists) for t in (problem.query, grad_output))
     sums, delta = (_reorder(t[..., None], lists.orders[0], lists)[..., 0] for t in (lse, delta))
     dq, dk, dv, *pooled = block_sparse_gradients(query, ready.key, ready.value, grad, sums, delta, ready.walk)
+    if lists.repeats:
+        dk, dv = (_collected(t, lists, problem.key) for t in (dk, dv))
     blocks, sets, size = lists.visits.other, lists.visits.sets, problem.mask.block_size
     for total, grad_pooled in zip((dk, dv), pooled, strict=False):  # there may be none
         parts = grad_pooled.split([pool.number for pool in lists.pools], 2)
@@ -67,7 +69,8 @@ def _prepared(lists: TritonLists, problem: Problem, backward: bool) -> Prepared:
     kept, size = _key_mask(lists, problem), problem.mask.block_size
     turned = lists.turned if backward else None
     sparse = bool(problem.mask.levels)
-    walk = Walk(lists.visits, turned, lists.orders, kept, None, size, lists.ragged, sparse, problem.scale)
+    orders = (lists.orders[0], None) if lists.repeats else lists.orders
+    walk = Walk(lists.visits, turned, orders, kept, None, size, lists.ragged, sparse, problem.scale)
     if lists.seen is None:
         return Prepared(key, value, walk, [])
     weights, log_counts = zip(*(pool.weights(kept, len(key)) for pool in lists.pools), strict=True)
@@ -84,6 +87,21 @@ def _prepared(lists: TritonLists, problem: Problem, backward: bool) -> Prepared:
 def _reorder(tensor: Tensor, order: Tensor | None, lists: TritonLists) -> Tensor:
     """[batch, heads, tokens, …] in kernel order; the tensor itself where the order is the identity."""
     return tensor if order is None else in_order(tensor, order, lists.visits.sets)
+
+
+def _collected(grad: Tensor, lists: TritonLists, like: Tensor) -> Tensor:
+    """Gradients like ``like`` of keys or values in kernel order, those of a token's several places together."""
+    (batch, heads, tokens, dim), order = like.shape, lists.orders[1]
+    assert order is not None  # keys are listed several times
+    set_of = lists.visits.sets
+    groups = torch.arange(heads, device=like.device) * set_of.groups // heads
+    at = order.view(set_of.batches, set_of.groups, -1)[:, groups].expand(batch, -1, -1).long()
+    ends = lists.visits.other.lengths.sum(-1).view(set_of.batches, set_of.groups)[:, groups, None]
+    there = torch.arange(at.shape[-1], device=like.device) < ends  # what lies behind the last block was not written
+    first = torch.arange(batch * heads, device=like.device).view(batch, heads, 1) * tokens
+    rows = grad.float().masked_fill(~there[..., None], 0).flatten(0, 2)
+    out = rows.new_zeros(batch * heads * tokens, dim).index_put_(((at + first).flatten(),), rows, accumulate=True)
+    return out.view(batch, heads, tokens, dim).to(like.dtype)
 
 
 def _key_mask(lists: TritonLists, problem: Problem) -> Tensor | None:

@@ -63,6 +63,7 @@ class TritonLists:
         visits: what every query block visits.
         orders: int32 [sets, tokens] of queries and of keys, None where they are the identity.
         ragged: whether a key block holds fewer tokens than it has slots.
+        repeats: whether a key may be listed several times.
         pools: how keys are pooled, once for each of ``BlockMask.pools``.
         seen: int32 [sets, query blocks, words], the pooled keys of all pools that each query block sees; None where
             there are none.
@@ -71,6 +72,7 @@ class TritonLists:
     visits: Visits
     orders: tuple[Tensor | None, Tensor | None]
     ragged: bool
+    repeats: bool
     pools: list[Runs]
     seen: Tensor | None
 
@@ -95,7 +97,7 @@ def _lists_of(mask: BlockMask) -> TritonLists:
     parts = mask.query.order, mask.key.order, mask.query.lengths, mask.key.lengths, mask.full.offsets
     batches, groups = (max(t.shape[i] for t in parts) for i in (0, 1))
     sets = lambda t: t.expand(batches, groups, -1).flatten(0, 1).int().contiguous()
-    queries, keys = (_blocks(sets(side.lengths)) for side in (mask.query, mask.key))
+    queries, keys = (_blocks(sets(side.lengths), side.order.shape[-1]) for side in (mask.query, mask.key))
     full, partial = _lists(mask.full, None, sets), None
     if mask.partial.index.shape[-1]:
         partial = _lists(mask.partial, mask.tile, sets)
@@ -105,7 +107,8 @@ def _lists_of(mask: BlockMask) -> TritonLists:
     ragged = bool((mask.key.lengths < mask.block_size).any())
     orders = (_order(mask.query, sets), _order(mask.key, sets))
     pools = [_runs(run, mask.block_size, visits) for run in mask.pools]
-    return TritonLists(visits, orders, ragged, pools, _seen(mask, groups_of) if pools else None)
+    repeats = keys.tokens != queries.tokens
+    return TritonLists(visits, orders, ragged, repeats, pools, _seen(mask, groups_of) if pools else None)
 
 
 def _runs(run: int, block_size: int, visits: Visits) -> Runs:
@@ -119,8 +122,8 @@ def _runs(run: int, block_size: int, visits: Visits) -> Runs:
     return Runs(run, keys.number * per_block, torch.stack(run_of).view(*visits.sets, -1))
 
 
-def _blocks(lengths: Tensor) -> Blocks:
-    return Blocks((lengths.cumsum(-1) - lengths).int(), lengths, lengths.shape[-1])
+def _blocks(lengths: Tensor, tokens: int) -> Blocks:
+    return Blocks((lengths.cumsum(-1) - lengths).int(), lengths, lengths.shape[-1], tokens)
 
 
 def _lists(blocks: BlockList, tile: Tensor | None, sets: Callable[[Tensor], Tensor]) -> Lists:

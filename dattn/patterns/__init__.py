@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dattn.patterns.anchor import Anchor
 from dattn.patterns.base import Pattern
 from dattn.patterns.block_causal import BlockCausal
 from dattn.patterns.clustered import Clustered
@@ -37,7 +38,7 @@ _ALL: tuple[type[Pattern], ...] = (
     StridedHeads,
 )
 PATTERNS: dict[str, type[Pattern]] = {pattern.__name__: pattern for pattern in _ALL}
-_DYNAMIC: tuple[type[Dynamic], ...] = (Selected, SparseVideoGen, Clustered, Pyramid)
+_DYNAMIC: tuple[type[Dynamic], ...] = (Selected, SparseVideoGen, Clustered, Pyramid, Anchor)
 DYNAMIC: dict[str, type[Dynamic]] = {pattern.__name__: pattern for pattern in _DYNAMIC}
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "PATTERNS",
     "SETTINGS",
     "Alike",
+    "Anchor",
     "BlockCausal",
     "Clustered",
     "CrossShaped",

@@ -5,6 +5,7 @@ import torch
 
 from dattn import (
     Alike,
+    Anchor,
     Clustered,
     Dense,
     Neighborhood,
@@ -81,6 +82,7 @@ DYNAMIC = {
     "sparse-video-gen": SparseVideoGen(0.3, block_size=64),
     "clustered": Clustered(20, 40, top_p=0.5, block_size=64, tail=True),
     "rectified": Rectified(Selected(Pooled(), TopK(0.3), block_size=64)),
+    "anchor": Anchor(1.0, 2, block_size=64),
     "pyramid": Pyramid((0.2, 0.4, 0.6, 0.8), guards=(0.0, 0.0, 0.0), block_size=64, tail=True),
     "significance": SignificanceTail(XAttention(8, 0.4, 64)),
 }

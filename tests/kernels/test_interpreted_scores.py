@@ -34,7 +34,7 @@ def random(*shape, seed=0):
 
 def ragged_blocks():
     lengths = torch.tensor(LENGTHS, dtype=torch.int32, device=DEVICE)
-    return Blocks((lengths.cumsum(-1) - lengths).int(), lengths, lengths.shape[-1])
+    return Blocks((lengths.cumsum(-1) - lengths).int(), lengths, lengths.shape[-1], int(lengths[0].sum()))
 
 
 def random_orders():
