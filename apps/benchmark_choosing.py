@@ -29,6 +29,8 @@ PATTERNS = (
     "SparseVideoGen(0.2)",
     "Alike(0.2)",
     "Clustered(64, 128, top_p=0.2, first_steps=2)",
+    "Pyramid((0.1, 0.25, 0.4, 0.75), by='blocks')",
+    "Anchor(0.5, step=4)",
 )
 
 
@@ -76,8 +78,10 @@ def _row(text: str, grid: TokenGrid, tensors: list[Tensor], repeats: int) -> dic
         for call in calls:
             call()
         turns = [[_seconds(call, query) for call in calls] for _ in range(repeats)]
+    mask = chooser.mask_for(query, key, grid)
     return {
-        "density": chooser.mask_for(query, key, grid).density,
+        "density": mask.density,
+        "means": mask.tail_share,
         "dense_s": median(turn[0] for turn in turns),
         "choosing": median(turn[1] / turn[0] for turn in turns),
         "whole call": median(turn[2] / turn[0] for turn in turns),

@@ -224,7 +224,7 @@ def flex_attention(mask: BlockMask, compiled: bool = True) -> Any:
     from torch.nn.attention import flex_attention as flex
 
     whole = bool((mask.key.lengths[..., :-1] == FLEX_BLOCK).all()) and mask.block_size == FLEX_BLOCK
-    if mask.tail or not whole:
+    if mask.pools or not whole:
         return None
     table, rule = _flex_rule(mask)
     counts_and_indices = (*_flex_lists(table >= 0), *_flex_lists(table == WHOLE))

@@ -80,7 +80,8 @@ class BlockMask:
             whether slot q of the query block sees slot k of the key block.
         block_size: slots in a block.
         tail: 0, or the run length over which the keys and values of skipped blocks are averaged.
-        levels: key blocks seen through means over shorter runs; they are not skipped, and may be of any kind.
+        levels: key blocks seen through means over shorter runs, which divide ``block_size``. A pair of blocks is in one
+            list at most: full, partial, that of a level, or, in none, skipped.
         passing: whether it serves a call or a few alone, so that a backend spends no time on preparing it well; it then
             has no partial blocks.
         derived: what a backend works out from the mask and keeps with it.
@@ -174,18 +175,20 @@ class BlockMask:
         """Run lengths of all that is seen through means: the levels, then the tail."""
         return [level.run for level in self.levels] + [self.tail] * bool(self.tail)
 
-    def pooled_rows(self, pool: int, batch: int, group: int, first: int, last: int) -> Tensor:
-        """bool [last - first, key blocks]: what the query blocks first … last - 1 see through means.
+    def pooled_rows(self, batch: int, group: int, first: int, last: int) -> Tensor:
+        """bool [pools, last - first, key blocks]: what query blocks first … last - 1 see through means of ``pools``.
 
-        Args:
-            pool: which of ``pools``.
-            batch, group: of the lists; larger ones mean the last.
+        Larger batch rows and groups mean the last.
         """
         rows = lambda blocks: blocks.rows(batch, group, first, last, self.key.blocks)
-        if pool < len(self.levels):
-            return rows(self.levels[pool].blocks)
-        visited = [rows(blocks) for blocks in self._visited_lists()]
-        return self.key.pooled & ~torch.stack(visited).any(0)
+        seen = [rows(level.blocks) for level in self.levels]
+        if self.tail:
+            visited = [rows(self.full), *seen]
+            if self.partial.index.shape[-1]:
+                visited.append(rows(self.partial))
+            seen.append(self.key.pooled & ~torch.stack(visited).any(0))
+        nothing = torch.zeros(0, last - first, self.key.blocks, dtype=torch.bool, device=self.full.index.device)
+        return torch.stack(seen) if seen else nothing
 
     @property
     def is_all(self) -> bool:
@@ -199,6 +202,8 @@ class BlockMask:
 
     def to_dense(self) -> Tensor:
         """bool [tokens, tokens], or with leading groups (and batch) where there are several: an oracle.
+
+        Keys that are seen through means alone are not seen.
 
         Element-wise, raster order, text included; memory grows with the square of the tokens.
         """
@@ -230,7 +235,7 @@ class BlockMask:
         return block
 
     def neighbours(self, token: int, group: int = 0) -> Tensor:
-        """bool [tokens], raster order: the keys that one query token (a raster position) sees.
+        """bool [tokens], raster order: the keys that one query token (a raster position) sees, means apart.
 
         Raises:
             ValueError: a token outside the sequence.

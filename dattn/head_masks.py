@@ -24,8 +24,12 @@ def for_head_groups(masks: Sequence[BlockMask]) -> BlockMask:
         masks: of one grid and of a batch of 1.
 
     Raises:
-        ValueError: tails that differ in their run.
+        ValueError: tails that differ in their run, or masks with levels.
     """
+    if any(mask.levels for mask in masks):
+        raise ValueError(
+            "masks with levels: they are of single calls and have lists for every head; compute them alone"
+        )
     size = min(mask.block_size for mask in masks)
     runs = {min(mask.tail, size) for mask in masks}
     if len(runs) > 1:

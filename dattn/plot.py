@@ -45,13 +45,14 @@ def plot_blocks(mask: BlockMask, path: str | None = None, group: int = 0) -> Any
 
 
 def block_picture(mask: BlockMask, group: int = 0) -> Any:
-    """uint8 [rows, columns] of 0 skipped, 1 in part, 2 whole; large grids show the most-visited block per cell."""
+    """uint8 [rows, columns] of 0 skipped, 1 in part or through means, 2 whole; a cell shows the most of its blocks."""
     queries, keys = mask.num_blocks
     cell = -(-max(queries, keys) // LARGEST)
     picture = torch.zeros(-(-queries // cell), -(-keys // cell), dtype=torch.uint8)
     for row in range(picture.shape[0]):
         first, last = row * cell, min((row + 1) * cell, queries)
-        for level, blocks in ((1, mask.partial), (2, mask.full)):
+        means = [(1, level.blocks) for level in mask.levels]
+        for level, blocks in (*means, (1, mask.partial), (2, mask.full)):
             seen = blocks.rows(0, group, first, last, keys).any(0).nonzero().flatten().cpu() // cell
             picture[row, seen] = level
     return picture.numpy()

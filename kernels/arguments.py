@@ -98,7 +98,8 @@ class Pool(NamedTuple):
     """Pooled keys and values, ``number`` of them, and who sees them.
 
     ``bias`` is float32 ``[biases, groups, number]``, added to the logits; ``biases`` is the batch or 1.
-    ``seen`` is int32 ``[sets, query blocks, words]``: bit i % 32 of word i // 32 is set where pooled key i is seen.
+    ``seen`` is int32 ``[sets, query blocks, words]``: bit b % 32 of word b // 32 is set where the pooled keys i with
+    ``bits[i] = b`` are seen; ``bits`` is int32 ``[number]``.
     """
 
     key: Heads
@@ -107,6 +108,7 @@ class Pool(NamedTuple):
     biases: int
     seen: Tensor
     words: int
+    bits: Tensor
     number: int
 
 

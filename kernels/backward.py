@@ -84,7 +84,7 @@ def pool_keys_step(acc, rows, pool, key, value, bias, seen, places, there, step,
     k = load_rows(key, pool.key.token, 0, places, there, TILE)
     v = load_rows(value, pool.value.token, 0, places, there, TILE)
     logits = tl.dot(rows[0], tl.trans(k), input_precision=TILE.PRECISION) * step
-    logits += pool_logits(bias, seen, places, there)[None, :]
+    logits += pool_logits(pool, bias, seen, places, there)[None, :]
     return query_step(acc, rows, k, v, logits, TILE)
 
 
@@ -96,7 +96,7 @@ def walk_pool_keys(acc, rows, pool, batch, head, bias, seen, step, TILE: tl.cons
         places = first + tl.arange(0, TILE.N)
         there = places < pool.number
         if TILE.SPARSE:
-            if any_seen(seen, places, there):
+            if any_seen(pool, seen, places, there):
                 acc = pool_keys_step(acc, rows, pool, key, value, bias, seen, places, there, step, TILE)
         else:
             acc = pool_keys_step(acc, rows, pool, key, value, bias, seen, places, there, step, TILE)
@@ -216,7 +216,7 @@ def pool_queries_step(
     inside = lines < tl.load(visits.own.lengths + block)
     rows = query_rows(queries, grads, lse, delta, start, lines, inside, TILE)
     logits = tl.dot(k, tl.trans(rows[0]), input_precision=TILE.PRECISION) * step
-    logits += pool_logits(bias, pool.seen + block * pool.words, places, there)[:, None]
+    logits += pool_logits(pool, bias, pool.seen + block * pool.words, places, there)[:, None]
     return key_step(state, k, v, rows, logits, TILE)
 
 
@@ -237,7 +237,7 @@ def grad_pool(query, grad, lse, delta, out_key, out_value, visits, pool, scale, 
         block = at * visits.own.number + turn // (TILE.SIZE // TILE.M)
         lines = turn % (TILE.SIZE // TILE.M) * TILE.M + tl.arange(0, TILE.M)
         if TILE.SPARSE:
-            if any_seen(pool.seen + block * pool.words, places, there):
+            if any_seen(pool, pool.seen + block * pool.words, places, there):
                 state = pool_queries_step(
                     state, k, v, queries, grads, sums, d, visits, pool, bias, block, lines, places, there, step, TILE
                 )

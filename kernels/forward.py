@@ -49,7 +49,7 @@ def pool_step(state, query, pool, key, value, bias, seen, places, there, step, T
     """Attend to N pooled keys."""
     k = load_rows(key, pool.key.token, 0, places, there, TILE)
     logits = tl.dot(query, tl.trans(k), input_precision=TILE.PRECISION) * step
-    logits += pool_logits(bias, seen, places, there)[None, :]
+    logits += pool_logits(pool, bias, seen, places, there)[None, :]
     v = load_rows(value, pool.value.token, 0, places, there, TILE)
     return running_softmax(state, logits, v, TILE)
 
@@ -62,7 +62,7 @@ def walk_pool(state, query, pool, batch, head, bias, seen, step, TILE: tl.conste
         places = first + tl.arange(0, TILE.N)
         there = places < pool.number
         if TILE.SPARSE:
-            if any_seen(seen, places, there):
+            if any_seen(pool, seen, places, there):
                 state = pool_step(state, query, pool, key, value, bias, seen, places, there, step, TILE)
         else:
             state = pool_step(state, query, pool, key, value, bias, seen, places, there, step, TILE)

@@ -65,14 +65,22 @@ def block_sparse_gradients(
         **options(query_config, query, walk.size, walk.ragged, walk.sparse),
     )  # fmt: skip
     assert walk.turned is not None  # a backward pass has it
-    settings = options(key_config, query, walk.size, sparse=walk.sparse)
+    settings = options(key_config, query, walk.size)
     grad_key[(walk.turned.own.number * (walk.size // key_config.N), batch * heads)](
         *tensors, lse, delta, dk, dv, walk.orders[1], walk.turned, walk.key_mask, *rest, **settings
     )
     if walk.pool is not None:
         pooled = [torch.empty_like(t.data) for t in (walk.pool.key, walk.pool.value)]
         grad_pool[(triton.cdiv(walk.pool.number, key_config.N), batch * heads)](
-            tensors[0], tensors[3], lse, delta, *map(Heads.of, pooled), walk.visits, walk.pool, *rest, **settings
+            tensors[0],
+            tensors[3],
+            lse,
+            delta,
+            *map(Heads.of, pooled),
+            walk.visits,
+            walk.pool,
+            *rest,
+            **options(key_config, query, walk.size, sparse=walk.sparse),
         )
         grads += pooled
     return grads

@@ -135,17 +135,24 @@ def pool_bias(pool, sets, batch, at):
 
 
 @triton.jit
-def pool_logits(bias, seen, places, there):
+def pool_logits(pool, bias, seen, places, there):
     """What is added to the base-2 logits of pooled keys: their bias where the block ``seen`` points at sees them."""
-    bits = tl.load(seen + places // 32, mask=there, other=0) >> (places % 32) & 1
-    return tl.where(bits != 0, tl.load(bias + places, mask=there, other=0.0) * LOG2E, NONE)
+    return tl.where(
+        pool_bits(pool, seen, places, there) != 0, tl.load(bias + places, mask=there, other=0.0) * LOG2E, NONE
+    )
 
 
 @triton.jit
-def any_seen(seen, places, there):
+def pool_bits(pool, seen, places, there):
+    """1 where the block ``seen`` points at sees these pooled keys, else 0."""
+    bits = tl.load(pool.bits + places, mask=there, other=0)
+    return tl.load(seen + bits // 32, mask=there, other=0) >> (bits % 32) & 1
+
+
+@triton.jit
+def any_seen(pool, seen, places, there):
     """Whether the block ``seen`` points at sees one of these pooled keys."""
-    bits = tl.load(seen + places // 32, mask=there, other=0) >> (places % 32) & 1
-    return tl.max(bits, 0) != 0
+    return tl.max(pool_bits(pool, seen, places, there), 0) != 0
 
 
 @triton.jit

@@ -38,6 +38,7 @@ from dattn.backends import run
 from dattn.backends.problem import Problem
 from dattn.block_mask import MaskCache
 from dattn.clusters import Clusters, start
+from dattn.head_masks import for_head_groups
 from dattn.orders import ByLayer, Curve, PatchMajor, Raster, Tiled, Tree, hilbert_index
 from dattn.patterns.dynamic import Given
 from dattn.scores import Antidiagonal, Gate, Joined, MeanSimilarity, Pooled, Proxy, Sampled, Sides, TokenGate
@@ -514,6 +515,23 @@ def test_a_pyramid_of_equal_neighbours_loses_nothing():
     assert pattern.cost(TokenGrid(4, 4, 8), 8, MaskCache()) == pytest.approx(0.2 + 0.2 / 2 + 0.3 / 4 + 0.3 / 8)
 
 
+def test_bands_and_guards_at_their_bounds():
+    """Bands that end at 1 leave nothing out, whatever rounding says; masked keys do not count as different."""
+    q, k, _ = inputs()
+    everything = Pyramid((0.4, 0.5, 0.6, 1.0), score=Pooled(), block_size=SIZE).mask_for(30 * q, k, GRID)
+    seen = everything.full.counts() + sum(level.blocks.counts() for level in everything.levels)
+    assert (seen == everything.key.blocks).all()
+    guarded = Pyramid((0.1, 0.4, 0.7, 1.0), guards=(0.9, 0.9, 0.9), by="blocks", order=Raster(), block_size=SIZE)
+    alike, kept = torch.ones_like(k), torch.ones(2, GRID.tokens, dtype=torch.bool)
+    kept[:, ::2] = False
+    both = [guarded.build(Given(q, alike, GRID, {}, key_mask=mask)) for mask in (None, kept)]
+    assert both[0].pools == [2, 4, 8] and both[0].density == both[1].density < 0.6
+    assert guarded.mask_for(q, k, GRID).density == 1
+    assert guarded.cost(GRID, 8, MaskCache()) == 1
+    plain = replace(guarded, guards=(), floor=0.3, bands=(0.1, 0.4, 0.6, 0.8), tail=True)
+    assert plain.cost(GRID, 8, MaskCache()) == pytest.approx(0.3 + 0.1 / 2 + 0.2 / 4 + 0.2 / 8 + 0.2 / SIZE)
+
+
 @pytest.mark.parametrize("backend", ["torch", "reference"])
 @pytest.mark.parametrize("tail", [True, FirstOrder, SignificanceTail])
 def test_a_tail_below_a_pyramid(tail, backend):
@@ -907,6 +925,10 @@ def test_among_others():
         (lambda: Pyramid(guards=(0.5,)), "each of the 3 runs"),
         (lambda: Pyramid(by="luck"), "weight, blocks"),
         (lambda: Pyramid(floor=-1), "floor=-1"),
+        (lambda: Pyramid(("a",), (1,)), "bands=.*do not fall"),
+        (lambda: Pyramid(runs=(1, 2.0, 4, 8)), "powers of two"),
+        (lambda: Pyramid(guards=("a", 0, 0)), "guards="),
+        (lambda: for_head_groups([Pyramid(block_size=SIZE).mask_for(*inputs()[:2], GRID)]), "masks with levels"),
         (lambda: Pyramid(reuse=0.9), "reuse=0.9"),
         (lambda: Pyramid(order=Tree(), keep=("own",)), "no places"),
         (lambda: pattern_from_string("TopK(0.2)"), "a part of a pattern"),

@@ -1,9 +1,10 @@
 """Teach the image models' text encoders what captions say, before any picture is drawn.
 
 The encoders of real models come with their knowledge of language; learnt from pictures alone, ours would stay bags of
-words for hours: a red circle above a blue square is then the same to them as a blue circle below a red square. Here
+words for hours: a red circle above a blue square is then the same to them as a blue circle above a red square. Here
 every state of a caption has to tell, through a linear readout that is thrown away, the object that its word belongs
-to, where that is, and the other object. It takes a minute, and the encoders are kept as they are afterwards.
+to, where that is, and the other object; CLIP, which sees no later word, tells what it can. It takes a minute, and the
+encoders are kept as they are afterwards.
 """
 
 from __future__ import annotations

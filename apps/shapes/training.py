@@ -87,7 +87,7 @@ def average_gradients(module: nn.Module) -> None:
 
 
 def short_products() -> torch.autocast:
-    """Products in bfloat16 where the processor has instructions for them; emulated, they take ten times as long."""
+    """Products in bfloat16 from AVX-512 on; on older processors they are emulated and take ten times as long."""
     return torch.autocast("cpu", torch.bfloat16, enabled=torch.backends.cpu.get_cpu_capability() not in EMULATED)
 
 

@@ -15,8 +15,12 @@ def check_lists(mask: BlockMask) -> None:
     Raises:
         ValueError: lists, tiles, lengths or an order that would lead outside.
     """
-    for name, blocks in (("full", mask.full), ("partial", mask.partial)):
+    levels = ((f"levels[{i}]", level.blocks) for i, level in enumerate(mask.levels))
+    for name, blocks in (("full", mask.full), ("partial", mask.partial), *levels):
         _check_rows(name, blocks, *mask.num_blocks)
+    for run in mask.pools:
+        if run < 1 or mask.block_size % run:
+            raise ValueError(f"runs of {run} keys: they divide the block size {mask.block_size}")
     _check_range("tile", mask.tile, len(mask.tiles), "tiles in the table")
     for name, side in (("query", mask.query), ("key", mask.key)):
         _check_layout(name, side, mask.block_size)

@@ -112,9 +112,8 @@ def _passing(mask: BlockMask, batch: int, group: int) -> Iterator[Piece]:
     lengths = _lengths(mask, batch, group)
     there = (lengths[0] > 0)[:, None] & (lengths[1] > 0)
     yield from _by_row(mask.full.rows(batch, group, 0, blocks, keys).cpu() & there, lengths, mask, 0, "whole")
-    for pool in range(len(mask.pools)):
-        seen = mask.pooled_rows(pool, batch, group, 0, blocks).cpu() & there
-        yield from _by_row(seen, lengths, mask, 1 + pool, "means", pool)
+    for pool, seen in enumerate(mask.pooled_rows(batch, group, 0, blocks).cpu()):
+        yield from _by_row(seen & there, lengths, mask, 1 + pool, "means", pool)
 
 
 def _by_row(
@@ -152,7 +151,7 @@ def _calls(mask: BlockMask, batch: int, group: int) -> Iterator[Call]:
     for first in range(0, blocks, step):
         last = min(first + step, blocks)
         whole = mask.full.rows(batch, group, first, last, keys).cpu()
-        means = [mask.pooled_rows(pool, batch, group, first, last).cpu() for pool in range(len(mask.pools))]
+        means = mask.pooled_rows(batch, group, first, last).cpu()
         turns = [0] * (last - first)
         for rows, found in _shared(whole, 0, last - first):
             yield Call(turns[rows.start], "whole", torch.arange(first + rows.start, first + rows.stop), found)

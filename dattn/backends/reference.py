@@ -64,19 +64,19 @@ def _with_means(
 ) -> tuple[Tensor, Tensor]:
     """Logits and values with one more column per run: its mean key with logit + ln n, where that is seen."""
     all_logits, all_values = [logits], [value]
-    for pool, run in enumerate(mask.pools):
+    for run, of_pool in zip(mask.pools, _seen(mask, *at), strict=True):
         keys, values, log_count = pool_runs(key, value, run_slots(mask, *at, run), key_mask)
         columns = torch.einsum("bhqd,bhkrd->bhqkr", query, keys) * scale + log_count[:, None, None]
-        seen = _seen(mask, pool, *at)[None, None, ..., None] & (log_count > -torch.inf)[:, None, None]
+        seen = of_pool[None, None, ..., None] & (log_count > -torch.inf)[:, None, None]
         all_logits.append(columns.masked_fill(~seen, -torch.inf).flatten(-2))
         all_values.append(values.flatten(2, 3))
     return torch.cat(all_logits, -1), torch.cat(all_values, 2)
 
 
-def _seen(mask: BlockMask, pool: int, batch: int, group: int) -> Tensor:
-    """bool [tokens, key blocks]: the blocks that each query sees through the means of one of ``mask.pools``."""
-    seen = mask.pooled_rows(pool, batch, group, 0, mask.query.blocks)
+def _seen(mask: BlockMask, batch: int, group: int) -> Tensor:
+    """bool [pools, tokens, key blocks]: the blocks that each query sees through the means of ``mask.pools``."""
+    seen = mask.pooled_rows(batch, group, 0, mask.query.blocks)
     slots = mask.query.slots(batch, group, mask.block_size)
-    out = torch.zeros(mask.query.order.shape[-1] + 1, mask.key.blocks, dtype=torch.bool, device=slots.device)
-    out[slots] = seen[:, None].expand(-1, slots.shape[1], -1)
-    return out[:-1]
+    out = seen.new_zeros(len(seen), mask.query.order.shape[-1] + 1, mask.key.blocks)
+    out[:, slots] = seen[:, :, None].expand(-1, -1, slots.shape[1], -1)
+    return out[:, :-1]

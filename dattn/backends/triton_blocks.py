@@ -71,7 +71,7 @@ def _prepared(lists: TritonLists, problem: Problem, backward: bool) -> Prepared:
     sparse = bool(problem.mask.levels)
     orders = (lists.orders[0], None) if lists.repeats else lists.orders
     walk = Walk(lists.visits, turned, orders, kept, None, size, lists.ragged, sparse, problem.scale)
-    if lists.seen is None:
+    if lists.seen is None or lists.bits is None:
         return Prepared(key, value, walk, [])
     weights, log_counts = zip(*(pool.weights(kept, len(key)) for pool in lists.pools), strict=True)
     blocks, sets, log_count = lists.visits.other, lists.visits.sets, torch.cat(log_counts, -1)
@@ -80,7 +80,9 @@ def _prepared(lists: TritonLists, problem: Problem, backward: bool) -> Prepared:
         for t in (key, value)
     ]
     keys, values = (Heads.of(parts[0] if len(parts) == 1 else torch.cat(parts, 2)) for parts in pooled)
-    pool = Pool(keys, values, log_count, len(log_count), lists.seen, lists.seen.shape[-1], keys.data.shape[2])
+    pool = Pool(
+        keys, values, log_count, len(log_count), lists.seen, lists.seen.shape[-1], lists.bits, keys.data.shape[2]
+    )
     return Prepared(key, value, walk._replace(pool=pool), list(weights))
 
 

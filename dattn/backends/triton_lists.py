@@ -65,8 +65,7 @@ class TritonLists:
         ragged: whether a key block holds fewer tokens than it has slots.
         repeats: whether a key may be listed several times.
         pools: how keys are pooled, once for each of ``BlockMask.pools``.
-        seen: int32 [sets, query blocks, words], the pooled keys of all pools that each query block sees; None where
-            there are none.
+        seen, bits: see ``Pool``; None where there are no pools.
     """
 
     visits: Visits
@@ -75,6 +74,7 @@ class TritonLists:
     repeats: bool
     pools: list[Runs]
     seen: Tensor | None
+    bits: Tensor | None
 
     @cached_property
     def turned(self) -> Visits:
@@ -108,7 +108,9 @@ def _lists_of(mask: BlockMask) -> TritonLists:
     orders = (_order(mask.query, sets), _order(mask.key, sets))
     pools = [_runs(run, mask.block_size, visits) for run in mask.pools]
     repeats = keys.tokens != queries.tokens
-    return TritonLists(visits, orders, ragged, repeats, pools, _seen(mask, groups_of) if pools else None)
+    return TritonLists(
+        visits, orders, ragged, repeats, pools, *(_seen(mask, groups_of), _bits(mask)) if pools else (None, None)
+    )
 
 
 def _runs(run: int, block_size: int, visits: Visits) -> Runs:
@@ -154,15 +156,23 @@ def _transposed(lists: Lists, columns: int) -> Lists:
 
 
 def _seen(mask: BlockMask, sets: Sets) -> Tensor:
-    """The bits of ``Pool.seen``: block by block the runs of every pool that a query block sees, pool after pool."""
+    """The bits of ``Pool.seen``: key blocks that a query block sees through the means of a pool, pool after pool."""
     rows, columns = mask.num_blocks
-    per_block = [mask.block_size // run for run in mask.pools]
-    words = -(-columns * sum(per_block) // WORD)
+    words = -(-columns * len(mask.pools) // WORD)
     seen = torch.empty(sets.batches * sets.groups, rows, words, dtype=torch.int32, device=mask.full.index.device)
     step = max(1, CHUNK // (words * WORD))
     for batch, group, first in product(range(sets.batches), range(sets.groups), range(0, rows, step)):
         last = min(first + step, rows)
-        blocks = [mask.pooled_rows(pool, batch, group, first, last) for pool in range(len(per_block))]
-        runs = [some.repeat_interleave(n, 1) for some, n in zip(blocks, per_block, strict=True)]
-        seen[batch * sets.groups + group, first:last] = pack_bits(torch.cat(runs, 1))
+        blocks = mask.pooled_rows(batch, group, first, last)
+        seen[batch * sets.groups + group, first:last] = pack_bits(blocks.transpose(0, 1).flatten(1))
     return seen
+
+
+def _bits(mask: BlockMask) -> Tensor:
+    """``Pool.bits``: the bit of ``_seen`` that belongs to each pooled key."""
+    blocks = torch.arange(mask.key.blocks, dtype=torch.int32, device=mask.full.index.device)
+    parts = [
+        (blocks + pool * mask.key.blocks).repeat_interleave(mask.block_size // run)
+        for pool, run in enumerate(mask.pools)
+    ]
+    return torch.cat(parts)

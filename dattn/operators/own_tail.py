@@ -130,7 +130,7 @@ class Runs:
     def of(cls, mask: BlockMask, row: int, group: int) -> Runs:
         """Those of a mask with a tail."""
         slots = run_slots(mask, row, group, mask.tail)[mask.key.pooled]
-        skipped = mask.pooled_rows(len(mask.levels), row, group, 0, mask.query.blocks)[:, mask.key.pooled]
+        skipped = mask.pooled_rows(row, group, 0, mask.query.blocks)[-1][:, mask.key.pooled]
         return cls(slots, skipped.repeat_interleave(slots.shape[1], 1), mask.query_blocks(group, row))
 
 

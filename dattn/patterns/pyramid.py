@@ -5,6 +5,9 @@ bands: the first is seen whole, the next ones through the means of every 2, 4 an
 the order, the rest not at all. The mean of n keys stands for n of them, so ln n is added to its logit:
 
     softmax over  { q·k_j / √d : j seen whole }  and  { q·k̄_r / √d + ln n_r : runs r of blocks seen through means }
+
+A GPU computes means 64 at a time where one of them is seen, so that scattered blocks seen through long runs cost more
+than their share.
 """
 
 from __future__ import annotations
@@ -43,8 +46,8 @@ class Pyramid(Dynamic):
         runs: keys that a mean is taken of in each band, 1 first, rising powers of two below the block size.
         by: whether ``bands`` are shares of the "weight", the sum of the row's scores, or of the "blocks".
         guards: for every run but the first, the least cosine similarity between the means of its halves, averaged over
-            a block, at which the block may be seen through means of it; a block below is seen through the longest
-            shorter run that may. (0.7, 0.65, 0.6) is published; () trusts all means.
+            a block, at which the block may be seen through means of it; a block below is seen through the next shorter
+            run that may, as all shorter ones may too. (0.7, 0.65, 0.6) is published; () trusts all means.
         floor: share of the blocks that every row sees whole at least.
         score: how much a block of queries is expected to attend to a region of keys.
         order: how the visual tokens are laid out: neighbours along it are pooled.
@@ -85,19 +88,19 @@ class Pyramid(Dynamic):
             raise ValueError(f"reuse={self.reuse!r}: give a number of steps, 1 for none")
 
     def _check_bands(self) -> None:
-        bands = self.bands if isinstance(self.bands, tuple) else ()
+        bands = self.bands if isinstance(self.bands, tuple) and all(map(_is_number, self.bands)) else ()
         rising = all(0 < a <= b <= 1 for a, b in pairwise((*bands[:1], *bands)))
         if not bands or not rising:
             raise ValueError(f"bands={self.bands!r}: give shares above 0 and at most 1 that do not fall")
         doubling = [1 << i for i in range(self.block_size.bit_length() - 1)]
-        of = self.runs if isinstance(self.runs, tuple) else ()
+        of = self.runs if isinstance(self.runs, tuple) and all(type(run) is int for run in self.runs) else ()
         if of[:1] != (1,) or len(of) != len(bands) or list(of) != sorted(set(of)) or not set(of) <= set(doubling):
             raise ValueError(
                 f"runs={self.runs!r}: one for each of the {len(bands)} bands, 1 first, then rising powers of two "
                 f"below the block size {self.block_size}"
             )
-        guards = self.guards if isinstance(self.guards, tuple) else (None,)
-        if guards and (len(guards) != len(of) - 1 or not all(_is_cosine(guard) for guard in guards)):
+        guards = self.guards if isinstance(self.guards, tuple) and all(map(_is_number, self.guards)) else (math.nan,)
+        if guards and (len(guards) != len(of) - 1 or not all(-1 <= guard <= 1 for guard in guards)):
             raise ValueError(
                 f"guards={self.guards!r}: one similarity from -1 to 1 for each of the {len(of) - 1} runs above 1, or ()"
             )
@@ -118,7 +121,7 @@ class Pyramid(Dynamic):
         def make() -> BlockMask:
             sides = sides_of(given, self.order, self.block_size)
             level = self.levels(sides)
-            coarse = {run: level == i for i, run in enumerate(self.runs) if i and (level == i).any()}
+            coarse = {run: level == i for i, run in enumerate(self.runs) if i}
             return sides.partition.mask(level == 0, tail_run(self.tail, self.block_size), coarse)
 
         return for_steps(given.state, (self, *given.terms), self.reuse, make)
@@ -134,6 +137,8 @@ class Pyramid(Dynamic):
             before = (held.cumsum(-1) - held) / held.sum(-1, keepdim=True).clamp_min(torch.finfo(held.dtype).tiny)
         bands = torch.tensor(self.bands, dtype=before.dtype, device=before.device)
         level = torch.bucketize(before.contiguous(), bands, right=True)
+        if self.bands[-1] == 1:
+            level.clamp_max_(len(self.runs) - 1)  # sums of very small weights may reach 1 before the last
         level[..., : max(1, math.ceil(self.floor * len(rank)))] = 0
         level = torch.empty_like(level).scatter_(-1, order, level)
         if self.guards:
@@ -148,25 +153,28 @@ class Pyramid(Dynamic):
         return torch.stack(trusted).long().cumprod(0).sum(0)[..., None, :]
 
     def _alike(self, sides: Sides, run: int) -> Tensor:
-        """[batch, heads, regions]: mean cosine similarity between the halves of the runs; 1 where no run is whole."""
+        """[batch, heads, regions]: mean cosine similarity between the halves of whole runs; 1 where there is none."""
         keys, there = runs(sides.key, sides.partition.lengths)
         end = there.shape[1] // run * run
         first, second = keys[..., :end, :].unflatten(3, (-1, 2, run // 2)).mean(-2).unbind(-2)
         whole = there[:, :end].unflatten(1, (-1, run)).all(-1)
-        similar = cosine_similarity(first, second, dim=-1).masked_fill(~whole, 0).sum(-1)
-        return torch.where(whole.any(-1), similar / whole.sum(-1).clamp_min(1), 1.0)
+        compared = whole & (first != 0).any(-1) & (second != 0).any(-1)  # keys that nobody sees are 0
+        similar = cosine_similarity(first, second, dim=-1).masked_fill(~compared, 0).sum(-1)
+        return torch.where(compared.any(-1), similar / compared.sum(-1).clamp_min(1), 1.0)
 
     def held(self, state: State) -> int:
         """Lists that serve several steps."""
         return held_by(state)
 
     def cost(self, grid: TokenGrid, head_dim: int, masks: MaskCache) -> float:
-        """What the bands ask for, where they are shares of the blocks."""
-        if self.by == "weight":
+        """What the bands ask for, where they are shares of the blocks and no guard raises them."""
+        if self.by == "weight" or self.guards:
             return 1.0
-        widths = [self.bands[0], *(b - a for a, b in pairwise(self.bands))]
-        return sum(width / run for width, run in zip(widths, self.runs, strict=True))
+        ends = [max(self.floor, end) for end in self.bands]
+        widths = [ends[0], *(b - a for a, b in pairwise(ends)), 1 - ends[-1]]
+        tail = tail_run(self.tail, self.block_size)
+        return sum(width / run for width, run in zip(widths, (*self.runs, tail or math.inf), strict=True))
 
 
-def _is_cosine(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and -1 <= value <= 1
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

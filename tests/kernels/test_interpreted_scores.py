@@ -161,6 +161,7 @@ def test_pooled_keys_of_several_lengths():
         1,
         bits(seen)[None],
         -(-seen.shape[1] // 32),
+        torch.arange(seen.shape[1], dtype=torch.int32, device=DEVICE),
         seen.shape[1],
     )
     inputs = (t.float() for t in (query, key, value))
