@@ -6,6 +6,7 @@
 
 from dattn.attention import attention
 from dattn.block_mask import BlockMask
+from dattn.calibration import Calibration
 from dattn.grid import TokenGrid
 from dattn.operators import (
     OPERATORS,
@@ -70,6 +71,7 @@ __all__ = [
     "Bias",
     "BlockCausal",
     "BlockMask",
+    "Calibration",
     "Clustered",
     "CrossShaped",
     "Dense",

@@ -14,6 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 import dattn
 from dattn import (
     Anchor,
+    Calibration,
     Clustered,
     FirstOrder,
     MeanSim,
@@ -598,6 +599,42 @@ def test_clustered(steps, route, monkeypatch):
             expected = torch.ones(GRID.tokens, GRID.tokens, dtype=torch.bool)
             expected[2:92, 2:92] = oracles.clustered(rows[b, h], columns[b, h], starts, steps, 0.5, 0.2, route)
             assert torch.equal(mask[b, h], expected)
+
+
+def test_centroids_are_calibrated_once_and_stored(tmp_path):
+    """Running means of the nearest tokens, call by call; then tokens go to the nearest, and nothing moves."""
+    learnt, path = Calibration(5, 8, first_steps=2), str(tmp_path / "centroids.safetensors")
+    with pytest.raises(ValueError, match="has seen no call"):
+        learnt.save(path)
+    first, second = inputs(), inputs(seed=1)
+    for q, k, v in (first, second):
+        out = attention(q, k, v, learnt, GRID)
+        torch.testing.assert_close(out, scaled_dot_product_attention(q, k, v))
+    together = lambda t: visual(t, GRID).float().transpose(0, 1).flatten(1, 2)  # both samples, head by head
+    drawn = torch.randperm(2 * GRID.visual, generator=torch.Generator().manual_seed(0))[:8]
+    begun = Clusters.of(together(first[1])[None], together(first[1])[None][:, :, drawn], 2)
+    expected = torch.empty(4, 8, 8)
+    for h in range(4):
+        labels = torch.cdist(together(second[1])[h], begun.centroids[0, h]).argmin(1)
+        for c in range(8):
+            count, new = int(begun.sizes[0, h, c]), together(second[1])[h][labels == c]
+            expected[h, c] = (count * begun.centroids[0, h, c] + new.sum(0)) / (count + len(new))
+    torch.testing.assert_close(learnt.learnt[0][1].centroids[0], expected)
+    learnt.save(path)
+    stored = Clustered(centroids=path, top_p=0.5, floor=0.2, block_size=SIZE)
+    assert pattern_from_dict(json.loads(json.dumps(stored.to_dict()))) == stored
+    mask = stored.mask_for(*first[:2], GRID, {}).to_dense()
+    starts = [running.centroids[0].double() for running in learnt.learnt[0]]
+    rows, columns = visual(first[0], GRID), visual(first[1], GRID)
+    for b, h in product(range(2), range(4)):
+        own = oracles.clustered(rows[b, h], columns[b, h], [side[h] for side in starts], 0, 0.5, 0.2)
+        assert torch.equal(mask[b, h, 2:92, 2:92], own)
+    with pytest.raises(ValueError, match="no layers.1.query.*another model"):
+        stored.at(1, 2, 0, 1).mask_for(*first[:2], GRID)
+    with pytest.raises(ValueError, match="4, 5, 8.*2 heads of 8"):
+        stored.mask_for(*(t[:, :2] for t in first[:2]), GRID)
+    with pytest.raises(ValueError, match="no such file"):
+        Clustered(centroids=str(tmp_path / "none"))
 
 
 def test_an_empty_cluster_stays_and_a_still_head_stops():

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from dattn.attention import masks_in
 from dattn.block_mask import BlockMask, tail_run
 from dattn.clusters import Clusters, start
 from dattn.grid import Layout, TokenGrid, text_blocks, with_text
@@ -33,6 +34,7 @@ from dattn.patterns.selected import check_block
 from dattn.reuse import for_steps, held_by
 from dattn.selection import TopP, to_lists, whole_blocks
 from dattn.spec import State
+from dattn.stored import check_file, layer_tensors
 
 CENTROIDS = "centroids"
 
@@ -51,6 +53,9 @@ class Clustered(Dynamic):
         route: how pairs are chosen: by "weight", or by "error", for a tail.
         reuse: keep clusters and lists for so many steps; the tail's means are always those of the moment.
         seed: of the first centroids.
+        centroids: instead of k-means, a file of centroids that ``dattn.Calibration`` wrote: tokens go to the nearest,
+            and numbers of clusters and steps say nothing.
+        layer: whose centroids; set by ``at``.
         block_size: 16, 32, 64 or 128.
         tail: pool what is skipped: False, True (one key per block of a cluster) or a run of 16 … block size tokens.
 
@@ -67,13 +72,18 @@ class Clustered(Dynamic):
     steps: int = 2
     reuse: int = 1
     seed: int = 0
+    centroids: str | None = None
+    layer: int = 0
     block_size: int = 128
     tail: bool | int = False
 
     def __post_init__(self) -> None:
+        if self.centroids is not None:
+            object.__setattr__(self, "centroids", str(self.centroids))
+            check_file("centroids", str(self.centroids))
         for name in ("query_clusters", "key_clusters", "reuse"):
             check_count(name, getattr(self, name))
-        for name in ("first_steps", "steps"):
+        for name in ("first_steps", "steps", "layer"):
             check_count(name, getattr(self, name), least=0)
         if self.route not in ("weight", "error"):
             raise ValueError(f"route={self.route!r}: choose weight or error")
@@ -82,9 +92,13 @@ class Clustered(Dynamic):
         TopP(self.top_p, floor=self.floor)
         check_block(self.block_size, self.tail)
 
+    def at(self, layer: int, layers: int, step: int, steps: int) -> Clustered:
+        """With the centroids of that layer, where they are stored."""
+        return self if self.centroids is None else replace(self, layer=layer)
+
     def fit(self, grid: TokenGrid) -> tuple[Clustered, str | None]:
         """At most as many clusters as there are visual tokens."""
-        if max(self.query_clusters, self.key_clusters) <= grid.visual:
+        if self.centroids is not None or max(self.query_clusters, self.key_clusters) <= grid.visual:
             return self, None
         counts = [min(n, grid.visual) for n in (self.query_clusters, self.key_clusters)]
         return replace(self, query_clusters=counts[0], key_clusters=counts[1]), f"clamped to {counts} clusters"
@@ -110,7 +124,10 @@ class Clustered(Dynamic):
         return whole_blocks(rows, columns, to_lists(blocks), self.block_size, tail_run(self.tail, self.block_size))
 
     def _clusters(self, sides: list[Tensor], terms: Any, state: State) -> list[Clusters]:
-        """Those of queries and keys, from the centroids of the step before where there are any."""
+        """Those of queries and keys, from stored centroids or those of the step before where there are any."""
+        if self.centroids is not None:
+            stored = masks_in(state).keep((self, sides[0].dtype, sides[0].device), lambda: self._stored(sides[0]))
+            return [Clusters.of(t, centroids, 0) for t, centroids in zip(sides, stored, strict=True)]
         before, counts = state.get(CENTROIDS), (self.query_clusters, self.key_clusters)
         if before is not None and before[0] == terms:
             found = [Clusters.of(t, old, self.steps) for t, old in zip(sides, before[1:], strict=True)]
@@ -120,6 +137,19 @@ class Clustered(Dynamic):
         state[CENTROIDS] = terms, *(clusters.centroids for clusters in found)
         return found
 
+    def _stored(self, like: Tensor) -> list[Tensor]:
+        """Centroids of queries and keys [1, heads, clusters, head_dim] from the file."""
+        assert self.centroids is not None
+        heads, width = like.shape[1], like.shape[-1]
+        found = layer_tensors("centroids", self.centroids, self.layer, ("query", "key"), like)
+        for side in found:
+            if side.ndim != 3 or side.shape[0] != heads or side.shape[-1] != width:
+                raise ValueError(
+                    f"centroids {self.centroids}: those of layer {self.layer} are {tuple(side.shape)}, the layer has "
+                    f"{heads} heads of {width}: give [{heads}, clusters, {width}]"
+                )
+        return [side[None] for side in found]
+
     def _layout(self, clusters: Clusters, grid: TokenGrid) -> tuple[Layout, Tensor]:
         """A side cluster by cluster, with the text around it, and the cluster of every visual block."""
         order, lengths, cluster = clusters.blocks(self.block_size)
@@ -127,8 +157,8 @@ class Clustered(Dynamic):
 
     def held(self, state: State) -> int:
         """The centroids, and lists that serve several steps."""
-        centroids = state.get(CENTROIDS, (None,))[1:]
-        return held_by(state) + sum(t.numel() * t.element_size() for t in centroids)
+        kept = state.get(CENTROIDS, (None,))[1:]
+        return held_by(state) + sum(t.numel() * t.element_size() for t in kept)
 
 
 def scores(queries: Clusters, keys: Clusters) -> Tensor:

@@ -12,7 +12,6 @@ sees them rotated, so this gate takes them as they are, and places are in what i
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -20,6 +19,7 @@ from torch import Tensor
 from dattn.orders import runs
 from dattn.patterns.base import check_count
 from dattn.scores.base import Score, Sides
+from dattn.stored import check_file, layer_tensors
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,7 @@ class Gate(Score):
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", str(self.path))
         check_count("layer", self.layer, least=0)
-        if not Path(self.path).is_file():
-            raise ValueError(f"gate {self.path!r}: no such file; give the safetensors file of a trained gate")
+        check_file("gate", self.path)
 
     def at(self, layer: int) -> Gate:
         """That layer's matrices."""
@@ -51,7 +50,8 @@ class Gate(Score):
     def of(self, sides: Sides) -> Tensor:
         """See ``Score.of``."""
         key = (self, sides.query.dtype, sides.query.device)
-        query_matrix, key_matrix = sides.masks.keep(key, lambda: self._matrices(sides))
+        read = lambda: layer_tensors("gate", self.path, self.layer, ("query", "key"), sides.query)
+        query_matrix, key_matrix = sides.masks.keep(key, read)
         self._check(query_matrix, key_matrix, sides)
         spread, there = runs(sides.key, sides.partition.lengths)
         absent = ~there[..., None]
@@ -62,20 +62,6 @@ class Gate(Score):
         ]
         queries, keys = sides.query_means() @ query_matrix, torch.cat(pooled, -1) @ key_matrix
         return (queries @ keys.mT * query_matrix.shape[-1] ** -0.5).softmax(-1)
-
-    def _matrices(self, sides: Sides) -> list[Tensor]:
-        """[heads, channels, dim] of queries and keys."""
-        from safetensors import safe_open
-
-        found = []
-        with safe_open(self.path, "pt") as file:
-            names = set(file.keys())
-            for side in ("query", "key"):
-                name = f"layers.{self.layer}.{side}"
-                if name not in names:
-                    raise ValueError(f"gate {self.path}: it has no {name}; it was trained for another model")
-                found.append(file.get_tensor(name).to(sides.query))
-        return found
 
     def _check(self, query: Tensor, key: Tensor, sides: Sides) -> None:
         """Raise ``ValueError`` unless the matrices are this layer's."""
