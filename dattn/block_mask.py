@@ -113,11 +113,17 @@ class BlockMask:
     def density(self) -> float:
         """Visited block pairs ÷ all block pairs, the mean over groups; empty blocks do not count.
 
-        Keys that are listed several times are counted once among all pairs.
+        Blocks that list keys another time count where they are visited, not among all.
         """
-        queries, keys = ((side.lengths > 0).sum(-1).double() for side in (self.query, self.key))
-        once = self.query.order.shape[-1] / self.key.lengths.sum(-1)
-        return (self._visited / (queries * keys * once)).mean().item()
+        starts = self.key.lengths.cumsum(-1) - self.key.lengths
+        keys = ((self.key.lengths > 0) & (starts < self.query.order.shape[-1])).sum(-1).double()
+        queries = (self.query.lengths > 0).sum(-1).double()
+        return (self._visited / (queries * keys)).mean().item()
+
+    @property
+    def repeats(self) -> bool:
+        """Whether keys may be listed several times, behind the first listing of all of them."""
+        return self.key.order.shape[-1] != self.query.order.shape[-1]
 
     @property
     def _visited(self) -> Tensor:

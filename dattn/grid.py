@@ -91,8 +91,8 @@ class Layout:
     """One side (queries or keys) of a block mask: an order cut into blocks of at most ``block_size`` tokens.
 
     Attributes:
-        order: int64 [batch or 1, groups or 1, tokens]; kernel position -> raster position. A side of keys may list a
-            token several times, for different query blocks, and what comes after its last block means nothing.
+        order: int64 [batch or 1, groups or 1, tokens]; kernel position -> raster position. A side of keys may list
+            tokens again behind all others, for different query blocks; what comes after its last block means nothing.
         lengths: int32 [batch or 1, groups or 1, blocks]; blocks are consecutive in kernel order, and one that
             holds fewer tokens than ``block_size`` is ragged: it occupies just its tokens, no padding.
         pooled: bool [blocks]; whether a block may be replaced by its mean (visual blocks; text never is).

@@ -24,12 +24,10 @@ def for_head_groups(masks: Sequence[BlockMask]) -> BlockMask:
         masks: of one grid and of a batch of 1.
 
     Raises:
-        ValueError: tails that differ in their run, or masks with levels.
+        ValueError: tails that differ in their run, or masks with levels or with keys listed several times.
     """
-    if any(mask.levels for mask in masks):
-        raise ValueError(
-            "masks with levels: they are of single calls and have lists for every head; compute them alone"
-        )
+    if any(mask.levels or mask.repeats for mask in masks):
+        raise ValueError("masks of single calls: they have lists for every head; compute them alone")
     size = min(mask.block_size for mask in masks)
     runs = {min(mask.tail, size) for mask in masks}
     if len(runs) > 1:

@@ -27,6 +27,8 @@ def layer_tensors(what: str, path: str, layer: int, names: Sequence[str], like: 
         there = set(file.keys())
         for name in (f"layers.{layer}.{name}" for name in names):
             if name not in there:
-                raise ValueError(f"{what} {path}: it has no {name}; it was made for another model")
+                raise ValueError(
+                    f"{what} {path}: it has no {name}; it was made for another model, or without this layer"
+                )
             found.append(file.get_tensor(name).to(like))
     return found

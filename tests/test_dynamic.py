@@ -573,6 +573,8 @@ def test_anchor(order, padded):
         assert torch.equal(found[b, h], expected)
     assert len(set(counts)) > 5  # single keys, differently many
     assert mask.element_density == pytest.approx(sum(pairs) / 8 / 95**2)
+    visited = (mask.full.counts().sum(-1)).double().mean().item()
+    assert mask.density == pytest.approx(visited / mask.query.blocks**2) and 0 < mask.density < 1
 
 
 def test_an_anchor_of_no_stripes_and_of_all():
@@ -608,8 +610,8 @@ def test_centroids_are_calibrated_once_and_stored(tmp_path):
         learnt.save(path)
     first, second = inputs(), inputs(seed=1)
     for q, k, v in (first, second):
-        out = attention(q, k, v, learnt, GRID)
-        torch.testing.assert_close(out, scaled_dot_product_attention(q, k, v))
+        out = attention(q, k, v, learnt, GRID, scale=0.5)
+        torch.testing.assert_close(out, scaled_dot_product_attention(q, k, v, scale=0.5))
     together = lambda t: visual(t, GRID).float().transpose(0, 1).flatten(1, 2)  # both samples, head by head
     drawn = torch.randperm(2 * GRID.visual, generator=torch.Generator().manual_seed(0))[:8]
     begun = Clusters.of(together(first[1])[None], together(first[1])[None][:, :, drawn], 2)
@@ -620,12 +622,20 @@ def test_centroids_are_calibrated_once_and_stored(tmp_path):
             count, new = int(begun.sizes[0, h, c]), together(second[1])[h][labels == c]
             expected[h, c] = (count * begun.centroids[0, h, c] + new.sum(0)) / (count + len(new))
     torch.testing.assert_close(learnt.learnt[0][1].centroids[0], expected)
+    torch.testing.assert_close(learnt.learnt[0][0].counts.sum(-1), torch.full((1, 4), 4 * GRID.visual))
+    assert learnt.to_dict() == {
+        "name": "Calibration",
+        "query_clusters": 5,
+        "key_clusters": 8,
+        "first_steps": 2,
+        "seed": 0,
+    }
     learnt.save(path)
     stored = Clustered(centroids=path, top_p=0.5, floor=0.2, block_size=SIZE)
     assert pattern_from_dict(json.loads(json.dumps(stored.to_dict()))) == stored
-    mask = stored.mask_for(*first[:2], GRID, {}).to_dense()
+    mask = stored.build(Given(*first[:2], GRID, {}, 0.5 * 8**0.5)).to_dense()
     starts = [running.centroids[0].double() for running in learnt.learnt[0]]
-    rows, columns = visual(first[0], GRID), visual(first[1], GRID)
+    rows, columns = visual(first[0], GRID) * 0.5 * 8**0.5, visual(first[1], GRID)
     for b, h in product(range(2), range(4)):
         own = oracles.clustered(rows[b, h], columns[b, h], [side[h] for side in starts], 0, 0.5, 0.2)
         assert torch.equal(mask[b, h, 2:92, 2:92], own)
@@ -965,7 +975,8 @@ def test_among_others():
         (lambda: Pyramid(("a",), (1,)), "bands=.*do not fall"),
         (lambda: Pyramid(runs=(1, 2.0, 4, 8)), "powers of two"),
         (lambda: Pyramid(guards=("a", 0, 0)), "guards="),
-        (lambda: for_head_groups([Pyramid(block_size=SIZE).mask_for(*inputs()[:2], GRID)]), "masks with levels"),
+        (lambda: for_head_groups([Pyramid(block_size=SIZE).mask_for(*inputs()[:2], GRID)]), "masks of single calls"),
+        (lambda: attention(*inputs(), FirstOrder(Anchor(1, 2, block_size=SIZE)), GRID), "single keys of skipped"),
         (lambda: Pyramid(reuse=0.9), "reuse=0.9"),
         (lambda: Pyramid(order=Tree(), keep=("own",)), "no places"),
         (lambda: pattern_from_string("TopK(0.2)"), "a part of a pattern"),

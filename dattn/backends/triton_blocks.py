@@ -6,6 +6,7 @@ gradients, stay in raster order. Under ``TRITON_INTERPRET=1`` it runs on a CPU, 
 
 from __future__ import annotations
 
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -100,10 +101,13 @@ def _collected(grad: Tensor, lists: TritonLists, like: Tensor) -> Tensor:
     at = order.view(set_of.batches, set_of.groups, -1)[:, groups].expand(batch, -1, -1).long()
     ends = lists.visits.other.lengths.sum(-1).view(set_of.batches, set_of.groups)[:, groups, None]
     there = torch.arange(at.shape[-1], device=like.device) < ends  # what lies behind the last block was not written
-    first = torch.arange(batch * heads, device=like.device).view(batch, heads, 1) * tokens
-    rows = grad.float().masked_fill(~there[..., None], 0).flatten(0, 2)
-    out = rows.new_zeros(batch * heads * tokens, dim).index_put_(((at + first).flatten(),), rows, accumulate=True)
-    return out.view(batch, heads, tokens, dim).to(like.dtype)
+    out = torch.empty_like(like)
+    for row, head in product(range(batch), range(heads)):  # one by one: in float32 all together would be large
+        written = there[min(row, len(there) - 1), head]
+        index, parts = at[row, head, written], grad[row, head, written].float()
+        total = parts.new_zeros(tokens, dim)
+        out[row, head] = total.index_put_((index,), parts, accumulate=True)  # in one order, whatever the device
+    return out
 
 
 def _key_mask(lists: TritonLists, problem: Problem) -> Tensor | None:

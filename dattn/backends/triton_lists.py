@@ -107,9 +107,9 @@ def _lists_of(mask: BlockMask) -> TritonLists:
     ragged = bool((mask.key.lengths < mask.block_size).any())
     orders = (_order(mask.query, sets), _order(mask.key, sets))
     pools = [_runs(run, mask.block_size, visits) for run in mask.pools]
-    repeats = keys.tokens != queries.tokens
+    assert not (mask.repeats and pools), "keys that are listed again are not pooled"
     return TritonLists(
-        visits, orders, ragged, repeats, pools, *(_seen(mask, groups_of), _bits(mask)) if pools else (None, None)
+        visits, orders, ragged, mask.repeats, pools, *(_seen(mask, groups_of), _bits(mask)) if pools else (None, None)
     )
 
 

@@ -61,6 +61,10 @@ class OwnTail(OverPattern):
         mask, output, lse = masked(self.pattern, call)
         if mask.tail:
             raise ValueError(f"{self.pattern} in {self.name}: it has a tail of its own; leave that out")
+        if mask.repeats:
+            raise ValueError(
+                f"{self.pattern} in {self.name}: it sees single keys of skipped blocks, whose means have them too"
+            )
         if not self.pattern.static:
             share = self._with_tail(mask).tail_share + self.extra(call.grid, call.query.shape[-1])
             call.state[VISITED] = mask.density, share

@@ -97,7 +97,7 @@ def test_antidiagonal_scores_in_several_portions(monkeypatch):
     arguments = *arguments, ragged_blocks(), ragged_blocks(), SETS, None, 32, 8
     whole = antidiagonal_scores(*arguments)
     monkeypatch.setattr("dattn.kernels.antidiagonal.CHUNK", 1)
-    assert torch.equal(antidiagonal_scores(*arguments), whole)
+    close(antidiagonal_scores(*arguments), whole.double())  # not bit-equal: another batch, another product
 
 
 @pytest.mark.parametrize(
