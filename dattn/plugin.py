@@ -15,7 +15,7 @@ from dattn import presets, recipe, report
 from dattn.adapters import ADAPTERS, Adapter, Site, adapter_for
 from dattn.backends import BACKENDS
 from dattn.block_mask import MaskCache
-from dattn.processors import PROCESSORS, Layer, register_with_guidance
+from dattn.processors import Layer
 from dattn.processors.patch import Patch
 from dattn.recipe import Selection, Settings
 from dattn.report import Report
@@ -107,12 +107,10 @@ class Handle:
         self._tap: SchedulerTap | None = None
 
     def _install(self) -> None:
-        register_with_guidance()
         for part in self._parts:
             layers = part.layers(self.settings, self._masks, self._backend)
-            processor = PROCESSORS[part.adapter.processor]
             setattr(part.model, HANDLE, self)
-            self._patches.append(Patch(part.model, part.adapter, layers, processor, self._before_forward))
+            self._patches.append(Patch(part.model, part.adapter, layers, self._before_forward))
         self._place()
         self._follow_scheduler()
 
@@ -214,15 +212,16 @@ class _Part:
 
     def stock_reasons(self, settings: Settings) -> list[str]:
         """Per layer, why it stays stock for good; ``""`` where the pattern may run."""
-        names = [site.name for site in self.sites]
-        chosen = set(_chosen(names, settings.layers))
-        if isinstance(settings.dense_layers, int) and settings.dense_layers > len(names):
+        sites = self.sites
+        open_to = [i for i, site in enumerate(sites) if not site.why]
+        chosen = set(_chosen([site.name for site in sites], settings.layers))
+        if isinstance(settings.dense_layers, int) and settings.dense_layers > len(open_to):
             raise ValueError(
-                f"dense_layers={settings.dense_layers}: {self.kind} has {len(names)} self-attention layers; give "
+                f"dense_layers={settings.dense_layers}: {self.kind} has {len(open_to)} self-attention layers; give "
                 "at most that, or a fraction"
             )
-        dense = resolve_amount(settings.dense_layers, len(names))
-        return [_stock_reason(i, dense, chosen, settings.attention) for i in range(len(names))]
+        dense = set(open_to[: resolve_amount(settings.dense_layers, len(open_to))])
+        return [site.why or _stock_reason(i, dense, chosen, settings.attention) for i, site in enumerate(sites)]
 
     def layers(self, settings: Settings, masks: MaskCache, backend: str) -> list[Layer]:
         """A layer per site."""
@@ -244,10 +243,10 @@ class _Part:
         ]
 
 
-def _stock_reason(index: int, dense: int, chosen: set[int], attention: Any) -> str:
+def _stock_reason(index: int, dense: set[int], chosen: set[int], attention: Any) -> str:
     if attention is None:
         return "no attention was given"
-    if index < dense:
+    if index in dense:
         return "a dense layer"
     return "" if index in chosen else "not among layers="
 

@@ -127,7 +127,7 @@ def build(layers: Sequence[Layer], settings: Settings, clock: Clock) -> Report:
 
 
 def _row(layer: Layer) -> Row:
-    stock = layer.why or layer.blocked or layer.refusal
+    stock = layer.stock_reason
     known = layer.pattern is not None and layer.grid is not None
     density, tail_share = layer.visited() if known else (None, None)
     flops = _flops(layer)
@@ -156,7 +156,7 @@ def _remarks(layer: Layer, known: bool) -> list[str]:
 
 def _flops(layer: Layer) -> int | None:
     """Two matrix products of tokens x tokens x width, two FLOPs per multiplication with its addition."""
-    return None if layer.grid is None else 4 * layer.grid.tokens**2 * layer.module.inner_dim
+    return None if layer.grid is None else 4 * layer.grid.tokens**2 * layer.width
 
 
 def describe(pattern: Any) -> str | None:

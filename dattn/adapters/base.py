@@ -8,14 +8,25 @@ from typing import Any
 
 from dattn.grid import TokenGrid
 
+Grids = TokenGrid | tuple[TokenGrid, ...] | str
+"""The grid of a call; one for every sample where they differ; or why the call is left alone."""
+
 
 @dataclass(frozen=True)
 class Site:
-    """A self-attention module: its name in the model, the module, and the level whose grid it sees."""
+    """A self-attention module.
+
+    Attributes:
+        name: in the model.
+        module: what holds the processor.
+        level: whose grid it sees.
+        why: why no pattern can run in it; ``""`` where one can.
+    """
 
     name: str
     module: Any
     level: str = ""
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -38,10 +49,10 @@ class Adapter:
         family: short name, the key of its presets.
         title: what people call it.
         models: class names of the top-level models; subclasses count.
-        text: where text tokens sit.
+        text: where text tokens sit in self-attention, in plain words for the table of models.
         sites: the model's self-attention modules in execution order.
-        grids: from the model and the inputs of one call to the grid of every level.
-        processor: name of the processor class in ``dattn.processors`` that serves its layers.
+        grids: from the model and the inputs of one call to the grid of every level. Where text sits on one side only,
+            its count need not be exact: a call's own length corrects it.
     """
 
     family: str
@@ -49,5 +60,4 @@ class Adapter:
     models: tuple[str, ...]
     text: str
     sites: Callable[[Any], list[Site]]
-    grids: Callable[[Any, Inputs], dict[str, TokenGrid]]
-    processor: str
+    grids: Callable[[Any, Inputs], Mapping[str, Grids]]

@@ -29,5 +29,4 @@ ADAPTER = Adapter(
     text="joint, text first",
     sites=sites,
     grids=grids,
-    processor="CogVideoXProcessor",
 )

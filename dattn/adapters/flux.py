@@ -35,5 +35,4 @@ ADAPTER = Adapter(
     text="joint, text first",
     sites=sites,
     grids=grids,
-    processor="FluxProcessor",
 )

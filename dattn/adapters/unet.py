@@ -71,5 +71,4 @@ ADAPTER = Adapter(
     text="separate cross-attention",
     sites=sites,
     grids=grids,
-    processor="UNetProcessor",
 )

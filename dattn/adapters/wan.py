@@ -26,5 +26,4 @@ ADAPTER = Adapter(
     text="separate cross-attention",
     sites=sites,
     grids=grids,
-    processor="WanProcessor",
 )

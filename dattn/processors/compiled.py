@@ -1,6 +1,7 @@
 """What ``torch.compile`` sees of a layer's attention: one opaque operator, so that a whole model is one graph.
 
-The graph holds the layer's number and its grid. Pattern, mask, step and backend stay in Python, behind the
+The graph holds the layer's grid, and reads the layer's number from a tensor: blocks that are alike but for their
+number share one graph. Pattern, mask, step and backend stay in Python, behind the
 operator, so a pattern that changes with the step recompiles nothing.
 """
 
@@ -26,28 +27,42 @@ _layers: WeakValueDictionary[int, Layer] = WeakValueDictionary()
 _numbers = count()
 
 
-def number_of(layer: Layer) -> int:
-    """A number by which the operator finds a layer for as long as something else holds it."""
+def number_of(layer: Layer) -> Tensor:
+    """int64 scalar on the CPU by which the operator finds a layer for as long as something else holds it."""
     number = next(_numbers)
     _layers[number] = layer
-    return number
+    return torch.tensor(number)
 
 
-def attend(number: int, grid: TokenGrid, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+def attend(
+    number: Tensor,
+    grid: TokenGrid,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    key_mask: Tensor | None = None,
+) -> Tensor:
     """The layer's attention on [batch, heads, tokens, head_dim], as one node of the graph."""
-    return _attend(query, key, value, number, grid.sizes, scale)[0]
+    return _attend(query, key, value, number, grid.sizes, scale, key_mask)[0]
 
 
 @torch.library.custom_op("dattn::attend", mutates_args=(), tags=NO_CUDA_GRAPH)
 def _attend(
-    query: Tensor, key: Tensor, value: Tensor, number: int, sizes: Sequence[int], scale: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    number: Tensor,
+    sizes: Sequence[int],
+    scale: float,
+    key_mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     layer, grid = _entered(number, sizes)
     with torch.autocast(query.device.type, enabled=False):
         if not layer.concrete.static:
-            output = layer.eager(query, key, value, scale)
+            output = layer.eager(query, key, value, scale, key_mask, grid)
             return _placed(output), query.new_zeros(query.shape[:3], dtype=_wide(query))
-        output, lse = _backend(layer, query).forward(_problem(layer, grid, query, key, value, scale))
+        output, lse = _backend(layer, query).forward(_problem(layer, grid, query, key, value, scale, key_mask))
     return _placed(output), lse.contiguous()
 
 
@@ -56,9 +71,10 @@ def _gradients(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    number: int,
+    number: Tensor,
     sizes: Sequence[int],
     scale: float,
+    key_mask: Tensor | None,
     results: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``results``: output, LSE, and the gradients of both."""
@@ -67,13 +83,14 @@ def _gradients(
         name = layer.concrete.name
         raise NotImplementedError(f"{name} has no gradient in a compiled model: train it uncompiled, or take a pattern")
     with torch.autocast(query.device.type, enabled=False):
-        grads = _backend(layer, query).backward(_problem(layer, grid, query, key, value, scale), *results)
+        problem = _problem(layer, grid, query, key, value, scale, key_mask)
+        grads = _backend(layer, query).backward(problem, *results)
     return _placed(grads[0]), _placed(grads[1]), _placed(grads[2])
 
 
-def _entered(number: int, sizes: Sequence[int]) -> tuple[Layer, TokenGrid]:
+def _entered(number: Tensor, sizes: Sequence[int]) -> tuple[Layer, TokenGrid]:
     """A layer on a grid that it may not have noted yet: graphs note things last."""
-    layer = _layers.get(number)
+    layer = _layers.get(int(number))
     if layer is None:
         raise RuntimeError("this graph was compiled with a dattn handle that is gone: compile the model again")
     frames, height, width, before, after = sizes
@@ -86,8 +103,17 @@ def _backend(layer: Layer, query: Tensor) -> Backend:
     return load(layer.chosen(query))
 
 
-def _problem(layer: Layer, grid: TokenGrid, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Problem:
-    return Problem(query, key, value, layer.masks.get(layer.concrete, layer.grid or grid, query.device), scale)
+def _problem(
+    layer: Layer,
+    grid: TokenGrid,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    key_mask: Tensor | None,
+) -> Problem:
+    mask = layer.masks.get(layer.concrete, grid, query.device)
+    return Problem(query, key, value, mask, scale, key_mask)
 
 
 def _wide(query: Tensor) -> torch.dtype:
@@ -110,14 +136,14 @@ def _placed(tensor: Tensor) -> Tensor:
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    query, key, value, *ctx.rest = inputs
-    ctx.save_for_backward(query, key, value, *output)
+    query, key, value, number, *ctx.rest, key_mask = inputs
+    ctx.save_for_backward(query, key, value, number, key_mask, *output)
 
 
 def _backward(ctx: Any, grad_output: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
-    query, key, value, *results = ctx.saved_tensors
-    grads = _gradients(query, key, value, *ctx.rest, [*results, grad_output, grad_lse])
-    return *grads, None, None, None
+    query, key, value, number, key_mask, *results = ctx.saved_tensors
+    grads = _gradients(query, key, value, number, *ctx.rest, key_mask, [*results, grad_output, grad_lse])
+    return *grads, None, None, None, None
 
 
 _attend.register_autograd(_backward, setup_context=_keep)

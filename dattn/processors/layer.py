@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dattn.adapters.base import Grids
 from dattn.attention import attend, autocast
 from dattn.backends import choose
 from dattn.block_mask import BlockMask, MaskCache
@@ -35,8 +36,9 @@ def _scores_are_skipped() -> bool:
 class Layer:
     """A layer that a pattern may run in.
 
-    Inside the model a processor reads ``active`` and, if it is true, calls ``attend``. Everything else is set
-    from outside: ``place`` when the step moves, ``enter`` when the grid changes, ``select`` per guidance branch.
+    Inside the model a processor reads ``active`` and, if it is true, asks ``expects`` and calls ``attend``. Everything
+    else is set from outside: ``place`` when the step moves, ``enter`` when the grid changes, ``select`` per guidance
+    branch.
 
     Args:
         index: position among the model's self-attention layers, in execution order.
@@ -69,6 +71,7 @@ class Layer:
         self.why = why
         self.active = False
         self.grid: TokenGrid | None = None  # until the first call
+        self.samples: tuple[TokenGrid, ...] = ()  # a grid for every sample of a batch, where they differ
         self.concrete: Any = pattern
         self.note: str | None = None
         self.blocked = ""
@@ -84,6 +87,9 @@ class Layer:
         self._placed = pattern
         self._step = 0
         self._dense_step = False
+        self._unfit = ""
+        self._served = False
+        self.head_dim = 64  # until the first call tells
 
     def place(self, step: int, steps: int, dense: bool) -> None:
         """The denoising loop is at ``step`` of ``steps``, and that step is dense or not."""
@@ -94,12 +100,21 @@ class Layer:
         self._placed = self.pattern.at(self.index, self.count, step, steps)
         self._settle()
 
-    def enter(self, grid: TokenGrid) -> None:
-        """The model is called with this grid at this layer."""
+    def enter(self, grid: Grids) -> None:
+        """The model is called with this grid at this layer, or with one for every sample, or for a reason stock."""
+        self._unfit, self.samples = "", ()
+        if isinstance(grid, str):
+            self._unfit = grid
+            self.active = False
+            return
+        if isinstance(grid, tuple):
+            self.samples = grid if any(other.sizes != grid[0].sizes for other in grid) else ()
+            grid = grid[0]
         if self.grid is None or grid.sizes != self.grid.sizes:  # numbers: a compiler compares no grids
             self.grid = grid
             self._recount()
             self._settle()
+        self.active = self._runs()
 
     def _settle(self) -> None:
         """Fit the pattern of this place to the grid, and decide whether it runs."""
@@ -108,7 +123,15 @@ class Layer:
         self.concrete, self.note = self._placed.fit(self.grid)
         if self.min_saving is not None:
             self.why = self._too_little_saved(self.min_saving)
-        self.active = not self._dense_step and not self.why
+        self.active = self._runs()
+
+    def _runs(self) -> bool:
+        return self.pattern is not None and not (self._dense_step or self.why or self._unfit)
+
+    @property
+    def stock_reason(self) -> str:
+        """Why the model's own attention runs here; ``""`` where the pattern does."""
+        return self.why or self._unfit or self.blocked or self.refusal
 
     def _too_little_saved(self, least: float) -> str:
         saved = 1 - self.share()
@@ -160,22 +183,59 @@ class Layer:
             self.refusal = reason
             warnings.warn(f"dattn left {self.name} stock: {reason}", stacklevel=3)
 
-    def expects(self, tokens: int, mask: Tensor | None = None, context: Tensor | None = None) -> bool:
-        """Whether a call is plain self-attention on the layer's grid; if not, it is refused."""
+    def begin(self) -> None:
+        """A processor starts to attend."""
+        self._served = False
+
+    @property
+    def width(self) -> int:
+        """Channels of all heads together."""
+        own = getattr(self.module, "inner_dim", None)
+        return self.module.to_q.out_features if own is None else own
+
+    def expects(self, query: Tensor, key: Tensor, masked: bool) -> bool:
+        """Whether a call, [batch, heads, tokens, head_dim], is plain self-attention on the layer's grid.
+
+        A call that is not is refused, unless another of this processor was served: image prompts have one of their own.
+
+        Args:
+            masked: a mask came with it that hides more than keys.
+        """
         if _scores_are_skipped():
             return False
-        if mask is not None:
-            self.refuse("an attention mask was passed, which a pattern cannot honour")
-        elif context is not None:
-            self.refuse("a context was passed, so this is cross-attention")
-        elif self.grid is None or tokens != self.grid.tokens:
-            self.refuse(f"the sequence has {tokens} tokens, its grid {self.grid and self.grid.tokens}")
-        elif self._groups() > self.module.heads:
-            self.refuse(f"{self.concrete.name} has {self._groups()} head groups, the layer {self.module.heads} heads")
-        else:
-            self.refusal = ""
-            return True
-        return False
+        reason = self._refusal(query, key, masked)
+        if reason and not self._served:
+            self.refuse(reason)
+        elif not reason:
+            self.refusal, self._served = "", True
+        return not reason
+
+    def _refusal(self, query: Tensor, key: Tensor, masked: bool) -> str:
+        if masked:
+            return "an attention mask was passed that hides more than keys, which a pattern cannot honour"
+        if key.shape[2] != query.shape[2]:
+            return "a context was passed, so this is cross-attention"
+        if self.samples and len(self.samples) != len(query):
+            return f"there are {len(query)} samples, but grids for {len(self.samples)}"
+        if any(self.grid_of(query.shape[2], row) is None for row in range(len(self.samples) or 1)):
+            return f"the sequence has {query.shape[2]} tokens, its grid {self.grid and self.grid.tokens}"
+        groups = self._groups()
+        if groups > query.shape[1]:
+            return f"{self.concrete.name} has {groups} head groups, the layer {query.shape[1]} heads"
+        return ""
+
+    def grid_of(self, tokens: int, row: int = 0) -> TokenGrid | None:
+        """The grid of a sequence of so many tokens; None if it cannot be the layer's.
+
+        A model may drop or add tokens on the side where text sits: padding, mostly.
+        """
+        grid = self.samples[row] if self.samples else self.grid
+        if grid is None or tokens == grid.tokens:
+            return grid
+        before, after, spare = grid.text_before, grid.text_after, tokens - grid.visual
+        if spare < 0 or (before == 0) == (after == 0):
+            return None
+        return TokenGrid(*grid.shape, text=(spare, 0) if before else (0, spare))
 
     def _groups(self) -> int:
         """Head groups of the pattern on this grid."""
@@ -184,21 +244,39 @@ class Layer:
         mask = self.mask()
         return 1 if mask is None else mask.groups
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None = None) -> Tensor:
-        """The pattern on [batch, heads, tokens, head_dim] in raster order; the same shape comes back."""
-        assert self.grid is not None  # an active layer has one
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, scale: float | None = None, key_mask: Tensor | None = None
+    ) -> Tensor:
+        """The pattern on [batch, heads, tokens, head_dim] in raster order; the same shape comes back.
+
+        ``key_mask``: bool [batch, tokens], False for keys that nobody sees.
+        """
+        if not self.samples:
+            return self._attend(query, key, value, scale, key_mask, 0)
+        masks = [None] * len(query) if key_mask is None else key_mask.split(1)
+        rows = zip(query.split(1), key.split(1), value.split(1), masks, strict=True)
+        return torch.cat([self._attend(q, k, v, scale, m, row) for row, (q, k, v, m) in enumerate(rows)])
+
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, key_mask: Tensor | None, row: int
+    ) -> Tensor:
+        grid = self.grid_of(query.shape[2], row)
+        assert grid is not None  # ``expects`` was asked
         if torch.compiler.is_compiling():
             scale = query.shape[-1] ** -0.5 if scale is None else scale
             query, key, value = autocast(query, key, value)
-            return self._as_one_node(self.number, self.grid, query, key, value, scale)
-        return self.eager(query, key, value, scale)
+            return self._as_one_node(self.number, grid, query, key, value, scale, key_mask)
+        return self.eager(query, key, value, scale, key_mask, grid)
 
-    def eager(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-        """``attend`` outside of any graph."""
-        assert self.grid is not None
+    def eager(
+        self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, key_mask: Tensor | None, grid: TokenGrid
+    ) -> Tensor:
+        """``attend`` outside of any graph, on a grid."""
         self.chosen(query)
         state: State = {"masks": self.masks} if self.concrete.static else self._state()
-        output = attend(query, key, value, self.concrete, self.grid, scale=scale, backend=self.backend, state=state)
+        output = attend(
+            query, key, value, self.concrete, grid, scale=scale, key_mask=key_mask, backend=self.backend, state=state
+        )
         if VISITED in state:
             self._note(*state.pop(VISITED))
         return output
@@ -215,6 +293,7 @@ class Layer:
         else:
             choice = self.concrete.choose(self.backend, query)
         self.run = Run(choice.name, choice.reason)
+        self.head_dim = query.shape[-1]
         self._spent, self._calls = self._spent + self.share(), self._calls + 1
         return choice.name
 
@@ -250,4 +329,4 @@ class Layer:
             return min(mask.density + mask.tail_share, 1.0)
         if self.grid is None or self.concrete is None:
             return 1.0
-        return min(self.concrete.cost(self.grid, self.module.inner_dim // self.module.heads, self.masks), 1.0)
+        return min(self.concrete.cost(self.grid, self.head_dim, self.masks), 1.0)

@@ -10,18 +10,17 @@ from typing import Any
 from torch import nn
 
 from dattn.adapters import Adapter, Inputs
-from dattn.processors.base import Processor, unwrap
 from dattn.processors.layer import Layer
+from dattn.processors.stand_in import LAYER, stand_in, unwrap, why_not
 
 
 class Patch:
-    """Puts processors of ours in a model, follows what is done to the model, and takes all of it out again.
+    """Puts stand-ins in a model, follows what is done to the model, and takes all of it out again.
 
     Args:
         model: the top-level model.
         adapter: how its family is read.
         layers: one layer per site of the adapter, in that order.
-        processor: the class of processor that serves them.
         before: called at the start of every forward pass of the model.
     """
 
@@ -30,16 +29,15 @@ class Patch:
         model: Any,
         adapter: Adapter,
         layers: list[Layer],
-        processor: type[Processor],
         before: Callable[[], None],
     ) -> None:
         self.model, self.layers = model, layers
         self._adapter, self._before = adapter, before
         self._levels = [site.level for site in adapter.sites(model)]
-        self._ours = [(layer, processor(layer)) for layer in layers if layer.pattern is not None]
+        self._places = [_Place(layer) for layer in layers if layer.pattern is not None]
         self._count_sharing()
-        for pair in self._ours:
-            _install(*pair)
+        for place in self._places:
+            place.install()
         self._hook = model.register_forward_pre_hook(self._enter, with_kwargs=True)
         self._tap_cache_context()
 
@@ -59,9 +57,8 @@ class Patch:
         grids = self._adapter.grids(model, Inputs(args, kwargs))
         for layer, level in zip(self.layers, self._levels, strict=True):
             layer.enter(grids[level])
-        for layer, ours in self._ours:
-            if layer.module.processor is not ours or layer.blocked:
-                _install(layer, ours)
+        for place in self._places:
+            place.install()
 
     def _tap_cache_context(self) -> None:
         """Learn the names of guidance branches, which pipelines announce with ``model.cache_context(name)``."""
@@ -93,21 +90,36 @@ class Patch:
             del self.model.cache_context
         if self._cache_context is not None:
             self.model.cache_context = self._cache_context
-        for layer, ours in self._ours:
-            if layer.module.processor is ours:
-                layer.module.set_processor(ours.stock)
+        for place in self._places:
+            place.remove()
         for layer in self.layers:
             layer.close()
 
 
-def _install(layer: Layer, ours: Processor) -> None:
-    """Put a processor in place of whatever its module holds, or note why the module keeps what it has.
+class _Place:
+    """A module under a handle: the layer hangs on it, and its processor is a stand-in."""
 
-    Fusing projections, loading an IP-Adapter or perturbed attention replace processors after ``apply``; the new
-    stock processor is then the one to step aside for, and the one that ``remove`` restores.
-    """
-    stock = unwrap(layer.module.processor) or ours.own(layer.module)
-    layer.blocked = ours.accepts(stock)
-    if not layer.blocked:
-        ours.adopt(stock)
-        layer.module.set_processor(ours)
+    def __init__(self, layer: Layer) -> None:
+        self._layer, self._module = layer, layer.module
+        self._stock: Any = None
+        self._ours: Any = None
+        setattr(self._module, LAYER, layer)
+
+    def install(self) -> None:
+        """Stand in for whatever the module holds, or note why it keeps what it has.
+
+        Fusing projections, loading an IP-Adapter or perturbed attention replace processors after ``apply``; the new
+        one is then the one to stand in for, and the one that ``remove`` restores.
+        """
+        held = self._module.processor
+        self._layer.blocked = why_not(held)
+        if not self._layer.blocked and held is not self._ours:
+            self._stock = unwrap(held)
+            self._ours = stand_in(self._stock)
+            self._module.set_processor(self._ours)
+
+    def remove(self) -> None:
+        """The module as it was."""
+        delattr(self._module, LAYER)
+        if self._ours is not None and self._module.processor is self._ours:
+            self._module.set_processor(self._stock)

@@ -1,0 +1,112 @@
+"""The heart of an attention processor: what it calls with query, key and value.
+
+``sdpa`` and ``dispatched`` have the signatures of ``F.scaled_dot_product_attention`` and of Diffusers'
+``dispatch_attention_fn``. Inside ``attending(layer)`` they compute what the layer's pattern says; a call that is no
+self-attention on the layer's grid goes to the function whose place they take.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dattn.processors.layer import Layer
+
+
+class _Current(threading.local):
+    layer: Layer | None = None
+    scale: float | None = None
+
+
+_current = _Current()
+
+
+@contextmanager
+def attending(layer: Layer, scale: float | None = None) -> Iterator[None]:
+    """Inside, whatever reaches this file in this thread is computed by ``layer``.
+
+    ``scale`` is the factor of the logits where the call names none; None means head_dim ** -0.5.
+    """
+    outer = _current.layer, _current.scale
+    _current.layer, _current.scale = layer, scale
+    layer.begin()
+    try:
+        yield
+    finally:
+        _current.layer, _current.scale = outer
+
+
+def sdpa(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """[batch, heads, tokens, head_dim] in and out."""
+    ours = _attend(query, key, value, attn_mask, is_causal, scale)
+    if ours is not None:
+        return ours
+    rest = attn_mask, dropout_p, is_causal
+    return F.scaled_dot_product_attention(query, key, value, *rest, scale=scale, enable_gqa=enable_gqa)
+
+
+def dispatched(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    attention_kwargs: dict[str, Any] | None = None,
+    *,
+    backend: Any = None,
+    parallel_config: Any = None,
+) -> Tensor:
+    """[batch, tokens, heads, head_dim] in and out."""
+    from diffusers.models.attention_dispatch import dispatch_attention_fn
+
+    if parallel_config is None:
+        ours = _attend(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask, is_causal, scale)
+        if ours is not None:
+            return ours.transpose(1, 2)
+    elif _current.layer is not None:
+        _current.layer.refuse("context parallelism is on, which patterns do not serve yet")
+    rest = attn_mask, dropout_p, is_causal, scale, enable_gqa, attention_kwargs
+    return dispatch_attention_fn(query, key, value, *rest, backend=backend, parallel_config=parallel_config)
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float | None
+) -> Tensor | None:
+    """What the current layer computes, or None where the call is not for it."""
+    layer = _current.layer
+    assert layer is not None  # a stand-in is attending
+    key_mask = key_mask_of(mask, len(query), key.shape[2])
+    if not layer.expects(query, key, causal or (mask is not None and key_mask is None)):
+        return None
+    if key.shape[1] != query.shape[1]:  # grouped queries
+        key, value = (t.repeat_interleave(query.shape[1] // t.shape[1], 1) for t in (key, value))
+    return layer.attend(query, key, value, _current.scale if scale is None else scale, key_mask)
+
+
+def key_mask_of(mask: Tensor | None, batch: int, tokens: int) -> Tensor | None:
+    """bool [batch, tokens] where a boolean mask is alike for all queries and heads; otherwise None."""
+    if mask is None or mask.dtype != torch.bool:
+        return None
+    if mask.ndim == 4 and mask.shape[1] == mask.shape[2] == 1:
+        mask = mask[:, 0, 0]
+    if mask.ndim != 2 or mask.shape[1] != tokens or len(mask) not in (1, batch) or tokens == batch == len(mask):
+        return None
+    return mask.expand(batch, -1)
