@@ -42,7 +42,8 @@ from dattn.patterns import (
 from dattn.plugin import apply, remove
 from dattn.scores import MeanSimilarity, Pooled, TokenGate
 from dattn.selection import Threshold, TopK, TopP
-from tests.tiny_models import FAMILIES, Pipeline, masked_sdpa, sample
+from tests.families import CORE as FAMILIES
+from tests.tiny_models import Pipeline, masked_sdpa, sample
 
 PATTERNS = {
     "dense": Dense(),

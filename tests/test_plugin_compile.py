@@ -6,7 +6,7 @@ from torch.utils._pytree import tree_map
 
 import dattn
 from dattn import Agent, Alike, Clustered, Dense, Neighborhood, PerHead, Radial, Reshaped, TokenMerge
-from tests.tiny_models import FAMILIES
+from tests.families import CORE as FAMILIES
 
 PATTERNS = {
     "dense": Dense(),

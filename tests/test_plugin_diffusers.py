@@ -8,7 +8,8 @@ from peft import LoraConfig
 
 from dattn.patterns import Dense, Neighborhood, Radial
 from dattn.plugin import apply, remove
-from tests.tiny_models import FAMILIES, masked_sdpa
+from tests.families import CORE as FAMILIES
+from tests.tiny_models import masked_sdpa
 
 PATTERNS = {"dense": Dense(), "radial": Radial(block_size=16), "neighborhood": Neighborhood(3)}
 WINDOW = Neighborhood(3)
@@ -175,7 +176,7 @@ def test_guidance_hooks_find_our_processors(family):
     hidden, text = torch.ones(1), torch.zeros(1)
     for layer in handle.layers:
         skip = AttentionProcessorRegistry.get(type(layer.module.processor)).skip_processor_output_fn
-        joint = family.name in ("cogvideox", "flux")
+        joint = family.joint
         given = {"hidden_states": hidden} | ({"encoder_hidden_states": text} if joint else {})
         assert skip(layer.module, **given) == ((hidden, text) if joint else hidden)
     if family.name == "cogvideox":

@@ -11,7 +11,8 @@ from dattn.patterns import Dense, Neighborhood, Radial, Selected
 from dattn.plugin import apply, supported_models
 from dattn.scores import Pooled
 from dattn.selection import TopK
-from tests.tiny_models import FAMILIES, Pipeline
+from tests.families import CORE as FAMILIES
+from tests.tiny_models import Pipeline
 
 
 @pytest.fixture(params=FAMILIES)

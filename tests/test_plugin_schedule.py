@@ -32,7 +32,8 @@ from dattn.schedule import resolve_amount
 from dattn.scores import Pooled
 from dattn.selection import TopK
 from dattn.spec import Operator
-from tests.tiny_models import FAMILIES, Pipeline
+from tests.families import CORE as FAMILIES
+from tests.tiny_models import Pipeline
 
 
 def pipeline(family="wan", scheduler=None, **models):

@@ -6,10 +6,35 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from dattn.grid import TokenGrid
 
-Grids = TokenGrid | tuple[TokenGrid, ...] | str
-"""The grid of a call; one for every sample where they differ; or why the call is left alone."""
+
+@dataclass(frozen=True)
+class Positions:
+    """A grid that only a table of positions tells: the picture being made comes first, other pictures after it.
+
+    The table's numbers are not something that a compiler can trace, so ``grid`` runs outside of a graph.
+
+    Attributes:
+        ids: [tokens, 3 or more]; picture, row and column of every token of a picture.
+        text: how many text tokens come before them.
+    """
+
+    ids: Tensor
+    text: int
+
+    def grid(self) -> TokenGrid:
+        """The first picture's size; what follows it counts as text."""
+        ids = self.ids
+        own = int((ids[:, 0] == ids[0, 0]).sum())
+        width = int((ids[:own, 1] == ids[0, 1]).sum())  # counted, not read: bfloat16 has no numbers like 257
+        return TokenGrid(1, own // width, width, text=(self.text, len(ids) - own))
+
+
+Grids = TokenGrid | tuple[TokenGrid, ...] | Positions | str
+"""The grid of a call; one for every sample where they differ; what tells it; or why the call is left alone."""
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,11 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
+from dattn.adapters.base import Positions
 from dattn.backends import Backend, load
 from dattn.backends.problem import Problem, empty_like_model
 from dattn.grid import TokenGrid
+from dattn.patterns.dense import Dense
 
 if TYPE_CHECKING:
     from dattn.processors.layer import Layer
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 NO_CUDA_GRAPH = (torch.Tag.cudagraph_unsafe,)  # a captured graph would repeat what Python decided once
 _layers: WeakValueDictionary[int, Layer] = WeakValueDictionary()
 _numbers = count()
+Sizes = tuple[int, int, int, int, int]
 
 
 def number_of(layer: Layer) -> Tensor:
@@ -36,15 +39,30 @@ def number_of(layer: Layer) -> Tensor:
 
 def attend(
     number: Tensor,
-    grid: TokenGrid,
+    sizes: Sizes | Tensor,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     scale: float,
     key_mask: Tensor | None = None,
 ) -> Tensor:
-    """The layer's attention on [batch, heads, tokens, head_dim], as one node of the graph."""
-    return _attend(query, key, value, number, grid.sizes, scale, key_mask)[0]
+    """The layer's attention on [batch, heads, tokens, head_dim], as one node of the graph.
+
+    ``sizes`` are ``TokenGrid.sizes``, or what ``measured`` gave.
+    """
+    known, found = ([], sizes) if isinstance(sizes, Tensor) else (sizes, None)
+    return _attend(query, key, value, number, known, scale, key_mask, found)[0]
+
+
+@torch.library.custom_op("dattn::measured", mutates_args=())
+def measured(ids: Tensor, text: int) -> Tensor:
+    """int64 [5] on the CPU: the sizes of the grid that a table of positions tells."""
+    return torch.tensor(Positions(ids, text).grid().sizes)
+
+
+@measured.register_fake
+def _(ids: Tensor, text: int) -> Tensor:
+    return torch.empty(5, dtype=torch.int64, device="cpu")
 
 
 @torch.library.custom_op("dattn::attend", mutates_args=(), tags=NO_CUDA_GRAPH)
@@ -56,10 +74,11 @@ def _attend(
     sizes: Sequence[int],
     scale: float,
     key_mask: Tensor | None,
+    found: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    layer, grid = _entered(number, sizes)
+    layer, grid = _entered(number, query, sizes, found)
     with torch.autocast(query.device.type, enabled=False):
-        if not layer.concrete.static:
+        if layer.active and not layer.concrete.static:
             output = layer.eager(query, key, value, scale, key_mask, grid)
             return _placed(output), query.new_zeros(query.shape[:3], dtype=_wide(query))
         output, lse = _backend(layer, query).forward(_problem(layer, grid, query, key, value, scale, key_mask))
@@ -75,10 +94,11 @@ def _gradients(
     sizes: Sequence[int],
     scale: float,
     key_mask: Tensor | None,
+    found: Tensor | None,
     results: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``results``: output, LSE, and the gradients of both."""
-    layer, grid = _entered(number, sizes)
+    layer, grid = _entered(number, query, sizes, found)
     if not layer.concrete.static:
         name = layer.concrete.name
         raise NotImplementedError(f"{name} has no gradient in a compiled model: train it uncompiled, or take a pattern")
@@ -88,13 +108,15 @@ def _gradients(
     return _placed(grads[0]), _placed(grads[1]), _placed(grads[2])
 
 
-def _entered(number: Tensor, sizes: Sequence[int]) -> tuple[Layer, TokenGrid]:
+def _entered(number: Tensor, query: Tensor, sizes: Sequence[int], found: Tensor | None) -> tuple[Layer, TokenGrid]:
     """A layer on a grid that it may not have noted yet: graphs note things last."""
     layer = _layers.get(int(number))
     if layer is None:
         raise RuntimeError("this graph was compiled with a dattn handle that is gone: compile the model again")
-    frames, height, width, before, after = sizes
+    frames, height, width, before, after = sizes if found is None else found.tolist()
     grid = TokenGrid(frames, height, width, text=(before, after))
+    if grid.tokens != query.shape[2]:
+        raise ValueError(f"{layer.name}: the sequence has {query.shape[2]} tokens, its grid {grid.tokens} ({grid})")
     layer.enter(grid)
     return layer, grid
 
@@ -112,7 +134,8 @@ def _problem(
     scale: float,
     key_mask: Tensor | None,
 ) -> Problem:
-    mask = layer.masks.get(layer.concrete, grid, query.device)
+    pattern = layer.concrete if layer.active else Dense()  # "auto" may decide so on a grid that a graph does not know
+    mask = layer.masks.get(pattern, grid, query.device)
     return Problem(query, key, value, mask, scale, key_mask)
 
 
@@ -136,14 +159,14 @@ def _placed(tensor: Tensor) -> Tensor:
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    query, key, value, number, *ctx.rest, key_mask = inputs
-    ctx.save_for_backward(query, key, value, number, key_mask, *output)
+    query, key, value, number, *ctx.rest, key_mask, found = inputs
+    ctx.save_for_backward(query, key, value, number, key_mask, found, *output)
 
 
 def _backward(ctx: Any, grad_output: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
-    query, key, value, number, key_mask, *results = ctx.saved_tensors
-    grads = _gradients(query, key, value, number, *ctx.rest, key_mask, [*results, grad_output, grad_lse])
-    return *grads, None, None, None, None
+    query, key, value, number, key_mask, found, *results = ctx.saved_tensors
+    grads = _gradients(query, key, value, number, *ctx.rest, key_mask, found, [*results, grad_output, grad_lse])
+    return *grads, None, None, None, None, None
 
 
 _attend.register_autograd(_backward, setup_context=_keep)

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dattn.adapters.base import Grids
 from dattn.attention import attend, autocast
 from dattn.backends import choose
 from dattn.block_mask import BlockMask, MaskCache
@@ -88,6 +87,7 @@ class Layer:
         self._step = 0
         self._dense_step = False
         self._unfit = ""
+        self._sizes: Tensor | None = None
         self._served = False
         self.head_dim = 64  # until the first call tells
 
@@ -100,12 +100,18 @@ class Layer:
         self._placed = self.pattern.at(self.index, self.count, step, steps)
         self._settle()
 
-    def enter(self, grid: Grids) -> None:
-        """The model is called with this grid at this layer, or with one for every sample, or for a reason stock."""
-        self._unfit, self.samples = "", ()
+    def enter(self, grid: TokenGrid | tuple[TokenGrid, ...] | Tensor | str) -> None:
+        """The model is called with this grid at this layer, or with one for every sample, or for a reason stock.
+
+        In a graph the sizes may not be known yet: they are then a tensor, int64 [5] on the CPU.
+        """
+        self._unfit, self.samples, self._sizes = "", (), None
+        if isinstance(grid, Tensor):
+            self._sizes = grid
         if isinstance(grid, str):
             self._unfit = grid
-            self.active = False
+        if isinstance(grid, str | Tensor):
+            self.active = self._runs()
             return
         if isinstance(grid, tuple):
             self.samples = grid if any(other.sizes != grid[0].sizes for other in grid) else ()
@@ -215,6 +221,8 @@ class Layer:
             return "an attention mask was passed that hides more than keys, which a pattern cannot honour"
         if key.shape[2] != query.shape[2]:
             return "a context was passed, so this is cross-attention"
+        if self._sizes is not None:  # the operator looks when it knows
+            return ""
         if self.samples and len(self.samples) != len(query):
             return f"there are {len(query)} samples, but grids for {len(self.samples)}"
         if any(self.grid_of(query.shape[2], row) is None for row in range(len(self.samples) or 1)):
@@ -260,12 +268,13 @@ class Layer:
     def _attend(
         self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, key_mask: Tensor | None, row: int
     ) -> Tensor:
-        grid = self.grid_of(query.shape[2], row)
-        assert grid is not None  # ``expects`` was asked
+        grid = None if self._sizes is not None else self.grid_of(query.shape[2], row)
         if torch.compiler.is_compiling():
             scale = query.shape[-1] ** -0.5 if scale is None else scale
             query, key, value = autocast(query, key, value)
-            return self._as_one_node(self.number, grid, query, key, value, scale, key_mask)
+            sizes = self._sizes if grid is None else grid.sizes
+            return self._as_one_node(self.number, sizes, query, key, value, scale, key_mask)
+        assert grid is not None  # ``expects`` was asked
         return self.eager(query, key, value, scale, key_mask, grid)
 
     def eager(

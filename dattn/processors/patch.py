@@ -7,9 +7,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from dattn.adapters import Adapter, Inputs
+from dattn.adapters.base import Grids, Positions
+from dattn.grid import TokenGrid
 from dattn.processors.layer import Layer
 from dattn.processors.stand_in import LAYER, stand_in, unwrap, why_not
 
@@ -55,8 +58,9 @@ class Patch:
         """Before a forward pass: the grid of every layer, from the model's own inputs."""
         self._before()
         grids = self._adapter.grids(model, Inputs(args, kwargs))
+        read = {level: _read(grid) for level, grid in grids.items()}
         for layer, level in zip(self.layers, self._levels, strict=True):
-            layer.enter(grids[level])
+            layer.enter(read[level])
         for place in self._places:
             place.install()
 
@@ -96,6 +100,17 @@ class Patch:
             layer.close()
 
 
+def _read(grid: Grids) -> TokenGrid | tuple[TokenGrid, ...] | Tensor | str:
+    """A table of positions as a grid; in a graph as the sizes that its operator finds, int64 [5] on the CPU."""
+    if not isinstance(grid, Positions):
+        return grid
+    if not torch.compiler.is_compiling():
+        return grid.grid()
+    from dattn.processors import compiled
+
+    return compiled.measured(grid.ids, grid.text)
+
+
 class _Place:
     """A module under a handle: the layer hangs on it, and its processor is a stand-in."""
 
@@ -112,8 +127,11 @@ class _Place:
         one is then the one to stand in for, and the one that ``remove`` restores.
         """
         held = self._module.processor
+        if held is self._ours and held is not None:
+            self._layer.blocked = ""
+            return
         self._layer.blocked = why_not(held)
-        if not self._layer.blocked and held is not self._ours:
+        if not self._layer.blocked:
             self._stock = unwrap(held)
             self._ours = stand_in(self._stock)
             self._module.set_processor(self._ours)
