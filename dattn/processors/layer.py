@@ -273,8 +273,9 @@ class Layer:
             scale = query.shape[-1] ** -0.5 if scale is None else scale
             query, key, value = autocast(query, key, value)
             sizes = self._sizes if grid is None else grid.sizes
+            assert sizes is not None  # ``expects`` was asked
             return self._as_one_node(self.number, sizes, query, key, value, scale, key_mask)
-        assert grid is not None  # ``expects`` was asked
+        assert grid is not None
         return self.eager(query, key, value, scale, key_mask, grid)
 
     def eager(
