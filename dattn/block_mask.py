@@ -118,7 +118,7 @@ class BlockMask:
         starts = self.key.lengths.cumsum(-1) - self.key.lengths
         keys = ((self.key.lengths > 0) & (starts < self.query.order.shape[-1])).sum(-1).double()
         queries = (self.query.lengths > 0).sum(-1).double()
-        return (self._visited / (queries * keys)).mean().item()
+        return (self.visited / (queries * keys)).mean().item()
 
     @property
     def repeats(self) -> bool:
@@ -126,7 +126,7 @@ class BlockMask:
         return self.key.order.shape[-1] != self.query.order.shape[-1]
 
     @property
-    def _visited(self) -> Tensor:
+    def visited(self) -> Tensor:
         """float64 [batch or 1, groups or 1]: visited block pairs."""
         return (self.full.counts().double() + self.partial.counts()).sum(-1)
 
@@ -151,7 +151,7 @@ class BlockMask:
     @cached_property
     def slot_density(self) -> float:
         """What is computed ÷ dense, empty slots of ragged blocks included."""
-        slots = self._visited.mean().item() * self.block_size**2
+        slots = self.visited.mean().item() * self.block_size**2
         return slots / self.query.order.shape[-1] ** 2
 
     @cached_property
@@ -264,6 +264,15 @@ class BlockMask:
         from dattn.plot import plot_blocks
 
         return plot_blocks(self, path)
+
+    def of_groups(self, groups: list[int]) -> BlockMask:
+        """A mask whose groups are these of this one, in this order."""
+        pick = lambda t: t if t.shape[1] == 1 else t[:, groups]
+        lists = lambda blocks: BlockList(pick(blocks.offsets), pick(blocks.index))
+        side = lambda layout: replace(layout, order=pick(layout.order), lengths=pick(layout.lengths))
+        levels = tuple(Level(run, lists(blocks)) for run, blocks in self.levels)
+        parts = {"full": lists(self.full), "partial": lists(self.partial), "tile": pick(self.tile), "levels": levels}
+        return replace(self, query=side(self.query), key=side(self.key), **parts)
 
     def to(self, device: torch.device | str) -> BlockMask:
         """The same mask on another device."""

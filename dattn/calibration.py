@@ -12,7 +12,7 @@ from dattn.attention import attend, masks_in
 from dattn.clusters import Clusters, start
 from dattn.patterns.base import check_count
 from dattn.patterns.dense import Dense
-from dattn.spec import Call, Operator
+from dattn.spec import Call, Operator, together
 
 SIDES = ("query", "key")
 
@@ -77,6 +77,14 @@ class Calibration(Operator):
     def learnt(self) -> dict[int, list[Running]]:
         """Of every layer so far: queries, keys."""
         return vars(self)["_learnt"]
+
+    def for_heads(self, heads: tuple[int, ...], of: int) -> Calibration:
+        """Nothing: what is learnt is stored for all heads.
+
+        Raises:
+            ValueError: always.
+        """
+        raise together(self)
 
     def compute(self, call: Call) -> tuple[Tensor, None]:
         """Output of dense attention."""

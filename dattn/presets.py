@@ -1,59 +1,164 @@
-"""Presets: settings by name, published ones where there are any, per model family."""
+"""Presets: settings by name, published ones where there are any, per model family.
+
+Schedules are fractions of the steps of their authors, so that they mean something for other numbers of steps too.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dattn.patterns import Dense, Grouped, Neighborhood, Radial
-from dattn.patterns.base import Pattern
+from dattn.adapters import ADAPTERS
+from dattn.operators.per_layer import PerLayer
+from dattn.operators.rectified import Rectified
+from dattn.orders import Curve
+from dattn.patterns import (
+    Clustered,
+    Dense,
+    Grouped,
+    Neighborhood,
+    Pyramid,
+    Radial,
+    Selected,
+    SparseVideoGen,
+    XAttention,
+)
 from dattn.recipe import Settings, attention_of, load
 from dattn.registry import pattern_from_dict, pattern_from_string
 from dattn.schedule import Amount
+from dattn.scores.pooled import Pooled
+from dattn.selection import TopP
 from dattn.spec import Spec
 
 AUTO_MIN_SAVING = 0.1
+VIDEO, IMAGE = "any video model", "any image model"
 
 
 @dataclass(frozen=True)
 class Preset:
     """A pattern with its schedule, and whose setting it is."""
 
-    attention: Pattern
+    attention: Spec
     dense_steps: Amount
     dense_layers: Amount
     source: str
 
 
-FAMILIES = ("wan", "wan2.2", "cogvideox", "flux", "unet")
-PUBLISHED = "published: Radial Attention"
-OURS = "dattn's own choice, none published for this model"
+def _published(work: str, model: str) -> str:
+    return f"published: {work}, {model}"
 
-# Radial Attention's dense warm-up as a fraction of its steps: 12 of 50 on Wan 2.1, 11 of 40 on Wan 2.2.
+
+def _rectified(drop: float) -> Rectified:
+    """Rectified-SpaAttn that may leave out a share ``drop`` of the blocks."""
+    keep = ("own", "neighbours", "first_frame")
+    return Rectified(Selected(Pooled(), TopP(0.3, floor=round(1 - drop, 2)), Curve(), keep=keep))
+
+
+def _cosmos_2b() -> PerLayer:
+    """NVIDIA's windows for Cosmos-Predict2 2B at 720p, a grid of frames x 44 x 80."""
+    near = lambda height, width, **more: Neighborhood((None, height, width), **more)
+    return PerLayer(
+        {
+            (0, 1): near(4, 16, dilation=(1, 11, 5)),
+            (2, 5, 10): near(12, 16, stride=(1, 4, 1), dilation=(1, 1, 5)),
+            (3, 4, 6, 7, 8, 9, 27): near(12, 24, stride=(1, 4, 8)),
+            (*range(11, 23), 24, 25, 26): near(20, 40),
+            23: near(28, 56),
+        }
+    )
+
+
+OURS = "dattn's own choice, none published for this model"
+RADIAL, GNA, PSA, RECTIFIED, SVG, SVG2 = (
+    "Radial Attention",
+    "Generalized Neighborhood Attention",
+    "Pyramid Sparse Attention",
+    "Rectified-SpaAttn",
+    "Sparse VideoGen",
+    "Sparse VideoGen2",
+)
+
 PRESETS: dict[str, dict[str, Preset]] = {
-    "dense": {family: Preset(Dense(), 0, 0, "full attention") for family in FAMILIES},
+    "dense": {kind: Preset(Dense(), 0, 0, "full attention") for kind in (VIDEO, IMAGE)},
     "radial": {
-        "wan": Preset(Radial(decay=0.2), 0.24, 1, f"{PUBLISHED}, Wan 2.1 14B, 69 frames"),
-        "wan2.2": Preset(Radial(decay=0.8, block_size=64), 0.275, 1, f"{PUBLISHED}, Wan 2.2 A14B, 77 frames"),
-        "cogvideox": Preset(Radial(decay=0.95), 0.24, 1, OURS),
+        "wan": Preset(Radial(decay=0.2), 0.24, 1, _published(RADIAL, "Wan 2.1 14B, 69 frames")),
+        "wan2.2": Preset(Radial(decay=0.8, block_size=64), 0.275, 1, _published(RADIAL, "Wan 2.2 A14B, 77 frames")),
+        "hunyuan_video": Preset(
+            Radial(decay=0.95, sink=False), 0.24, 0, _published(RADIAL, "HunyuanVideo, 117 frames")
+        ),
+        VIDEO: Preset(Radial(decay=0.95), 0.24, 1, OURS),
     },
     "neighborhood": {
         "wan": Preset(Neighborhood((None, 24, 24), stride=(1, 8, 8)), 0.25, 1, OURS),
         "wan2.2": Preset(Neighborhood((None, 24, 24), stride=(1, 8, 8)), 0.25, 1, OURS),
         "cogvideox": Preset(Neighborhood((None, 18, 24), stride=(1, 6, 8)), 0.25, 1, OURS),
-        "flux": Preset(Neighborhood(80, stride=16), 0.25, 0, "published: GNA, Flux at 4096²; the schedule is ours"),
+        "hunyuan_video": Preset(
+            Neighborhood((18, 24, 24), stride=(16, 8, 8)),
+            0.25,
+            0,
+            _published(GNA, "HunyuanVideo at 768 x 1280 x 117; the schedule is ours"),
+        ),
+        "cosmos": Preset(_cosmos_2b(), 0, 0, _published(GNA, "Cosmos-Predict2 2B at 720p; for its 28 layers")),
+        "flux": Preset(
+            Neighborhood(80, stride=16), 0.25, 0, _published(GNA, "Flux.1 at 4096 x 4096; the schedule is ours")
+        ),
         "unet": Preset(Neighborhood(32, stride=8), 0.25, 0, OURS),
+        VIDEO: Preset(Neighborhood((None, 24, 24), stride=(1, 8, 8)), 0.25, 1, OURS),
+        IMAGE: Preset(Neighborhood(48, stride=16), 0.25, 0, OURS),
     },
     "grouped": {
-        "flux": Preset(Grouped(16, "cross"), 0, 0, "published: GRAT-X, Flux at 8192²"),
+        "flux": Preset(Grouped(16, "cross"), 0, 0, _published("GRAT", "Flux.1 at 8192 x 8192, the cross")),
+        "hunyuan_video": Preset(
+            Grouped((4, 8, 8), "cross"), 0, 0, _published("GRAT", "HunyuanVideo at 768 x 1280 x 128, the cross")
+        ),
+    },
+    "pyramid": {
+        "wan": Preset(Pyramid((0.4, 0.5, 0.6, 0.8)), 0.3, 0, _published(PSA, "Wan 2.1 14B")),
+        "wan2.2": Preset(Pyramid((0.5, 0.6, 0.6, 0.8)), 0.3, 0, _published(PSA, "Wan 2.2 A14B")),
+        "cogvideox": Preset(Pyramid((0.1, 0.25, 0.4, 0.75), by="blocks"), 0.3, 0, _published(PSA, "CogVideoX")),
+        VIDEO: Preset(Pyramid((0.4, 0.5, 0.6, 0.8)), 0.3, 0, OURS),
+    },
+    "rectified": {
+        "wan": Preset(_rectified(0.75), 0.1, 2, _published(RECTIFIED, "Wan 2.1 text-to-video")),
+        "wan2.2": Preset(_rectified(0.85), 0, 0, _published(RECTIFIED, "Wan 2.2 A14B")),
+        "hunyuan_video": Preset(_rectified(0.8), 0, 0, _published(RECTIFIED, "HunyuanVideo, 128 frames at 720p")),
+        "cogvideox": Preset(_rectified(0.85), 0, 0, _published(RECTIFIED, "CogVideoX 1.5 text-to-video")),
+        "flux": Preset(_rectified(0.9), 0, 0, _published(RECTIFIED, "Flux.1 at 4096 x 4096")),
+    },
+    "sparse-video-gen": {
+        "wan": Preset(SparseVideoGen(0.3), 0.2, 0.03, _published(SVG, "Wan 2.1 at 720p")),
+        "hunyuan_video": Preset(SparseVideoGen(0.25), 0.1, 0.03, _published(SVG, "HunyuanVideo at 720p")),
+        "cogvideox": Preset(SparseVideoGen(0.25), 0.2, 0.025, _published(SVG, "CogVideoX 1.5")),
+        "cosmos": Preset(SparseVideoGen(0.25), 0.3, 0.03, _published(SVG, "Cosmos")),
+        VIDEO: Preset(SparseVideoGen(0.3), 0.2, 0.03, OURS),
+    },
+    "clustered": {
+        "wan": Preset(Clustered(300, 1000), 0.2, 0.03, _published(SVG2, "Wan 2.1 at 720p; the schedule is SVG's")),
+        "hunyuan_video": Preset(
+            Clustered(400, 1000), 0.1, 0.03, _published(SVG2, "HunyuanVideo at 720p; the schedule is SVG's")
+        ),
+        "cosmos": Preset(Clustered(400, 1000), 0.3, 0.03, _published(SVG2, "Cosmos at 720p; the schedule is SVG's")),
+    },
+    "xattention": {
+        "hunyuan_video": Preset(XAttention(8, 0.9), 0.1, 0, _published("XAttention", "HunyuanVideo")),
     },
 }
-AUTO = {"wan": "radial", "wan2.2": "radial", "cogvideox": "radial", "flux": "neighborhood", "unet": "neighborhood"}
+AUTO = {True: "radial", False: "neighborhood"}
+
+
+def _kind(family: str) -> str:
+    """What a preset of no family in particular goes by."""
+    return VIDEO if any(a.video for a in ADAPTERS if a.family == family.removesuffix("2.2")) else IMAGE
+
+
+def _find(name: str, family: str) -> Preset | None:
+    table = PRESETS[name]
+    return table.get(family) or table.get(_kind(family))
 
 
 def preset_names(family: str) -> list[str]:
     """The presets of a family, ``auto`` included."""
-    return [*(name for name, table in PRESETS.items() if family in table), "auto"]
+    return [*(name for name in PRESETS if _find(name, family)), "auto"]
 
 
 def resolve(
@@ -96,19 +201,20 @@ def _from_string(text: str, family: str, model: str) -> Settings:
     if text.endswith(".json"):
         return _from_recipe(text, family, model)
     if text == "auto":
-        return replace(_from_preset(AUTO[family], family), min_saving=AUTO_MIN_SAVING)
+        return replace(_from_preset(AUTO[_kind(family) == VIDEO], family), min_saving=AUTO_MIN_SAVING)
     if text in PRESETS:
         return _from_preset(text, family)
     return Settings(pattern_from_string(text), source=repr(text))
 
 
 def _from_preset(name: str, family: str) -> Settings:
-    if family not in PRESETS[name]:
+    preset = _find(name, family)
+    if preset is None:
+        example = f"dattn.{name.title().replace('-', '')}(…)"
         raise ValueError(
             f"preset {name!r} has no setting for this model ({family}); it has {', '.join(preset_names(family))}; "
-            f"pass the pattern itself, for example dattn.{name.title()}(…), to use it all the same"
+            f"pass the pattern itself, for example {example}, to use it all the same"
         )
-    preset = PRESETS[name][family]
     return Settings(preset.attention, preset.dense_steps, preset.dense_layers, source=f"{name!r}, {preset.source}")
 
 

@@ -61,6 +61,14 @@ class Spec(Named):
         """The same, clamped to a grid that it would be too large for, and a note that says what changed."""
         return self, None
 
+    def for_heads(self, heads: tuple[int, ...], of: int) -> Spec:
+        """The same for the heads ``heads`` of ``of``, where a process computes no others.
+
+        Raises:
+            ValueError: heads that look at each other, or that have something stored for each.
+        """
+        return self
+
 
 def _plain(value: Any) -> Any:
     """A field as JSON has it, nested ones as their dicts."""
@@ -69,6 +77,11 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.tolist()
     return tuple(map(_plain, value)) if isinstance(value, tuple) else value
+
+
+def together(what: Spec) -> ValueError:
+    """The error of ``Spec.for_heads``."""
+    return ValueError(f"{what.name} looks at all heads together: it cannot be spread over processes that share them")
 
 
 class Call(NamedTuple):
@@ -189,3 +202,7 @@ class OverPattern(Operator):
         """The pattern clamped to the grid."""
         fitted, note = self.pattern.fit(grid)
         return replace(self, pattern=fitted), note
+
+    def for_heads(self, heads: tuple[int, ...], of: int) -> Spec:
+        """Over the pattern for these heads."""
+        return replace(self, pattern=self.pattern.for_heads(heads, of))

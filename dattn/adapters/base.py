@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dattn.grid import TokenGrid
@@ -13,24 +15,49 @@ from dattn.grid import TokenGrid
 
 @dataclass(frozen=True)
 class Positions:
-    """A grid that only a table of positions tells: the picture being made comes first, other pictures after it.
+    """A grid that only a table of positions tells.
+
+    Of pictures, the one being made comes first and others come after it. Of frames, the video is the longest stretch
+    of them in order of time, and those around it are given ones.
 
     The table's numbers are not something that a compiler can trace, so ``grid`` runs outside of a graph.
 
     Attributes:
-        ids: [tokens, 3 or more]; picture, row and column of every token of a picture.
+        ids: [tokens, 3 or more]; picture or time, row and column of every token of a picture.
         text: how many text tokens come before them.
+        video: whether these are frames.
     """
 
     ids: Tensor
     text: int
+    video: bool = False
 
     def grid(self) -> TokenGrid:
-        """The first picture's size; what follows it counts as text."""
+        """The size of what is made; what is around it counts as text."""
+        return self._of_frames() if self.video else self._of_pictures()
+
+    def _of_pictures(self) -> TokenGrid:
         ids = self.ids
         own = int((ids[:, 0] == ids[0, 0]).sum())
         width = int((ids[:own, 1] == ids[0, 1]).sum())  # counted, not read: bfloat16 has no numbers like 257
         return TokenGrid(1, own // width, width, text=(self.text, len(ids) - own))
+
+    def _of_frames(self) -> TokenGrid:
+        times, sizes = torch.unique_consecutive(self.ids[:, 0], return_counts=True)
+        start, end = _longest_clip(times.tolist(), sizes.tolist())
+        size, before = int(sizes[start]), int(sizes[:start].sum())
+        own = self.ids[before : before + size]
+        width = int((own[:, 1] == own[0, 1]).sum())
+        after = len(self.ids) - before - (end - start) * size
+        return TokenGrid(end - start, size // width, width, text=(self.text + before, after))
+
+
+def _longest_clip(times: list[float], sizes: list[int]) -> tuple[int, int]:
+    """Where the longest stretch of frames starts and ends that are equally large and in order of time."""
+    frames = list(zip(times, sizes, strict=True))
+    joined = [size == other and time < later for (time, size), (later, other) in pairwise(frames)]
+    cuts = [0, *(i + 1 for i, join in enumerate(joined) if not join), len(frames)]
+    return max(pairwise(cuts), key=lambda clip: sum(sizes[slice(*clip)]))
 
 
 Grids = TokenGrid | tuple[TokenGrid, ...] | Positions | str
@@ -62,8 +89,10 @@ class Inputs:
     kwargs: Mapping[str, Any]
 
     def get(self, position: int, name: str) -> Any:
-        """The argument called ``name``, at ``position`` when it was passed without its name."""
-        return self.kwargs[name] if name in self.kwargs else self.args[position]
+        """The argument called ``name``, at ``position`` when it was passed without its name; None if it was not."""
+        if name in self.kwargs:
+            return self.kwargs[name]
+        return self.args[position] if position < len(self.args) else None
 
 
 @dataclass(frozen=True)
@@ -75,6 +104,7 @@ class Adapter:
         title: what people call it.
         models: class names of the top-level models; subclasses count.
         text: where text tokens sit in self-attention, in plain words for the table of models.
+        video: whether it makes videos; a preset of no family in particular goes by that.
         sites: the model's self-attention modules in execution order.
         grids: from the model and the inputs of one call to the grid of every level. Where text sits on one side only,
             its count need not be exact: a call's own length corrects it.
@@ -84,5 +114,6 @@ class Adapter:
     title: str
     models: tuple[str, ...]
     text: str
+    video: bool
     sites: Callable[[Any], list[Site]]
     grids: Callable[[Any, Inputs], Mapping[str, Grids]]

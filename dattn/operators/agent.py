@@ -22,7 +22,7 @@ from dattn.backends.torch_blocks import dense
 from dattn.block_mask import MaskCache
 from dattn.grid import TokenGrid
 from dattn.operators.merging import Merging, check_ratio, merged_away
-from dattn.spec import Call, TorchOperator
+from dattn.spec import Call, Spec, TorchOperator, together
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,14 @@ class Agent(TorchOperator):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
                 raise ValueError(f"{name}={value!r}: give a number of 0 or more")
+
+    def for_heads(self, heads: tuple[int, ...], of: int) -> Spec:
+        """Nothing: tokens are alike or not in all heads together.
+
+        Raises:
+            ValueError: always.
+        """
+        raise together(self)
 
     def compute(self, call: Call) -> tuple[Tensor, None]:
         """There is no LSE."""

@@ -13,7 +13,7 @@ per axis that is longer than one token and two for the squares.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -106,6 +106,11 @@ class Bias(ChannelBias):
             shapes = tuple(self.phi_q.shape), tuple(self.phi_k.shape)
             raise ValueError(f"phi_q and phi_k of {shapes}: both are [tokens, rank], or both [heads, tokens, rank]")
         super().__post_init__()
+
+    def for_heads(self, heads: tuple[int, ...], of: int) -> Spec:
+        """With the factors of these heads."""
+        own = [phi if phi.ndim == 2 or len(phi) == 1 else phi[list(heads)] for phi in (self.phi_q, self.phi_k)]
+        return replace(self, pattern=self.pattern.for_heads(heads, of), phi_q=own[0], phi_k=own[1])
 
     def channels(self, grid: TokenGrid, device: torch.device, masks: MaskCache) -> tuple[Tensor, Tensor]:
         """The factors, zeros added for text where they lack it."""

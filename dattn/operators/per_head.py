@@ -64,6 +64,10 @@ class PerHead(Operator):
         notes = [f"{p.name}: {note}" for p, note in fitted if note]
         return replace(self, patterns=tuple(p for p, _ in fitted)), ", ".join(notes) or None
 
+    def for_heads(self, heads: tuple[int, ...], of: int) -> Spec:
+        """Each head's own."""
+        return PerHead(tuple(self.patterns[h * len(self.patterns) // of].for_heads((h,), of) for h in heads))
+
     def mask(self, grid: TokenGrid) -> BlockMask:
         """One mask with head groups, where all are static.
 

@@ -58,6 +58,10 @@ class Rectified(Operator):
         fitted, note = self.pattern.fit(grid)
         return Rectified(fitted), note
 
+    def for_heads(self, heads: tuple[int, ...], of: int) -> Spec:
+        """Itself, where every head chooses alone."""
+        return Rectified(self.pattern.for_heads(heads, of))
+
     def compute(self, call: Call) -> tuple[Tensor, Tensor]:
         """Output, and the LSE that the estimate implies.
 

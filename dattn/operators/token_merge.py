@@ -15,7 +15,7 @@ from dattn.backends.torch_blocks import dense
 from dattn.block_mask import MaskCache
 from dattn.grid import TokenGrid
 from dattn.operators.merging import Merging, check_ratio, merged_away
-from dattn.spec import Call, TorchOperator
+from dattn.spec import Call, Spec, TorchOperator, together
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,14 @@ class TokenMerge(TorchOperator):
 
     def __post_init__(self) -> None:
         check_ratio(self.ratio)
+
+    def for_heads(self, heads: tuple[int, ...], of: int) -> Spec:
+        """Nothing: tokens are alike or not in all heads together.
+
+        Raises:
+            ValueError: always.
+        """
+        raise together(self)
 
     def compute(self, call: Call) -> tuple[Tensor, None]:
         """There is no LSE."""

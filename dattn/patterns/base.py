@@ -28,6 +28,12 @@ class Pattern(Spec):
         """True: the grid says it all."""
         return True
 
+    def for_heads(self, heads: tuple[int, ...], of: int) -> Spec:
+        """The lists of these heads' groups."""
+        from dattn.head_share import HeadShare
+
+        return HeadShare(self, heads, of)
+
     def mask(self, grid: TokenGrid) -> BlockMask:
         """The pattern on a grid, as block lists.
 

@@ -33,7 +33,7 @@ from dattn.patterns.dynamic import Dynamic, Given
 from dattn.patterns.selected import check_block
 from dattn.reuse import for_steps, held_by
 from dattn.selection import TopP, to_lists, whole_blocks
-from dattn.spec import State
+from dattn.spec import State, together
 from dattn.stored import check_file, layer_tensors
 
 CENTROIDS = "centroids"
@@ -102,6 +102,12 @@ class Clustered(Dynamic):
             return self, None
         counts = [min(n, grid.visual) for n in (self.query_clusters, self.key_clusters)]
         return replace(self, query_clusters=counts[0], key_clusters=counts[1]), f"clamped to {counts} clusters"
+
+    def for_heads(self, heads: tuple[int, ...], of: int) -> Clustered:
+        """Itself, where no centroids are stored."""
+        if self.centroids is not None:
+            raise together(self)
+        return self
 
     def build(self, given: Given) -> BlockMask:
         """See ``Dynamic.build``."""

@@ -21,7 +21,7 @@ from dattn.reuse import check_reuse, for_steps, held_by, while_alike
 from dattn.scores.base import Score, Sides
 from dattn.scores.pooled import Pooled
 from dattn.selection import Select, TopP
-from dattn.spec import State, check_kind
+from dattn.spec import State, check_kind, together
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,12 @@ class Selected(Dynamic):
         """The order clamped to the grid."""
         order, note = self.order.fit(grid)
         return (self if note is None else replace(self, order=order)), note
+
+    def for_heads(self, heads: tuple[int, ...], of: int) -> Selected:
+        """Itself, where every head chooses alone."""
+        if self.select.across == "layer" or self.score.all_heads or isinstance(self.reuse, float):
+            raise together(self)
+        return self
 
     def build(self, given: Given) -> BlockMask:
         """See ``Dynamic.build``."""

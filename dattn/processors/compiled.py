@@ -55,13 +55,13 @@ def attend(
 
 
 @torch.library.custom_op("dattn::measured", mutates_args=())
-def measured(ids: Tensor, text: int) -> Tensor:
+def measured(ids: Tensor, text: int, video: bool) -> Tensor:
     """int64 [5] on the CPU: the sizes of the grid that a table of positions tells."""
-    return torch.tensor(Positions(ids, text).grid().sizes)
+    return torch.tensor(Positions(ids, text, video).grid().sizes)
 
 
 @measured.register_fake
-def _(ids: Tensor, text: int) -> Tensor:
+def _(ids: Tensor, text: int, video: bool) -> Tensor:
     return torch.empty(5, dtype=torch.int64, device="cpu")
 
 

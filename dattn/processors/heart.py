@@ -77,12 +77,13 @@ def dispatched(
     """[batch, tokens, heads, head_dim] in and out."""
     from diffusers.models.attention_dispatch import dispatch_attention_fn
 
+    heads_first = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
     if parallel_config is None:
-        ours = _attend(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask, is_causal, scale)
-        if ours is not None:
-            return ours.transpose(1, 2)
-    elif _current.layer is not None:
-        _current.layer.refuse("context parallelism is on, which patterns do not serve yet")
+        ours = _attend(*heads_first, attn_mask, is_causal, scale)
+    else:
+        ours = _attend_spread(*heads_first, attn_mask is not None or is_causal, scale, parallel_config)
+    if ours is not None:
+        return ours.transpose(1, 2)
     rest = attn_mask, dropout_p, is_causal, scale, enable_gqa, attention_kwargs
     return dispatch_attention_fn(query, key, value, *rest, backend=backend, parallel_config=parallel_config)
 
@@ -99,6 +100,21 @@ def _attend(
     if key.shape[1] != query.shape[1]:  # grouped queries
         key, value = (t.repeat_interleave(query.shape[1] // t.shape[1], 1) for t in (key, value))
     return layer.attend(query, key, value, _current.scale if scale is None else scale, key_mask)
+
+
+def _attend_spread(
+    query: Tensor, key: Tensor, value: Tensor, masked: bool, scale: float | None, config: Any
+) -> Tensor | None:
+    """The same where every process has some of the tokens."""
+    from dattn.processors.parallel import ulysses_group
+
+    layer, group = _current.layer, ulysses_group(config)
+    assert layer is not None
+    if group is None or masked or key.shape != query.shape:
+        what = "a ring of processes" if group is None else "a mask or a context"
+        layer.refuse(f"{what} came with context parallelism, which serves plain self-attention over ulysses_degree")
+        return None
+    return layer.attend_spread(group, query, key, value, scale)
 
 
 def key_mask_of(mask: Tensor | None, batch: int, tokens: int) -> Tensor | None:

@@ -197,7 +197,9 @@ class Layer:
     def width(self) -> int:
         """Channels of all heads together."""
         own = getattr(self.module, "inner_dim", None)
-        return self.module.to_q.out_features if own is None else own
+        if own is not None:
+            return own
+        return getattr(self.module, "to_q" if hasattr(self.module, "to_q") else "to_query").out_features
 
     def expects(self, query: Tensor, key: Tensor, masked: bool) -> bool:
         """Whether a call, [batch, heads, tokens, head_dim], is plain self-attention on the layer's grid.
@@ -278,14 +280,53 @@ class Layer:
         assert grid is not None
         return self.eager(query, key, value, scale, key_mask, grid)
 
+    def attend_spread(
+        self, group: Any, query: Tensor, key: Tensor, value: Tensor, scale: float | None
+    ) -> Tensor | None:
+        """``attend`` on [batch, heads, own tokens, head_dim], where the processes of a group have the others.
+
+        None, and a refusal, where the tokens are not spread as is known.
+
+        Raises:
+            ValueError: fewer heads than processes, or heads that cannot be computed apart.
+        """
+        from dattn.processors.parallel import attend_spread, spread_over
+
+        assert self.grid is not None  # an active layer has one
+        grid, heads = self.grid, query.shape[1]
+        spread = spread_over(group, grid, self._work(heads))
+        if self.samples or len(spread.tokens[spread.rank]) != query.shape[2]:
+            self.refuse(f"{query.shape[2]} tokens on process {spread.rank}, which is not its part of {grid}")
+            return None
+        self.refusal = ""
+        mine = self.concrete.for_heads(tuple(spread.heads[spread.rank]), heads)
+        own = lambda *qkv: self.eager(*qkv, scale, None, grid, mine)
+        return attend_spread(spread, query, key, value, own)
+
+    def _work(self, heads: int) -> list[float]:
+        """What each head costs, as far as the grid tells."""
+        mask = self.mask()
+        if mask is None:
+            return [1.0] * heads
+        visited = mask.visited.sum(0).expand(mask.groups).tolist()
+        return [visited[h * mask.groups // heads] for h in range(heads)]
+
     def eager(
-        self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, key_mask: Tensor | None, grid: TokenGrid
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float | None,
+        key_mask: Tensor | None,
+        grid: TokenGrid,
+        pattern: Any = None,
     ) -> Tensor:
-        """``attend`` outside of any graph, on a grid."""
+        """``attend`` outside of any graph; with ``pattern`` instead of the layer's where some heads are apart."""
         self.chosen(query)
         state: State = {"masks": self.masks} if self.concrete.static else self._state()
+        pattern = pattern or self.concrete
         output = attend(
-            query, key, value, self.concrete, grid, scale=scale, key_mask=key_mask, backend=self.backend, state=state
+            query, key, value, pattern, grid, scale=scale, key_mask=key_mask, backend=self.backend, state=state
         )
         if VISITED in state:
             self._note(*state.pop(VISITED))

@@ -108,7 +108,7 @@ def _read(grid: Grids) -> TokenGrid | tuple[TokenGrid, ...] | Tensor | str:
         return grid.grid()
     from dattn.processors import compiled
 
-    return compiled.measured(grid.ids, grid.text)
+    return compiled.measured(grid.ids, grid.text, grid.video)
 
 
 class _Place:

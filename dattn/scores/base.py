@@ -46,6 +46,11 @@ class Score(Named):
         """Scores [batch, heads or 1, blocks, regions] of 0 or more, larger is better; rows sum to 1 at most."""
         raise NotImplementedError
 
+    @property
+    def all_heads(self) -> bool:
+        """Whether it looks at all heads together, or has something stored for each."""
+        return False
+
     def at(self, layer: int) -> Score:
         """The score in one layer."""
         return self

@@ -43,6 +43,11 @@ class Gate(Score):
         check_count("layer", self.layer, least=0)
         check_file("gate", self.path)
 
+    @property
+    def all_heads(self) -> bool:
+        """True: each has its own matrices."""
+        return True
+
     def at(self, layer: int) -> Gate:
         """That layer's matrices."""
         return replace(self, layer=layer)

@@ -28,6 +28,11 @@ class Joined(Score):
     def __post_init__(self) -> None:
         check_kind("score", self.score, Score, "Pooled()")
 
+    @property
+    def all_heads(self) -> bool:
+        """True: it joins them."""
+        return True
+
     def at(self, layer: int) -> Joined:
         """Its score in that layer."""
         return Joined(self.score.at(layer))
@@ -70,6 +75,11 @@ class Proxy(Score):
         check_count("heads", self.heads)
         check_kind("score", self.score, Score, "Antidiagonal()")
         check_kind("own", self.own, Score, "Pooled()")
+
+    @property
+    def all_heads(self) -> bool:
+        """True: it averages them."""
+        return True
 
     def at(self, layer: int) -> Proxy:
         """Its scores in that layer."""
