@@ -13,10 +13,11 @@ TYPES  := build/types
 SOURCE := pyproject.toml README.md LICENSE dattn kernels pipelines apps
 TORCH  := $(shell grep '^torch==' constraints.txt)
 PYTEST := $(BIN)/pytest -q -n auto --maxprocesses 4
+OLDER  := 0.41.0
 WHEEL  := pip wheel --quiet --no-deps --no-build-isolation
 
 .DEFAULT_GOAL := help
-.PHONY: help install generate test lint format types oldest evaluate natten clean
+.PHONY: help install generate test lint format types oldest older evaluate natten clean
 
 help:  ## what can be made
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -63,6 +64,10 @@ oldest: $(STAMP)  ## the kernels compiled with the oldest Triton that dattn supp
 	@$(BIN)/pip install --quiet --no-deps --upgrade --target build/triton \
 	  "triton==$(shell sed -n 's/.*"triton>=\([0-9.]*\).*/\1/p' pyproject.toml).0"
 	@PYTHONPATH=build/triton TRITON_CACHE_DIR=build/triton-cache OMP_NUM_THREADS=1 $(PYTEST) tests/kernels/test_compiled.py
+
+older: $(STAMP)  ## what we rely on in Diffusers, with the release before the one that is installed
+	@$(BIN)/pip install --quiet --no-deps --upgrade --target build/diffusers "diffusers==$(OLDER)"
+	@PYTHONPATH=build/diffusers OMP_NUM_THREADS=1 $(PYTEST) tests/test_stand_in.py tests/test_plugin_diffusers.py
 
 natten: $(STAMP)  ## NATTEN, which the tests then compare Neighborhood with (compiles for a while)
 	@$(BIN)/pip install --quiet cmake ninja

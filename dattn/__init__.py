@@ -54,9 +54,10 @@ from dattn.patterns import (
     Windows,
     XAttention,
 )
-from dattn.plugin import Handle, apply, remove, supported_models
+from dattn.plugin import Handle, apply, remove
 from dattn.registry import pattern_from_dict, pattern_from_string
 from dattn.spec import Operator
+from dattn.support import supported_models
 
 __version__ = "0.1.0"
 

@@ -33,7 +33,7 @@ def for_head_groups(masks: Sequence[BlockMask]) -> BlockMask:
     if len(runs) > 1:
         raise ValueError(f"tails over runs of {sorted(runs)} tokens: the heads of one launch pool alike; give one run")
     share = math.lcm(*(mask.groups for mask in masks))
-    singles = [_group(mask, i * mask.groups // share) for mask in masks for i in range(share)]
+    singles = [group_of(mask, i * mask.groups // share) for mask in masks for i in range(share)]
     singles = [_split(mask, mask.block_size // size) for mask in singles]
     blocks = [max(_visual(mask, side) for mask in singles) for side in ("query", "key")]
     singles = [_padded(mask, *blocks) for mask in singles]
@@ -73,7 +73,7 @@ def _together(layouts: Sequence[Layout]) -> Layout:
     return Layout(torch.cat([a.order for a in layouts], 1), torch.cat([a.lengths for a in layouts], 1), first.pooled)
 
 
-def _group(mask: BlockMask, group: int) -> BlockMask:
+def group_of(mask: BlockMask, group: int) -> BlockMask:
     """The mask of one head group alone."""
     at = lambda t: t[:, min(group, t.shape[1] - 1)][:, None]
     side = lambda layout: Layout(at(layout.order), at(layout.lengths), layout.pooled)

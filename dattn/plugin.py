@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from dattn import presets, recipe, report
-from dattn.adapters import ADAPTERS, Adapter, Site, adapter_for
+from dattn.adapters import Adapter, Site, adapter_for
 from dattn.backends import BACKENDS
 from dattn.block_mask import MaskCache
 from dattn.processors import Layer
@@ -309,18 +309,3 @@ def _bare(model: nn.Module) -> nn.Module:
         if isinstance(inner, nn.Module):
             return _bare(inner)
     return model
-
-
-@dataclass(frozen=True)
-class SupportedModel:
-    """A row of the support table: the family, its model classes, where text sits, and its presets."""
-
-    title: str
-    models: tuple[str, ...]
-    text: str
-    presets: tuple[str, ...]
-
-
-def supported_models() -> list[SupportedModel]:
-    """The model families that ``apply`` knows."""
-    return [SupportedModel(a.title, a.models, a.text, tuple(presets.preset_names(a.family))) for a in ADAPTERS]

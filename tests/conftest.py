@@ -1,7 +1,54 @@
-"""Settings for all tests."""
+"""Settings for all tests, and the record of what model families were tried with."""
 
+import json
+from pathlib import Path
+
+import pytest
 from hypothesis import settings
 
 # Machines differ in speed, so no example has a deadline; the same examples every time, so a failure is a finding.
 settings.register_profile("dattn", deadline=None, derandomize=True)
 settings.load_profile("dattn")
+
+SUPPORT = "support"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--support", metavar="FILE", help="record in FILE what tests/test_families.py finds")
+
+
+def pytest_configure(config):
+    if config.getoption("--support") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Recorder(Path(config.getoption("--support"))))
+
+
+class Recorder:
+    """Writes down, for every family and condition, that it works or why it cannot."""
+
+    def __init__(self, path):
+        self.path, self.found = path, {}
+
+    def pytest_runtest_logreport(self, report):
+        noted = dict(report.user_properties).get(SUPPORT)
+        if noted is None or (report.when != "call" and report.passed):
+            return
+        family, condition = noted
+        known = self.found.setdefault(family, {})
+        if report.failed:
+            known[condition] = "failed"
+        elif report.skipped and known.get(condition) != "failed":
+            known[condition] = report.longrepr[2].removeprefix(f"Skipped: {family}: ")
+        else:
+            known.setdefault(condition, "")
+
+    def pytest_sessionfinish(self):
+        self.path.write_text(json.dumps(self.found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+@pytest.fixture
+def noted(request, record_property):
+    """Under ``--support``, which family and condition the test is about."""
+    asked = request.node.callspec.params
+    by_name = {"test_full_graph": "compile", "test_repeated_blocks": "compile_repeated_blocks"}
+    condition = asked.get("condition") or by_name.get(request.node.originalname, "patterns")
+    record_property(SUPPORT, [asked["family"], condition])

@@ -2,7 +2,7 @@
 
 import socket
 import sys
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from unittest import mock
 
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import dattn
 from dattn import (
     Agent,
+    BlockCausal,
     Dense,
     FirstOrder,
     Grouped,
@@ -32,6 +33,7 @@ from dattn.head_share import HeadShare
 from dattn.processors.parallel import heads_of, tokens_of
 from dattn.scores import Pooled
 from dattn.selection import TopK
+from dattn.token_parts import between
 from tests.families import CORE
 
 PROCESSES = 2
@@ -39,6 +41,7 @@ PATTERNS = {
     "static": Radial(block_size=16),
     "static-per-head": SlidingTile(2, ((1, 1, 3), (3, 1, 1), (1, 3, 1))),
     "dynamic-per-head": Selected(Pooled(), TopK(0.4), block_size=16),
+    "pairs": PerHead((Grouped(2, "cross"), Neighborhood(3))),
     "operators": PerHead((Neighborhood(3), FirstOrder(Grouped(2)), Dense())),
 }
 
@@ -92,14 +95,14 @@ def made(name):
     return CORE[name].model(num_attention_heads=5)
 
 
-def spread(name):
+def spread(name, way):
     """A model over the processes; Diffusers asks for an accelerator, so it is told of one."""
     model = made(name)
     with (
         mock.patch("torch.accelerator.device_count", return_value=1),
         mock.patch("torch._C._get_accelerator", return_value=torch.device("cpu")),
     ):
-        model.enable_parallelism(config=ContextParallelConfig(ulysses_degree=PROCESSES, ulysses_anything=True))
+        model.enable_parallelism(config=ContextParallelConfig(**{f"{way}_degree": PROCESSES, f"{way}_anything": True}))
     return model
 
 
@@ -110,9 +113,9 @@ def gather(tensor, dim, group):
     return torch.cat(parts, dim)
 
 
-def work(rank, port, name, pattern, folder):
+def work(rank, port, name, pattern, way, folder):
     torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=PROCESSES)
-    model = spread(name)
+    model = spread(name, way)
     gathering = mock.patch("diffusers.hooks.context_parallel._all_gather_anything", gather)
     with gathering, dattn.apply(model, pattern) as handle:
         output = CORE[name].call(model, CORE[name].inputs(2))
@@ -126,17 +129,19 @@ def work(rank, port, name, pattern, folder):
     torch.distributed.destroy_process_group()
 
 
+SLOW = [("wan", "static", "ulysses"), ("wan", "operators", "ulysses"), ("flux", "dynamic-per-head", "ulysses")]
+SLOW += [("flux", "pairs", "ring")]
 TRIED = [
-    ("wan", "static-per-head"),
-    ("wan", "dynamic-per-head"),
-    ("flux", "static"),
-    *(pytest.param(*pair, marks=pytest.mark.slow) for pair in (("wan", "static"), ("wan", "operators"))),
-    pytest.param("flux", "dynamic-per-head", marks=pytest.mark.slow),
+    ("wan", "static-per-head", "ulysses"),
+    ("wan", "dynamic-per-head", "ulysses"),
+    ("flux", "static", "ulysses"),
+    ("wan", "static-per-head", "ring"),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW),
 ]
 
 
-@pytest.mark.parametrize(("name", "pattern"), TRIED)
-def test_two_processes_are_one(tmp_path, monkeypatch, name, pattern):
+@pytest.mark.parametrize(("name", "pattern", "way"), TRIED)
+def test_two_processes_are_one(tmp_path, monkeypatch, name, pattern, way):
     """75 or 63 picture tokens in halves, 6 of text, 5 heads: nothing divides."""
     family, pattern = CORE[name], PATTERNS[pattern]
     model = made(name)
@@ -144,9 +149,41 @@ def test_two_processes_are_one(tmp_path, monkeypatch, name, pattern):
         expected = family.call(model, family.inputs(2))
         expected.square().mean().backward()
     monkeypatch.setattr(sys, "path", [*sys.path, str(Path(__file__).parents[1])])  # what new processes import from
-    mp.spawn(work, (free_port(), name, pattern, tmp_path), PROCESSES)
+    mp.spawn(work, (free_port(), name, pattern, way, tmp_path), PROCESSES)
     output, grads = torch.load(tmp_path / "result.pt")
     torch.testing.assert_close(output, expected.detach())
     for parameter, grad in grads.items():
         says = lambda text, at=parameter: f"{at}: {text}"
         torch.testing.assert_close(grad, model.get_parameter(parameter).grad, msg=says)
+
+
+@given(
+    shape=st.tuples(*[st.integers(1, 4)] * 3),
+    text=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    processes=st.integers(1, 4),
+    pattern=st.sampled_from([Radial(block_size=16), Neighborhood(1), PATTERNS["pairs"], Dense()]),
+)
+def test_the_masks_between_parts_are_the_mask(shape, text, processes, pattern):
+    grid = TokenGrid(*shape, text=text)
+    pattern = pattern.fit(grid)[0]
+    whole, parts = pattern.allowed(grid), tokens_of(grid, processes)
+    length = max(map(len, parts))
+    for rows, columns in product(parts, parts):
+        mask = between(pattern.mask(grid), rows, columns, length)
+        wanted = whole[..., rows, :][..., columns]
+        if mask is None:
+            assert not wanted.any()
+            continue
+        dense = mask.to_dense()
+        assert torch.equal(dense[..., : len(rows), : len(columns)], wanted.expand(*dense.shape[:-2], -1, -1))
+        assert dense.sum() == wanted.expand(*dense.shape[:-2], -1, -1).sum()
+
+
+def test_keys_that_nobody_sees_stay_where_they_are():
+    grid = TokenGrid(4, 3, 5)
+    first, last = tokens_of(grid, 2)
+    mask = BlockCausal(1).mask(grid)
+    assert between(mask, first, last, 30) is None
+    assert between(mask, last, first, 30).density == 1
+    with pytest.raises(ValueError, match="leave the tail out"):
+        between(Radial(block_size=16, tail=True).mask(grid), first, last, 30)

@@ -136,12 +136,12 @@ def test_auto_may_leave_layers_stock_and_says_so():
         assert all(row.backend == "stock" and row.why.startswith("auto: saves") for row in handle.report().layers)
 
 
-@pytest.mark.parametrize("preset", ["radial", "neighborhood", "dense", "auto"])
+@pytest.mark.parametrize("preset", [*PRESETS, "auto"])
 def test_presets(family, preset):
     pipe = Pipeline(FlowMatchEulerDiscreteScheduler(), family, transformer=family.model())
     image = family.name in ("unet", "flux")
-    if image and preset == "radial":
-        with pytest.raises(ValueError, match=r"radial.*neighborhood.*dattn\.Radial"):
+    if preset not in preset_names(family.name):
+        with pytest.raises(ValueError, match=rf"'{preset}' has no setting for this model.*neighborhood.*dattn\.\w+\("):
             apply(pipe, preset)
         return
     handle = apply(pipe, preset)
@@ -149,6 +149,13 @@ def test_presets(family, preset):
     assert repr({"auto": "neighborhood" if image else "radial"}.get(preset, preset)) in str(handle.report())
     handle.remove()
     assert apply(pipe, preset, dense_steps=0, dense_layers=2).settings.dense_layers == 2
+
+
+def test_a_family_without_a_setting_of_its_own_has_that_of_its_kind():
+    kinds = {True: resolve("radial", "ltx", "", None, None), False: resolve("neighborhood", "sd3", "", None, None)}
+    assert all("dattn's own choice" in settings.source for settings in kinds.values())
+    assert "radial" not in preset_names("sd3") and "radial" in preset_names("ltx")
+    assert "published" in resolve("auto", "hunyuan_video", "", None, None).source
 
 
 def test_published_defaults_of_wan():

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ class Echo:
 
     name = "echo"
     active = True
+    pairs = False
 
     def __init__(self, takes=True):
         self.takes, self.seen = takes, []
@@ -74,12 +76,14 @@ def test_fewer_heads_of_keys_are_repeated():
     assert torch.equal(out, key.repeat_interleave(3, 1) * 2)
 
 
-def test_context_parallelism_is_left_to_the_dispatcher(monkeypatch):
+def test_a_ring_of_rings_is_left_to_the_dispatcher(monkeypatch):
     layer, query = Echo(), torch.randn(1, 5, 3, 4)
+    both = SimpleNamespace(context_parallel_config=SimpleNamespace(ring_degree=2, ulysses_degree=2))
     monkeypatch.setattr(attention_dispatch, "dispatch_attention_fn", lambda *_, **options: options["parallel_config"])
     with attending(layer):
-        assert dispatched(query, query, query, parallel_config="ring") == "ring"
-    assert "context parallelism" in layer.seen[0]
+        assert dispatched(query, query, query, parallel_config=both) is both
+        assert dispatched(query, query, query, torch.ones(5, 5), parallel_config=both) is both
+    assert "give one of them" in layer.seen[0] and "a mask or a context" in layer.seen[1]
 
 
 @pytest.mark.parametrize(

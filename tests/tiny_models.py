@@ -17,10 +17,18 @@ from tests.families.base import Family, Inputs
 
 
 def sample(inputs: Inputs, row: int) -> Inputs:
-    """One sample of a batch of two or more; tables of positions have no batch."""
+    """One sample of a batch of two or more; tables of positions, which are longer, have no batch."""
     size = max(len(value) for value in inputs.values() if isinstance(value, list | Tensor) and len(value) < 4)
-    batched = lambda name, value: isinstance(value, list | Tensor) and len(value) == size and not name.endswith("_ids")
-    return {name: value[row : row + 1] if batched(name, value) else value for name, value in inputs.items()}
+    return {name: _row(value, row, size) for name, value in inputs.items()}
+
+
+def _row(value: Any, row: int, size: int) -> Any:
+    """A row of whatever is as long as the batch; a tuple, a dict or a list of another length holds several."""
+    if isinstance(value, dict):
+        return {name: _row(item, row, size) for name, item in value.items()}
+    if isinstance(value, tuple) or (isinstance(value, list) and len(value) != size):
+        return type(value)(_row(item, row, size) for item in value)
+    return value[row : row + 1] if isinstance(value, list | Tensor) and len(value) == size else value
 
 
 @contextmanager
@@ -42,18 +50,35 @@ def masked_sdpa(pattern: Any, grids: tuple[TokenGrid, ...]) -> Iterator[None]:
                 return plain(query, key, value, attn_mask=attn_mask, **rest)
             met.add(tokens)
             if not pattern.static:
-                kept = None if attn_mask is None else attn_mask.reshape(-1, tokens).expand(len(query), -1)
                 scale = rest.get("scale")
-                return attention(query, key, value, fitted[tokens], by_length[tokens], scale=scale, key_mask=kept)
+                return _in_place(fitted[tokens], by_length[tokens], query, key, value, attn_mask, scale)
             own = masks[tokens]
             if own.ndim == 3:
                 own = own[torch.arange(heads) * len(own) // heads]
-            attn_mask = own if attn_mask is None else own & attn_mask
+            if attn_mask is not None and attn_mask.is_floating_point():
+                attn_mask = attn_mask.where(own, -torch.inf)
+            else:
+                attn_mask = own if attn_mask is None else own & attn_mask
         return plain(query, key, value, attn_mask=attn_mask, **rest)
 
     with mock.patch.object(F, "scaled_dot_product_attention", sdpa):
         yield
     assert met == set(by_length)
+
+
+def _in_place(
+    pattern: Any, grid: TokenGrid, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None
+) -> Tensor:
+    """Attention where a mask hides keys, or adds the product of a number of the query and one of the key."""
+    width = value.shape[-1]
+    if mask is not None and mask.is_floating_point():
+        factor = mask[:, :, torch.arange(grid.tokens), torch.arange(grid.tokens), None].expand(*query.shape[:3], 1)
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        query, key = torch.cat([query, factor / scale], -1), torch.cat([key, factor], -1)
+        value, mask = torch.cat([value, torch.zeros_like(factor)], -1), None
+    elif mask is not None:
+        mask = mask.expand(len(query), 1, -1, -1).any(2)[:, 0]
+    return attention(query, key, value, pattern, grid, scale=scale, key_mask=mask)[..., :width]
 
 
 class Pipeline:

@@ -4,12 +4,72 @@ from __future__ import annotations
 
 from torch import nn
 
-from dattn.adapters import cogvideox, flux, unet, wan
+from dattn.adapters import (
+    allegro,
+    aura_flow,
+    chroma,
+    cogvideox,
+    cogview,
+    cosmos,
+    flux,
+    flux2,
+    framepack,
+    hidream,
+    hunyuan_dit,
+    hunyuan_image,
+    hunyuan_video,
+    hunyuan_video15,
+    kandinsky5,
+    latte,
+    ltx,
+    ltx2,
+    lumina2,
+    mochi,
+    pixart,
+    qwen_image,
+    sana,
+    sana_video,
+    sd3,
+    unet,
+    wan,
+    wan_animate,
+    z_image,
+)
 from dattn.adapters.base import Adapter, Inputs, Site
 
 __all__ = ["ADAPTERS", "Adapter", "Inputs", "Site", "adapter_for"]
 
-ADAPTERS = (wan.ADAPTER, cogvideox.ADAPTER, flux.ADAPTER, unet.ADAPTER)
+ADAPTERS = (
+    wan.ADAPTER,
+    cogvideox.ADAPTER,
+    flux.ADAPTER,
+    unet.ADAPTER,
+    hunyuan_video.ADAPTER,
+    sd3.ADAPTER,
+    ltx.ADAPTER,
+    qwen_image.ADAPTER,
+    flux2.ADAPTER,
+    z_image.ADAPTER,
+    cosmos.ADAPTER,
+    kandinsky5.ADAPTER,
+    chroma.ADAPTER,
+    mochi.ADAPTER,
+    ltx2.ADAPTER,
+    hunyuan_image.ADAPTER,
+    hunyuan_video15.ADAPTER,
+    wan_animate.ADAPTER,
+    sana_video.ADAPTER,
+    hidream.ADAPTER,
+    lumina2.ADAPTER,
+    aura_flow.ADAPTER,
+    cogview.ADAPTER,
+    framepack.ADAPTER,
+    sana.ADAPTER,
+    pixart.ADAPTER,
+    hunyuan_dit.ADAPTER,
+    allegro.ADAPTER,
+    latte.ADAPTER,
+)
 
 
 def adapter_for(model: nn.Module) -> Adapter:

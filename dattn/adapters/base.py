@@ -106,8 +106,10 @@ class Adapter:
         text: where text tokens sit in self-attention, in plain words for the table of models.
         video: whether it makes videos; a preset of no family in particular goes by that.
         sites: the model's self-attention modules in execution order.
-        grids: from the model and the inputs of one call to the grid of every level. Where text sits on one side only,
-            its count need not be exact: a call's own length corrects it.
+        grids: from the model and the inputs of one call to the grid of every level. The count of text
+            behind the picture need not be exact, nor of that before where none is behind: a call's own length corrects it.
+        pairs: whether the model multiplies what it says of every token, such as 0 for padding, with itself into a mask
+            [batch, 1, tokens, tokens].
     """
 
     family: str
@@ -117,3 +119,4 @@ class Adapter:
     video: bool
     sites: Callable[[Any], list[Site]]
     grids: Callable[[Any, Inputs], Mapping[str, Grids]]
+    pairs: bool = False

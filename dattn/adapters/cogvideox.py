@@ -27,6 +27,7 @@ ADAPTER = Adapter(
     title="CogVideoX, CogVideoX 1.5",
     models=("CogVideoXTransformer3DModel",),
     text="joint, text first",
+    video=True,
     sites=sites,
     grids=grids,
 )

@@ -17,10 +17,15 @@ def sites(model: Any) -> list[Site]:
 
 
 def grids(model: Any, inputs: Inputs) -> dict[str, Positions]:
-    """From ``img_ids`` [tokens, 3], which some pipelines give a batch."""
+    """From ``img_ids``."""
+    return {"": positions(inputs, 4)}
+
+
+def positions(inputs: Inputs, place: int) -> Positions:
+    """From ``img_ids`` [tokens, 3 or more], the argument at ``place``, which some pipelines give a batch."""
     text = inputs.get(1, "encoder_hidden_states").shape[1]
-    ids = inputs.get(4, "img_ids")
-    return {"": Positions(ids[0] if ids.ndim == 3 else ids, text)}
+    ids = inputs.get(place, "img_ids")
+    return Positions(ids[0] if ids.ndim == 3 else ids, text)
 
 
 ADAPTER = Adapter(
@@ -28,6 +33,7 @@ ADAPTER = Adapter(
     title="Flux.1",
     models=("FluxTransformer2DModel",),
     text="joint, text first",
+    video=False,
     sites=sites,
     grids=grids,
 )

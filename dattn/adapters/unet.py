@@ -1,39 +1,69 @@
-"""Stable Diffusion 1.5, 2 and XL UNets: image tokens only, and every level has a grid of its own.
+"""UNets of Stable Diffusion, AnimateDiff and Stable Video Diffusion: picture tokens only, a grid for every level.
 
 A level is named after its block: ``down_blocks.<i>``, ``mid_block``, ``up_blocks.<i>``. The size of a level
 follows from the latent size and the downsamplers on the way; an up block runs at the size of the down block
 that it mirrors, because Diffusers hands it that size wherever the latent size does not divide.
+
+Frames of a video are samples of a batch, each a picture. Layers that attend over time alone, for one place at a time,
+see as many tokens as there are frames: they are left alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 from torch import nn
 
-from dattn.adapters.base import Adapter, Inputs, Site
+from dattn.adapters.base import Adapter, Grids, Inputs, Site
 from dattn.grid import TokenGrid
 
 Size = tuple[int, int]
 
+OVER_TIME = frozenset(
+    {
+        "motion_modules",
+        "temp_attentions",
+        "temporal_transformer_blocks",
+        "transformer_in",
+        "image_latents_temporal_encoder",
+    }
+)
+FEW = "attends over time alone, a few tokens"
+
 
 def blocks(model: Any) -> Iterator[tuple[str, nn.Module]]:
     """Blocks in execution order; ``named_modules`` would put the middle block last."""
+    for name in ("image_latents_temporal_encoder", "transformer_in"):
+        if hasattr(model, name):
+            yield name, getattr(model, name)
     yield from ((f"down_blocks.{i}", block) for i, block in enumerate(model.down_blocks))
     if model.mid_block is not None:
         yield "mid_block", model.mid_block
-    yield from ((f"up_blocks.{i}", block) for i, block in enumerate(model.up_blocks))
+    yield from ((f"up_blocks.{i}", block) for i, block in enumerate(getattr(model, "up_blocks", ())))
 
 
 def sites(model: Any) -> list[Site]:
     """Every ``Attention`` that has no context of its own, GLIGEN's gated layers (image and boxes) apart."""
     return [
-        Site(f"{level}.{name}", module, level)
+        _site(f"{level}.{name}", module, level)
         for level, block in blocks(model)
-        for name, module in block.named_modules()
+        for name, module in sorted(block.named_modules(), key=_turn)
         if _is_self_attention(module) and ".fuser." not in name
     ]
+
+
+def _site(name: str, module: nn.Module, level: str) -> Site:
+    if OVER_TIME & set(name.split(".")):
+        return Site(name, module, "time", FEW)
+    return Site(name, module, level)
+
+
+def _turn(named: tuple[str, nn.Module]) -> list[tuple[int, bool]]:
+    """What sorts modules of a block as they run: number by number, and of each number space before time."""
+    path = named[0].split(".")
+    return [(int(number), name in OVER_TIME) for name, number in pairwise(path) if number.isdigit()]
 
 
 def _is_self_attention(module: nn.Module) -> bool:
@@ -44,9 +74,9 @@ def _is_self_attention(module: nn.Module) -> bool:
     return not module.is_cross_attention and module.added_kv_proj_dim is None
 
 
-def grids(model: Any, inputs: Inputs) -> dict[str, TokenGrid]:
-    """Latents [batch, channels, height, width], walked down the blocks and mirrored up again."""
-    size = tuple(inputs.get(0, "sample").shape[2:])
+def grids(model: Any, inputs: Inputs) -> dict[str, Grids]:
+    """Latents [batch, …, height, width], walked down the blocks and mirrored up again."""
+    size = tuple(inputs.get(0, "sample").shape[-2:])
     entry = []
     for block in model.down_blocks:
         entry.append(size)
@@ -55,7 +85,7 @@ def grids(model: Any, inputs: Inputs) -> dict[str, TokenGrid]:
     sizes = {f"down_blocks.{i}": at for i, at in enumerate(entry)}
     sizes |= {f"up_blocks.{i}": at for i, at in enumerate(reversed(entry))}
     sizes["mid_block"] = size
-    return {level: TokenGrid(1, *at) for level, at in sizes.items()}
+    return {"time": FEW} | {level: TokenGrid(1, *at) for level, at in sizes.items()}
 
 
 def _halve(size: Size, sampler: nn.Module) -> Size:
@@ -66,9 +96,17 @@ def _halve(size: Size, sampler: nn.Module) -> Size:
 
 ADAPTER = Adapter(
     family="unet",
-    title="Stable Diffusion 1.5, 2, XL",
-    models=("UNet2DConditionModel",),
+    title="Stable Diffusion 1.5, 2, XL, their ControlNets, AnimateDiff, Stable Video Diffusion, ModelScope, I2VGen-XL",
+    models=(
+        "UNet2DConditionModel",
+        "ControlNetModel",
+        "UNetMotionModel",
+        "UNetSpatioTemporalConditionModel",
+        "UNet3DConditionModel",
+        "I2VGenXLUNet",
+    ),
     text="separate cross-attention",
+    video=False,  # a layer sees one picture, of videos too
     sites=sites,
     grids=grids,
 )

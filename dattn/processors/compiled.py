@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
@@ -20,9 +20,7 @@ from dattn.backends import Backend, load
 from dattn.backends.problem import Problem, empty_like_model
 from dattn.grid import TokenGrid
 from dattn.patterns.dense import Dense
-
-if TYPE_CHECKING:
-    from dattn.processors.layer import Layer
+from dattn.processors.layer import Layer, resized
 
 NO_CUDA_GRAPH = (torch.Tag.cudagraph_unsafe,)  # a captured graph would repeat what Python decided once
 _layers: WeakValueDictionary[int, Layer] = WeakValueDictionary()
@@ -115,10 +113,11 @@ def _entered(number: Tensor, query: Tensor, sizes: Sequence[int], found: Tensor 
         raise RuntimeError("this graph was compiled with a dattn handle that is gone: compile the model again")
     frames, height, width, before, after = sizes if found is None else found.tolist()
     grid = TokenGrid(frames, height, width, text=(before, after))
-    if grid.tokens != query.shape[2]:
+    own = resized(grid, query.shape[2])
+    if own is None:
         raise ValueError(f"{layer.name}: the sequence has {query.shape[2]} tokens, its grid {grid.tokens} ({grid})")
     layer.enter(grid)
-    return layer, grid
+    return layer, own
 
 
 def _backend(layer: Layer, query: Tensor) -> Backend:

@@ -94,27 +94,44 @@ def _attend(
     """What the current layer computes, or None where the call is not for it."""
     layer = _current.layer
     assert layer is not None  # a stand-in is attending
+    bias = None
+    if layer.pairs and mask is not None and mask.shape[-2] == mask.shape[-1] == key.shape[2]:
+        mask = mask[:, 0].diagonal(dim1=1, dim2=2)
+        if mask.dtype != torch.bool:
+            bias, mask = mask, None
     key_mask = key_mask_of(mask, len(query), key.shape[2])
     if not layer.expects(query, key, causal or (mask is not None and key_mask is None)):
         return None
     if key.shape[1] != query.shape[1]:  # grouped queries
         key, value = (t.repeat_interleave(query.shape[1] // t.shape[1], 1) for t in (key, value))
-    return layer.attend(query, key, value, _current.scale if scale is None else scale, key_mask)
+    scale = _current.scale if scale is None else scale
+    if bias is None:
+        return layer.attend(query, key, value, scale, key_mask)
+    scale, width = query.shape[-1] ** -0.5 if scale is None else scale, value.shape[-1]
+    return layer.attend(*_with_bias(query, key, value, bias, scale), scale)[..., :width]
+
+
+def _with_bias(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Longer heads, whose logits have added what ``bias`` [batch, tokens] says of query and key, multiplied."""
+    column = F.pad(bias.to(query.dtype)[:, None, :, None], (0, 7)).expand(*query.shape[:3], 8)  # in eights for GPUs
+    return torch.cat([query, column / scale], -1), torch.cat([key, column], -1), F.pad(value, (0, 8))
 
 
 def _attend_spread(
     query: Tensor, key: Tensor, value: Tensor, masked: bool, scale: float | None, config: Any
 ) -> Tensor | None:
-    """The same where every process has some of the tokens."""
-    from dattn.processors.parallel import ulysses_group
-
-    layer, group = _current.layer, ulysses_group(config)
+    """The same where every process has some of the tokens, as a ``ParallelConfig`` of Diffusers says."""
+    layer, context = _current.layer, config.context_parallel_config
     assert layer is not None
-    if group is None or masked or key.shape != query.shape:
-        what = "a ring of processes" if group is None else "a mask or a context"
-        layer.refuse(f"{what} came with context parallelism, which serves plain self-attention over ulysses_degree")
-        return None
-    return layer.attend_spread(group, query, key, value, scale)
+    if masked or key.shape != query.shape:
+        layer.refuse("a mask or a context came with context parallelism, which serves plain self-attention")
+    elif context.ring_degree > 1 and context.ulysses_degree > 1:
+        layer.refuse("context parallelism with ring_degree and ulysses_degree at once: give one of them")
+    elif context.ring_degree > 1:
+        return layer.attend_ring(context._ring_mesh.get_group(), query, key, value, scale)
+    else:
+        return layer.attend_spread(context._ulysses_mesh.get_group(), query, key, value, scale)
+    return None
 
 
 def key_mask_of(mask: Tensor | None, batch: int, tokens: int) -> Tensor | None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dattn.attention import attend, autocast
-from dattn.backends import choose
+from dattn.backends import choose, load
 from dattn.block_mask import BlockMask, MaskCache
 from dattn.grid import TokenGrid
 from dattn.spec import VISITED, State
@@ -30,6 +30,28 @@ def _scores_are_skipped() -> bool:
         return False
     modes = torch.overrides._get_current_function_mode_stack()
     return any(type(mode).__name__ == "AttentionScoreSkipFunctionMode" for mode in modes)
+
+
+def resized(grid: TokenGrid, tokens: int) -> TokenGrid | None:
+    """A grid of so many tokens that differs in text: behind, or before where none is behind; None where none does.
+
+    In a graph, a length that only the numbers in a mask tell is taken for right: the operator looks when it knows.
+    """
+    if _may_be(tokens == grid.tokens):
+        return grid
+    before, after, spare = grid.text_before, grid.text_after, tokens - grid.visual
+    if not after:
+        return TokenGrid(*grid.shape, text=(spare, 0)) if before and spare >= 0 else None
+    return TokenGrid(*grid.shape, text=(before, spare - before)) if spare >= before else None
+
+
+def _may_be(equal: bool) -> bool:
+    """Whether two numbers are equal, or a compiler cannot know."""
+    if not torch.compiler.is_compiling():
+        return equal
+    from torch.fx.experimental.symbolic_shapes import guard_or_true
+
+    return guard_or_true(equal)
 
 
 class Layer:
@@ -76,6 +98,7 @@ class Layer:
         self.blocked = ""
         self.refusal = ""
         self.run: Run | None = None
+        self.pairs = False  # whether masks come as ``Adapter.pairs`` says
         self.sharing = 0, 1  # number among the layers of its level that a pattern may run in, and how many those are
         self._states: dict[tuple[str, int], State] = {}
         self._branch = ""
@@ -240,12 +263,7 @@ class Layer:
         A model may drop or add tokens on the side where text sits: padding, mostly.
         """
         grid = self.samples[row] if self.samples else self.grid
-        if grid is None or tokens == grid.tokens:
-            return grid
-        before, after, spare = grid.text_before, grid.text_after, tokens - grid.visual
-        if spare < 0 or (before == 0) == (after == 0):
-            return None
-        return TokenGrid(*grid.shape, text=(spare, 0) if before else (0, spare))
+        return None if grid is None else resized(grid, tokens)
 
     def _groups(self) -> int:
         """Head groups of the pattern on this grid."""
@@ -302,6 +320,27 @@ class Layer:
         mine = self.concrete.for_heads(tuple(spread.heads[spread.rank]), heads)
         own = lambda *qkv: self.eager(*qkv, scale, None, grid, mine)
         return attend_spread(spread, query, key, value, own)
+
+    def attend_ring(self, group: Any, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor | None:
+        """``attend_spread`` where keys and values go round instead of heads.
+
+        Raises:
+            ValueError: a pattern that is not static, or one with a tail.
+        """
+        from dattn.processors.parallel import tokens_of
+        from dattn.processors.ring import Ring, attend_ring
+
+        mask = self.mask()
+        if mask is None or self.grid is None:
+            raise ValueError(f"{self.concrete.name} looks at the keys of all processes: use ulysses_degree instead")
+        rank, tokens = group.rank(), tokens_of(self.grid, group.size())
+        if self.samples or len(tokens[rank]) != query.shape[2]:
+            self.refuse(f"{query.shape[2]} tokens on process {rank}, which is not its part of {self.grid}")
+            return None
+        self.refusal, terms = "", (Ring, self.concrete, self.grid, query.device, group)
+        ring = self.masks.keep(terms, lambda: Ring.of(group, mask, tokens))
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        return attend_ring(ring, load(self.chosen(query)), query, key, value, scale, max(map(len, tokens)))
 
     def _work(self, heads: int) -> list[float]:
         """What each head costs, as far as the grid tells."""

@@ -35,14 +35,6 @@ class Spread(NamedTuple):
     heads: list[list[int]]
 
 
-def ulysses_group(config: Any) -> Any:
-    """The processes of a ``ParallelConfig`` of Diffusers; None where they form a ring or no context parallelism."""
-    context = config.context_parallel_config
-    if context is None or context.ring_degree > 1:
-        return None
-    return context._ulysses_mesh.get_group()
-
-
 def tokens_of(grid: TokenGrid, processes: int) -> list[Tensor]:
     """int64 raster positions per process: Diffusers cuts text and picture apart, each into consecutive parts.
 

@@ -39,6 +39,8 @@ class Patch:
         self._levels = [site.level for site in adapter.sites(model)]
         self._places = [_Place(layer) for layer in layers if layer.pattern is not None]
         self._count_sharing()
+        for layer in layers:
+            layer.pairs = adapter.pairs
         for place in self._places:
             place.install()
         self._hook = model.register_forward_pre_hook(self._enter, with_kwargs=True)
@@ -134,10 +136,18 @@ class _Place:
         if not self._layer.blocked:
             self._stock = unwrap(held)
             self._ours = stand_in(self._stock)
-            self._module.set_processor(self._ours)
+            _put(self._module, self._ours)
 
     def remove(self) -> None:
         """The module as it was."""
         delattr(self._module, LAYER)
         if self._ours is not None and self._module.processor is self._ours:
-            self._module.set_processor(self._stock)
+            _put(self._module, self._stock)
+
+
+def _put(module: Any, processor: Any) -> None:
+    """Give an attention module a processor; not every class has a method for it."""
+    if hasattr(module, "set_processor"):
+        module.set_processor(processor)
+    else:
+        module.processor = processor

@@ -33,6 +33,15 @@ def ready(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
+def halved(model: nn.Module) -> nn.Module:
+    """The model in bfloat16, but for what ``from_pretrained`` keeps in float32."""
+    kept = set(model._keep_in_fp32_modules or ())
+    for name, parameter in model.named_parameters():
+        if not kept & set(name.split(".")):
+            parameter.data = parameter.data.to(torch.bfloat16)
+    return model
+
+
 @dataclass(frozen=True)
 class Family:
     """A family under test.
@@ -66,9 +75,10 @@ class Family:
             return self.call(model, self.inputs(batch, seed, **shape))
 
     def call(self, model: nn.Module, inputs: Inputs) -> Tensor:
-        """The model's output on some inputs; lists are stacked."""
-        output = model(**inputs, return_dict=False)[0]
-        return torch.stack(output) if isinstance(output, list) else output
+        """The model's output on some inputs; of a list, each sample as a row of numbers."""
+        output = model(**inputs, return_dict=False)
+        output = output[0] if isinstance(output, tuple) else output
+        return torch.stack([sample.flatten() for sample in output]) if isinstance(output, list) else output
 
     def run_in(self, model: nn.Module, dtype: torch.dtype) -> Tensor:
         """Like ``run``, with inputs of another precision; tables of positions stay as they are."""
@@ -77,6 +87,10 @@ class Family:
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, dict):
+        return {name: _cast(item, dtype) for name, item in value.items()}
     if isinstance(value, list):
         return [_cast(item, dtype) for item in value]
+    if isinstance(value, tuple):
+        return tuple(item if isinstance(item, Tensor) and item.ndim < 3 else _cast(item, dtype) for item in value)
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value

@@ -1,9 +1,11 @@
-"""Tiny random Flux.1."""
+"""Tiny random Flux.1: plain, Kontext with a ControlNet and embedded guidance, and with an IP-Adapter."""
 
 from __future__ import annotations
 
 import torch
 from diffusers import FluxTransformer2DModel
+from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProjection
+from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProcessor
 from torch import nn
 
 from dattn.grid import TokenGrid
@@ -41,4 +43,41 @@ def inputs(batch: int = 1, seed: int = 0, latent: tuple[int, int] = (7, 9), refe
     }
 
 
-FAMILIES = (Family("flux", model, inputs, (TokenGrid(1, 7, 9, 6, text_first=True),), (5, 11), joint=True),)
+def guided(**changes: object) -> nn.Module:
+    """Distilled: the strength of guidance is an input."""
+    return model(guidance_embeds=True, **changes)
+
+
+def kontext(batch: int = 1, seed: int = 0, latent: tuple[int, int] = (7, 9)) -> Inputs:
+    """A reference picture of four rows, a ControlNet's residuals for both kinds of blocks."""
+    call = inputs(batch, seed, latent, reference=4)
+    residuals = random(seed + 1, *[(batch, call["hidden_states"].shape[1], 32)] * 3)
+    return call | {
+        "guidance": torch.full((batch,), 3.5),
+        "controlnet_block_samples": tuple(residuals[:2]),
+        "controlnet_single_block_samples": tuple(residuals[2:]),
+    }
+
+
+def with_picture_prompt(**changes: object) -> nn.Module:
+    """An IP-Adapter of 4 tokens in the joint layers, as ``load_ip_adapter`` leaves it."""
+    tiny = model(**changes)
+    for block in tiny.transformer_blocks:
+        block.attn.set_processor(FluxIPAdapterAttnProcessor(32, 10))
+    tiny.encoder_hid_proj = MultiIPAdapterImageProjection([ImageProjection(7, 10, 4)])
+    return ready(tiny)
+
+
+def picture_prompt(batch: int = 1, seed: int = 0, latent: tuple[int, int] = (7, 9)) -> Inputs:
+    """One picture's embedding for the one adapter."""
+    embeds = random(seed + 1, (batch, 1, 7))
+    return inputs(batch, seed, latent) | {"joint_attention_kwargs": {"ip_adapter_image_embeds": embeds}}
+
+
+GRIDS = (TokenGrid(1, 7, 9, 6, text_first=True),)
+CANNOT = {"float8": "Diffusers casts a picture prompt to the type in which its projection is stored"}
+FAMILIES = (
+    Family("flux", model, inputs, GRIDS, (5, 11), joint=True),
+    Family("flux-kontext", guided, kontext, (TokenGrid(1, 7, 9, (6, 36)),), (5, 11), joint=True),
+    Family("flux-ip-adapter", with_picture_prompt, picture_prompt, GRIDS, (5, 11), joint=True, cannot=CANNOT),
+)

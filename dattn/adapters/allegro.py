@@ -1,0 +1,31 @@
+"""Allegro: video tokens only in self-attention (``attn1``), text in cross-attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dattn.adapters.base import Adapter, Inputs, Site
+from dattn.grid import TokenGrid
+
+
+def sites(model: Any) -> list[Site]:
+    """``transformer_blocks.<i>.attn1``."""
+    return [Site(f"transformer_blocks.{i}.attn1", block.attn1) for i, block in enumerate(model.transformer_blocks)]
+
+
+def grids(model: Any, inputs: Inputs) -> dict[str, TokenGrid]:
+    """Latents [batch, channels, frames, height, width]; height and width are divided by the patch."""
+    frames, height, width = inputs.get(0, "hidden_states").shape[2:]
+    patch = model.config.patch_size
+    return {"": TokenGrid(frames, height // patch, width // patch)}
+
+
+ADAPTER = Adapter(
+    family="allegro",
+    title="Allegro",
+    models=("AllegroTransformer3DModel",),
+    text="separate cross-attention",
+    video=True,
+    sites=sites,
+    grids=grids,
+)

@@ -1,0 +1,39 @@
+"""CogView 3-Plus and 4: one joint sequence, text first, then the picture.
+
+CogView 4 multiplies a mask over text with itself: as numbers, 1 is added where both are text or picture, as True and
+False (when training) it hides padding. Training on samples packed into one sequence is left alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dattn.adapters.base import Adapter, Inputs, Site
+from dattn.grid import TokenGrid
+
+
+def sites(model: Any) -> list[Site]:
+    """``transformer_blocks.<i>.attn1``."""
+    return [Site(f"transformer_blocks.{i}.attn1", block.attn1) for i, block in enumerate(model.transformer_blocks)]
+
+
+def grids(model: Any, inputs: Inputs) -> dict[str, TokenGrid | str]:
+    """Latents [batch, channels, height, width]."""
+    if {"batch_flag", "latent_attn_mask"} & set(inputs.get(6, "attention_kwargs") or ()):
+        return {"": "pictures of several sizes are packed together"}
+    patch = model.config.patch_size
+    height, width = (size // patch for size in inputs.get(0, "hidden_states").shape[2:])
+    text = inputs.get(1, "encoder_hidden_states").shape[1]
+    return {"": TokenGrid(1, height, width, text=text, text_first=True)}
+
+
+ADAPTER = Adapter(
+    family="cogview",
+    title="CogView 3-Plus, CogView 4",
+    models=("CogView3PlusTransformer2DModel", "CogView4Transformer2DModel"),
+    text="joint, text first",
+    video=False,
+    sites=sites,
+    grids=grids,
+    pairs=True,
+)

@@ -1,0 +1,45 @@
+"""HunyuanImage 2.1 and its refiner: one joint sequence, the picture first, then text, whose padding the model masks.
+
+Text of glyphs, from a second encoder, joins the other; the model sorts padding to the end. Given latents (the refiner)
+are joined as channels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dattn.adapters.base import Adapter, Inputs, Site
+from dattn.grid import TokenGrid
+
+
+def sites(model: Any) -> list[Site]:
+    """``attn`` of the text refiner, of ``transformer_blocks`` and of ``single_transformer_blocks``."""
+    refiner = model.context_embedder.token_refiner.refiner_blocks
+    alone = [
+        Site(f"context_embedder.token_refiner.refiner_blocks.{i}.attn", block.attn, why="it sees text alone")
+        for i, block in enumerate(refiner)
+    ]
+    names = ("transformer_blocks", "single_transformer_blocks")
+    joint = [Site(f"{name}.{i}.attn", block.attn) for name in names for i, block in enumerate(getattr(model, name))]
+    return alone + joint
+
+
+def grids(model: Any, inputs: Inputs) -> dict[str, TokenGrid]:
+    """Latents [batch, channels, (frames,) height, width], each axis divided by its patch."""
+    sizes = inputs.get(0, "hidden_states").shape[2:]
+    size = [size // patch for size, patch in zip(sizes, model.config.patch_size, strict=True)]
+    glyphs = None if model.context_embedder_2 is None else inputs.get(5, "encoder_hidden_states_2")
+    text = inputs.get(2, "encoder_hidden_states").shape[1] + (0 if glyphs is None else glyphs.shape[1])
+    frames, height, width = size if len(size) == 3 else (1, *size)
+    return {"": TokenGrid(frames, height, width, text=text)}
+
+
+ADAPTER = Adapter(
+    family="hunyuan_image",
+    title="HunyuanImage 2.1",
+    models=("HunyuanImageTransformer2DModel",),
+    text="joint, text last, padding masked",
+    video=False,
+    sites=sites,
+    grids=grids,
+)

@@ -1,0 +1,36 @@
+"""HunyuanVideo: one joint sequence, video first, then text, whose padding the model masks.
+
+A first frame that is given (``token_replace``) or joined as channels (``latent_concat``) sits on the video's own grid.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dattn.adapters.base import Adapter, Inputs, Site
+from dattn.grid import TokenGrid
+
+
+def sites(model: Any) -> list[Site]:
+    """``transformer_blocks.<i>.attn``, then ``single_transformer_blocks.<i>.attn``; the refiner sees text alone."""
+    names = ("transformer_blocks", "single_transformer_blocks")
+    return [Site(f"{name}.{i}.attn", block.attn) for name in names for i, block in enumerate(getattr(model, name))]
+
+
+def grids(model: Any, inputs: Inputs) -> dict[str, TokenGrid]:
+    """Latents [batch, channels, frames, height, width], each axis divided by its patch."""
+    frames, height, width = inputs.get(0, "hidden_states").shape[2:]
+    text = inputs.get(2, "encoder_hidden_states").shape[1]
+    patch = model.config.patch_size
+    return {"": TokenGrid(frames // model.config.patch_size_t, height // patch, width // patch, text=text)}
+
+
+ADAPTER = Adapter(
+    family="hunyuan_video",
+    title="HunyuanVideo",
+    models=("HunyuanVideoTransformer3DModel",),
+    text="joint, text last, padding masked",
+    video=True,
+    sites=sites,
+    grids=grids,
+)

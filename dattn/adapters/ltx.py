@@ -1,0 +1,35 @@
+"""LTX-Video: video tokens only in self-attention (``attn1``), text in cross-attention; latents come as tokens.
+
+Given frames stand before or after the video, and then only the table of their times and places tells them apart.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dattn.adapters.base import Adapter, Inputs, Positions, Site
+from dattn.grid import TokenGrid
+
+
+def sites(model: Any) -> list[Site]:
+    """``transformer_blocks.<i>.attn1``."""
+    return [Site(f"transformer_blocks.{i}.attn1", block.attn1) for i, block in enumerate(model.transformer_blocks)]
+
+
+def grids(model: Any, inputs: Inputs) -> dict[str, TokenGrid | Positions]:
+    """From ``video_coords`` [batch, 3, tokens], or the sizes in tokens that are passed where there is no such table."""
+    coords = inputs.get(8, "video_coords")
+    if coords is not None:
+        return {"": Positions(coords[0].T, 0, video=True)}
+    return {"": TokenGrid(*(inputs.get(4 + i, name) for i, name in enumerate(("num_frames", "height", "width"))))}
+
+
+ADAPTER = Adapter(
+    family="ltx",
+    title="LTX-Video",
+    models=("LTXVideoTransformer3DModel",),
+    text="separate cross-attention",
+    video=True,
+    sites=sites,
+    grids=grids,
+)

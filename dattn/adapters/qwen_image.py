@@ -1,0 +1,42 @@
+"""Qwen-Image: one joint sequence, text first, then the picture; pictures to edit come last and are kept.
+
+``img_shapes`` lists, for every sample alike, (frames, height, width) of the pictures. A layered model makes all of them
+but the last, which it is given: its layers are frames.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+from dattn.adapters.base import Adapter, Inputs, Site
+from dattn.grid import TokenGrid
+
+
+def sites(model: Any) -> list[Site]:
+    """``transformer_blocks.<i>.attn``."""
+    return [Site(f"transformer_blocks.{i}.attn", block.attn) for i, block in enumerate(model.transformer_blocks)]
+
+
+def grids(model: Any, inputs: Inputs) -> dict[str, TokenGrid | str]:
+    """From ``img_shapes``; where a sample has one picture, its size may come without a list around it."""
+    text = inputs.get(1, "encoder_hidden_states").shape[1]
+    shapes = inputs.get(4, "img_shapes")[0]
+    shapes = shapes if isinstance(shapes, list) else [shapes]
+    made = shapes[: max(len(shapes) - 1, 1)] if model.config.use_layer3d_rope else shapes[:1]
+    if any(shape[1:] != made[0][1:] for shape in made):
+        return {"": "its layers are of different sizes"}
+    kept = sum(prod(shape) for shape in shapes[len(made) :])
+    frames = sum(shape[0] for shape in made)
+    return {"": TokenGrid(frames, *made[0][1:], text=(text, kept))}
+
+
+ADAPTER = Adapter(
+    family="qwen_image",
+    title="Qwen-Image, Qwen-Image-Edit, Qwen-Image-Layered",
+    models=("QwenImageTransformer2DModel",),
+    text="joint, text first",
+    video=False,
+    sites=sites,
+    grids=grids,
+)

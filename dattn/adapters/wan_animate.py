@@ -1,0 +1,30 @@
+"""Wan Animate: Wan, whose first latent frame is always the reference picture and is kept.
+
+Poses are added to the tokens, and the face comes in by cross-attention, frame by frame.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dattn.adapters import wan
+from dattn.adapters.base import Adapter, Inputs
+from dattn.grid import TokenGrid
+
+
+def grids(model: Any, inputs: Inputs) -> dict[str, TokenGrid]:
+    """Latents [batch, channels, 1 + frames, height, width], each axis divided by its patch."""
+    sizes = inputs.get(0, "hidden_states").shape[2:]
+    frames, height, width = (size // patch for size, patch in zip(sizes, model.config.patch_size, strict=True))
+    return {"": TokenGrid(frames - 1, height, width, text=height * width, text_first=True)}
+
+
+ADAPTER = Adapter(
+    family="wan_animate",
+    title="Wan Animate",
+    models=("WanAnimateTransformer3DModel",),
+    text="separate cross-attention, reference picture first",
+    video=True,
+    sites=wan.sites,
+    grids=grids,
+)
