@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -50,8 +48,8 @@ def _single(mask: BlockMask, queries: Tensor, keys: Tensor, length: int) -> Bloc
     tiles, number = _shrunk(mask, tile, (q_there, row), (k_there, column))
     seen = tiles.flatten(1).any(1)[number]
     partial = _list(row[seen], column[seen], query.blocks)
-    parts = {"query": query, "key": key, "full": full, "partial": partial}
-    return replace(mask, **parts, tile=number[seen].int()[None, None], tiles=pack_bits(tiles))
+    number = number[seen].int()[None, None]
+    return BlockMask(query, key, full, partial, number, pack_bits(tiles), mask.block_size)
 
 
 def _layout(side: Layout, tokens: Tensor, length: int, size: int) -> tuple[Layout, Tensor]:

@@ -79,6 +79,15 @@ def test_the_pattern_that_runs_is_the_one_it_defines(family, name):
     assert all(new is old for new, old in zip(after, before, strict=True))
 
 
+def test_layers_are_listed_in_the_order_in_which_they_run(family):
+    model, ran = family.model(), []
+    with apply(model, Dense()) as handle:
+        for layer in handle.layers:
+            layer.module.register_forward_pre_hook(lambda *_, name=layer.name: ran.append(name))
+        family.run(model)
+        assert list(dict.fromkeys(ran)) == [layer.name for layer in handle.layers]
+
+
 def test_a_later_step_of_an_operator_is_another(family):
     model = family.model()
     with apply(model, pattern_of("reshaped", family)) as handle:

@@ -227,7 +227,7 @@ def test_flux_reads_its_size_from_short_numbers(size):
 
     inputs = FAMILIES["flux"].inputs(latent=size)
     ids = inputs["img_ids"].bfloat16()
-    assert flux.grids(None, Inputs((), inputs | {"img_ids": ids}))[""].sizes == (1, *size, 6, 0)
+    assert flux.positions(Inputs((), inputs | {"img_ids": ids}), 4).grid().sizes == (1, *size, 6, 0)
 
 
 def test_reference_pictures_of_flux_are_kept():

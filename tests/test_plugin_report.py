@@ -1,17 +1,23 @@
 """Reports, recipes, presets, and the errors that say what to do."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
+from dattn.adapters import ADAPTERS
+from dattn.apps.models import markdown
 from dattn.operators import PerStep
 from dattn.patterns import Dense, Neighborhood, Radial, Selected
-from dattn.plugin import apply, supported_models
+from dattn.plugin import apply
+from dattn.presets import PRESETS, preset_names, resolve
 from dattn.scores import Pooled
 from dattn.selection import TopK
+from dattn.support import CONDITIONS, RECORD, supported_models
 from tests.families import CORE as FAMILIES
+from tests.families import FAMILIES as ALL
 from tests.tiny_models import Pipeline
 
 
@@ -288,10 +294,20 @@ def test_an_explicit_backend_runs(family):
 
 def test_supported_models_is_a_table():
     rows = supported_models()
-    assert {name for row in rows for name in row.models} == {
-        "WanTransformer3DModel",
-        "CogVideoXTransformer3DModel",
-        "FluxTransformer2DModel",
-        "UNet2DConditionModel",
-    }
-    assert all(row.presets[-1] == "auto" and row.title and row.text for row in rows)
+    assert [name for row in rows for name in row.models] == [name for adapter in ADAPTERS for name in adapter.models]
+    for row in rows:
+        assert row.presets[-1] == "auto" and row.title and row.text
+        assert list(row.tried) == list(CONDITIONS.values())
+        assert not row.tried["patterns"], row
+        assert not {"not tried", "failed"} & set(row.tried.values()), row
+
+
+def test_every_family_under_test_is_on_record():
+    assert set(json.loads(RECORD.read_text())) == set(ALL)
+    assert {name.split("-")[0] for name in ALL} == {adapter.family for adapter in ADAPTERS}
+
+
+def test_the_table_in_the_readme_is_that_of_the_record():
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    table = readme.split("<!-- made by: dattn models --markdown -->\n")[1].split("<!-- end -->")[0]
+    assert table.strip() == markdown(supported_models())

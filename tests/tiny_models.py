@@ -43,11 +43,13 @@ def masked_sdpa(pattern: Any, grids: tuple[TokenGrid, ...]) -> Iterator[None]:
     masks = {grid.tokens: fitted[grid.tokens].allowed(grid) for grid in grids if pattern.static}
     met = set()
 
-    def sdpa(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **rest: object) -> Tensor:
+    def sdpa(
+        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *more: Any, **rest: Any
+    ) -> Tensor:
         if key.shape[2] == query.shape[2]:
             tokens, heads = query.shape[2], query.shape[1]
             if tokens not in by_length:
-                return plain(query, key, value, attn_mask=attn_mask, **rest)
+                return plain(query, key, value, attn_mask, *more, **rest)
             met.add(tokens)
             if not pattern.static:
                 scale = rest.get("scale")
@@ -59,7 +61,7 @@ def masked_sdpa(pattern: Any, grids: tuple[TokenGrid, ...]) -> Iterator[None]:
                 attn_mask = attn_mask.where(own, -torch.inf)
             else:
                 attn_mask = own if attn_mask is None else own & attn_mask
-        return plain(query, key, value, attn_mask=attn_mask, **rest)
+        return plain(query, key, value, attn_mask, *more, **rest)
 
     with mock.patch.object(F, "scaled_dot_product_attention", sdpa):
         yield

@@ -107,7 +107,7 @@ class Adapter:
         video: whether it makes videos; a preset of no family in particular goes by that.
         sites: the model's self-attention modules in execution order.
         grids: from the model and the inputs of one call to the grid of every level. The count of text
-            behind the picture need not be exact, nor of that before where none is behind: a call's own length corrects it.
+            behind, or before where none is behind, need not be exact: a call's own length corrects it.
         pairs: whether the model multiplies what it says of every token, such as 0 for padding, with itself into a mask
             [batch, 1, tokens, tokens].
     """

@@ -1,4 +1,4 @@
-"""CogVideoX and CogVideoX 1.5: one joint sequence, text first, then video."""
+"""CogVideoX, CogVideoX 1.5 and ConsisID: one joint sequence, text first, then video."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def grids(model: Any, inputs: Inputs) -> dict[str, TokenGrid]:
     _, frames, _, height, width = inputs.get(0, "hidden_states").shape
     text = inputs.get(1, "encoder_hidden_states").shape[1]
     patch = model.config.patch_size
-    frames //= model.config.patch_size_t or 1
+    frames //= getattr(model.config, "patch_size_t", None) or 1
     return {"": TokenGrid(frames, height // patch, width // patch, text=text, text_first=True)}
 
 
 ADAPTER = Adapter(
     family="cogvideox",
-    title="CogVideoX, CogVideoX 1.5",
-    models=("CogVideoXTransformer3DModel",),
+    title="CogVideoX, CogVideoX 1.5, ConsisID",
+    models=("CogVideoXTransformer3DModel", "ConsisIDTransformer3DModel"),
     text="joint, text first",
     video=True,
     sites=sites,

@@ -1,7 +1,8 @@
-"""CogView 3-Plus and 4: one joint sequence, text first, then the picture.
+"""CogView 3-Plus and 4, and GLM-Image: one joint sequence, text first, then the picture.
 
-CogView 4 multiplies a mask over text with itself: as numbers, 1 is added where both are text or picture, as True and
-False (when training) it hides padding. Training on samples packed into one sequence is left alone.
+A mask over text is multiplied with itself: as numbers, 1 is added where both are text or picture; as True and False
+(when CogView 4 is trained) it hides padding. Training on samples packed into one sequence is left alone, and so are
+GLM-Image's steps that look at keys kept of pictures to edit, which are not self-attention.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ def sites(model: Any) -> list[Site]:
 
 def grids(model: Any, inputs: Inputs) -> dict[str, TokenGrid | str]:
     """Latents [batch, channels, height, width]."""
-    if {"batch_flag", "latent_attn_mask"} & set(inputs.get(6, "attention_kwargs") or ()):
+    if {"batch_flag", "latent_attn_mask"} & set(inputs.kwargs.get("attention_kwargs") or ()):
         return {"": "pictures of several sizes are packed together"}
     patch = model.config.patch_size
     height, width = (size // patch for size in inputs.get(0, "hidden_states").shape[2:])
@@ -29,8 +30,8 @@ def grids(model: Any, inputs: Inputs) -> dict[str, TokenGrid | str]:
 
 ADAPTER = Adapter(
     family="cogview",
-    title="CogView 3-Plus, CogView 4",
-    models=("CogView3PlusTransformer2DModel", "CogView4Transformer2DModel"),
+    title="CogView 3-Plus, CogView 4, GLM-Image",
+    models=("CogView3PlusTransformer2DModel", "CogView4Transformer2DModel", "GlmImageTransformer2DModel"),
     text="joint, text first",
     video=False,
     sites=sites,

@@ -1,4 +1,4 @@
-"""Flux.1: one joint sequence, text first, then the picture; reference pictures (Kontext) come last and are kept.
+"""Flux.1 and its kin: one joint sequence, text first, then the picture; reference pictures come last and are kept.
 
 The picture's height and width are in ``img_ids`` alone: rows of (picture, row, column).
 """
@@ -9,6 +9,15 @@ from typing import Any
 
 from dattn.adapters.base import Adapter, Inputs, Positions, Site
 
+PLACES = {
+    "FluxTransformer2DModel": 4,
+    "BriaTransformer2DModel": 4,
+    "BriaFiboTransformer2DModel": 5,
+    "LongCatImageTransformer2DModel": 3,
+    "OvisImageTransformer2DModel": 3,
+}
+"""Where each model takes ``img_ids``."""
+
 
 def sites(model: Any) -> list[Site]:
     """``transformer_blocks.<i>.attn``, then ``single_transformer_blocks.<i>.attn``."""
@@ -18,7 +27,8 @@ def sites(model: Any) -> list[Site]:
 
 def grids(model: Any, inputs: Inputs) -> dict[str, Positions]:
     """From ``img_ids``."""
-    return {"": positions(inputs, 4)}
+    place = next(PLACES[cls.__name__] for cls in type(model).__mro__ if cls.__name__ in PLACES)
+    return {"": positions(inputs, place)}
 
 
 def positions(inputs: Inputs, place: int) -> Positions:
@@ -30,8 +40,8 @@ def positions(inputs: Inputs, place: int) -> Positions:
 
 ADAPTER = Adapter(
     family="flux",
-    title="Flux.1",
-    models=("FluxTransformer2DModel",),
+    title="Flux.1, Bria 3.2, Bria FIBO, LongCat-Image, Ovis-Image",
+    models=tuple(PLACES),
     text="joint, text first",
     video=False,
     sites=sites,

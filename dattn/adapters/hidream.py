@@ -36,7 +36,7 @@ def grids(model: Any, inputs: Inputs) -> dict[str, TokenGrid | str]:
 
 ADAPTER = Adapter(
     family="hidream",
-    title="HiDream-I1, HiDream-E1",
+    title="HiDream-I1",
     models=("HiDreamImageTransformer2DModel",),
     text="joint, text last",
     video=False,

@@ -11,12 +11,14 @@ from typing import Any
 from dattn.adapters.base import Adapter, Inputs, Site
 from dattn.grid import TokenGrid
 
+TEXT = "it sees text alone"
+
 
 def sites(model: Any) -> list[Site]:
     """``attn`` of the text refiner, of ``transformer_blocks`` and of ``single_transformer_blocks``."""
     refiner = model.context_embedder.token_refiner.refiner_blocks
     alone = [
-        Site(f"context_embedder.token_refiner.refiner_blocks.{i}.attn", block.attn, why="it sees text alone")
+        Site(f"context_embedder.token_refiner.refiner_blocks.{i}.attn", block.attn, "text", TEXT)
         for i, block in enumerate(refiner)
     ]
     names = ("transformer_blocks", "single_transformer_blocks")
@@ -24,14 +26,14 @@ def sites(model: Any) -> list[Site]:
     return alone + joint
 
 
-def grids(model: Any, inputs: Inputs) -> dict[str, TokenGrid]:
+def grids(model: Any, inputs: Inputs) -> dict[str, TokenGrid | str]:
     """Latents [batch, channels, (frames,) height, width], each axis divided by its patch."""
     sizes = inputs.get(0, "hidden_states").shape[2:]
     size = [size // patch for size, patch in zip(sizes, model.config.patch_size, strict=True)]
     glyphs = None if model.context_embedder_2 is None else inputs.get(5, "encoder_hidden_states_2")
     text = inputs.get(2, "encoder_hidden_states").shape[1] + (0 if glyphs is None else glyphs.shape[1])
     frames, height, width = size if len(size) == 3 else (1, *size)
-    return {"": TokenGrid(frames, height, width, text=text)}
+    return {"text": TEXT, "": TokenGrid(frames, height, width, text=text)}
 
 
 ADAPTER = Adapter(

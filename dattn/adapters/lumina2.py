@@ -10,10 +10,12 @@ from typing import Any
 from dattn.adapters.base import Adapter, Inputs, Site
 from dattn.grid import TokenGrid
 
+TEXT = "it sees text alone"
+
 
 def sites(model: Any) -> list[Site]:
     """``attn`` of ``context_refiner``, ``noise_refiner`` and ``layers``."""
-    parts = (("context_refiner", "", "it sees text alone"), ("noise_refiner", "noise_refiner", ""), ("layers", "", ""))
+    parts = (("context_refiner", "text", TEXT), ("noise_refiner", "noise_refiner", ""), ("layers", "", ""))
     return [
         Site(f"{part}.{i}.attn", block.attn, level, why)
         for part, level, why in parts
@@ -21,8 +23,8 @@ def sites(model: Any) -> list[Site]:
     ]
 
 
-def grids(model: Any, inputs: Inputs) -> dict[str, TokenGrid | tuple[TokenGrid, ...]]:
-    """Latents [batch, channels, height, width]; the lengths of texts are in their mask alone, where the model reads them.
+def grids(model: Any, inputs: Inputs) -> dict[str, TokenGrid | tuple[TokenGrid, ...] | str]:
+    """Latents [batch, channels, height, width]; the lengths of texts are in a mask alone, where the model reads them.
 
     What is behind a picture is padding up to the longest sample, which the model masks.
     """
@@ -30,7 +32,7 @@ def grids(model: Any, inputs: Inputs) -> dict[str, TokenGrid | tuple[TokenGrid, 
     height, width = (size // patch for size in inputs.get(0, "hidden_states").shape[2:])
     texts = inputs.get(3, "encoder_attention_mask").sum(1).tolist()
     joint = tuple(TokenGrid(1, height, width, text=(text, max(texts) - text)) for text in texts)
-    return {"noise_refiner": TokenGrid(1, height, width), "": joint}
+    return {"text": TEXT, "noise_refiner": TokenGrid(1, height, width), "": joint}
 
 
 ADAPTER = Adapter(

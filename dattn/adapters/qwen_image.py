@@ -27,8 +27,8 @@ def grids(model: Any, inputs: Inputs) -> dict[str, TokenGrid | str]:
     if any(shape[1:] != made[0][1:] for shape in made):
         return {"": "its layers are of different sizes"}
     kept = sum(prod(shape) for shape in shapes[len(made) :])
-    frames = sum(shape[0] for shape in made)
-    return {"": TokenGrid(frames, *made[0][1:], text=(text, kept))}
+    frames, (height, width) = sum(shape[0] for shape in made), made[0][1:]
+    return {"": TokenGrid(frames, height, width, text=(text, kept))}
 
 
 ADAPTER = Adapter(

@@ -85,7 +85,7 @@ def grids(model: Any, inputs: Inputs) -> dict[str, Grids]:
     sizes = {f"down_blocks.{i}": at for i, at in enumerate(entry)}
     sizes |= {f"up_blocks.{i}": at for i, at in enumerate(reversed(entry))}
     sizes["mid_block"] = size
-    return {"time": FEW} | {level: TokenGrid(1, *at) for level, at in sizes.items()}
+    return {"time": FEW, **{level: TokenGrid(1, *at) for level, at in sizes.items()}}
 
 
 def _halve(size: Size, sampler: nn.Module) -> Size:

@@ -7,24 +7,23 @@ that are given, then the picture being made, then features of the given ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from math import prod
 from typing import Any
-
-from torch import Tensor
 
 from dattn.adapters.base import Adapter, Inputs, Site
 from dattn.grid import TokenGrid
 
-Sample = tuple[int, tuple[int, int, int], int]
+Sample = tuple[int, tuple[int, ...], int]
 """Tokens before a picture, its size, tokens after it."""
+TEXT, FEATURES = "it sees text alone", "it sees features of given pictures alone"
 
 
 def sites(model: Any) -> list[Site]:
     """``attention`` of ``noise_refiner``, ``context_refiner``, ``siglip_refiner`` if there is one, and ``layers``."""
     parts = (
         ("noise_refiner", "noise_refiner", ""),
-        ("context_refiner", "", "it sees text alone"),
-        ("siglip_refiner", "", "it sees features of given pictures alone"),
+        ("context_refiner", "text", TEXT),
+        ("siglip_refiner", "features", FEATURES),
         ("layers", "", ""),
     )
     return [
@@ -34,47 +33,47 @@ def sites(model: Any) -> list[Site]:
     ]
 
 
-def grids(model: Any, inputs: Inputs) -> dict[str, tuple[TokenGrid, ...]]:
+def grids(model: Any, inputs: Inputs) -> dict[str, tuple[TokenGrid, ...] | str]:
     """From lists of latents [channels, frames, height, width] and captions; in the omni model from lists of lists."""
+    latents, captions = inputs.get(0, "x"), inputs.get(2, "cap_feats")
+    features = inputs.get(5, "siglip_feats") or [None] * len(latents)
     patch, frames = inputs.get(7, "patch_size") or 2, inputs.get(8, "f_patch_size") or 1
-    samples = [_pictures(sample, (frames, patch, patch)) for sample in inputs.get(0, "x")]
-    captions = [_padded(map(len, _listed(sample))) for sample in inputs.get(2, "cap_feats")]
-    features = inputs.get(5, "siglip_feats") or [None] * len(samples)
+    alone: list[Sample] = []
     joint: list[Sample] = []
-    for sample, (before, size, after), text, given in zip(inputs.get(0, "x"), samples, captions, features, strict=True):
-        if isinstance(sample, list):
-            seen = _padded(0 if item is None else item[..., 0].numel() for item in given or ())
-            joint.append((text + before, size, after + seen))
-        else:
-            joint.append((before, size, after + text))
-    return {"noise_refiner": _batched(samples), "": _batched(joint)}
+    for pictures, texts, given in zip(latents, captions, features, strict=True):
+        *others, size = [_size(picture, (frames, patch, patch)) for picture in _listed(pictures)]
+        before, after = sum(_padded(prod(other)) for other in others), -prod(size) % 32
+        text = sum(_padded(len(item)) for item in _listed(texts))
+        seen = sum(_padded(0 if item is None else item[..., 0].numel()) for item in given or ())
+        alone.append((before, size, after))
+        omni = isinstance(pictures, list)
+        joint.append((text + before, size, after + seen) if omni else (before, size, after + text))
+    return {"text": TEXT, "features": FEATURES, "noise_refiner": _batched(alone), "": _batched(joint)}
 
 
 def _listed(sample: Any) -> list[Any]:
     return sample if isinstance(sample, list) else [sample]
 
 
-def _pictures(sample: Tensor | list[Tensor | None], patches: tuple[int, int, int]) -> Sample:
-    """The last picture is the one being made."""
-    sizes = [
-        None if picture is None else tuple(n // patch for n, patch in zip(picture.shape[1:], patches, strict=True))
-        for picture in _listed(sample)
-    ]
-    counts = [0 if size is None else size[0] * size[1] * size[2] for size in sizes]
-    return _padded(counts[:-1]), sizes[-1], -counts[-1] % 32
+def _size(picture: Any, patches: tuple[int, int, int]) -> tuple[int, int, int]:
+    """In tokens; of no picture 0."""
+    if picture is None:
+        return 0, 0, 0
+    frames, height, width = (n // p for n, p in zip(picture.shape[1:], patches, strict=True))
+    return frames, height, width
 
 
-def _padded(counts: Iterable[int]) -> int:
-    """Each up to a multiple of 32, which is also what stands for nothing."""
-    return sum(max(count + -count % 32, 32) for count in counts)
+def _padded(count: int) -> int:
+    """Up to a multiple of 32, which is also what stands for nothing."""
+    return max(count + -count % 32, 32)
 
 
 def _batched(samples: list[Sample]) -> tuple[TokenGrid, ...]:
     """All as long as the longest."""
-    tokens = [before + size[0] * size[1] * size[2] + after for before, size, after in samples]
+    longest = max(before + prod(size) + after for before, size, after in samples)
     return tuple(
-        TokenGrid(*size, text=(before, after + max(tokens) - own))
-        for (before, size, after), own in zip(samples, tokens, strict=True)
+        TokenGrid(frames, height, width, text=(before, longest - before - frames * height * width))
+        for before, (frames, height, width), _ in samples
     )
 
 

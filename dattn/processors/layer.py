@@ -244,7 +244,7 @@ class Layer:
     def _refusal(self, query: Tensor, key: Tensor, masked: bool) -> str:
         if masked:
             return "an attention mask was passed that hides more than keys, which a pattern cannot honour"
-        if key.shape[2] != query.shape[2]:
+        if not _may_be(key.shape[2] == query.shape[2]):
             return "a context was passed, so this is cross-attention"
         if self._sizes is not None:  # the operator looks when it knows
             return ""
@@ -318,7 +318,7 @@ class Layer:
             return None
         self.refusal = ""
         mine = self.concrete.for_heads(tuple(spread.heads[spread.rank]), heads)
-        own = lambda *qkv: self.eager(*qkv, scale, None, grid, mine)
+        own = lambda q, k, v: self.eager(q, k, v, scale, None, grid, mine)
         return attend_spread(spread, query, key, value, own)
 
     def attend_ring(self, group: Any, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor | None:

@@ -108,7 +108,7 @@ def _to_tokens(tensor: Tensor, spread: Spread) -> Tensor:
     return together[:, torch.tensor([*chain(*spread.heads)]).argsort().to(tensor.device)]
 
 
-def _exchange(sent: list[Tensor], shapes: list[tuple[int, ...]], group: Any) -> list[Tensor]:
+def _exchange(sent: list[Tensor], shapes: Sequence[tuple[int, ...]], group: Any) -> list[Tensor]:
     """One tensor to each process, one of each of these shapes back."""
     sizes = [torch.Size(shape).numel() for shape in shapes]
     flat = _AllToAll.apply(torch.cat([t.flatten() for t in sent]), sizes, [t.numel() for t in sent], group)

@@ -126,5 +126,6 @@ def _skip(
     module: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, *args: Any, **kwargs: Any
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The inputs: of joint attention both, which hands back both; some self-attention is given the same twice."""
-    alone = encoder_hidden_states is None or encoder_hidden_states is hidden_states
-    return hidden_states if alone else (hidden_states, encoder_hidden_states)
+    if encoder_hidden_states is None or encoder_hidden_states is hidden_states:
+        return hidden_states
+    return hidden_states, encoder_hidden_states

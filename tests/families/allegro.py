@@ -54,6 +54,7 @@ def inputs(batch: int = 1, seed: int = 0, latent: tuple[int, int, int] = (5, 6, 
 
 CANNOT = {
     "lora": "the class takes no adapters in Diffusers",
+    "first_block_cache": "Diffusers' caches do not know its blocks",
     "fused": "the class fuses nothing in Diffusers",
     "compile_repeated_blocks": "the class names no repeated blocks",
 }

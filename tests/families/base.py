@@ -36,9 +36,9 @@ def ready(model: nn.Module) -> nn.Module:
 def halved(model: nn.Module) -> nn.Module:
     """The model in bfloat16, but for what ``from_pretrained`` keeps in float32."""
     kept = set(model._keep_in_fp32_modules or ())
-    for name, parameter in model.named_parameters():
-        if not kept & set(name.split(".")):
-            parameter.data = parameter.data.to(torch.bfloat16)
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if tensor.is_floating_point() and not kept & set(name.split(".")):
+            tensor.data = tensor.data.to(torch.bfloat16)
     return model
 
 

@@ -1,9 +1,9 @@
-"""Tiny random CogView 4, with a mask over text of either kind and without, and CogView 3-Plus."""
+"""Tiny random CogView 4, with a mask over text of either kind and without; CogView 3-Plus; GLM-Image."""
 
 from __future__ import annotations
 
 import torch
-from diffusers import CogView3PlusTransformer2DModel, CogView4Transformer2DModel
+from diffusers import CogView3PlusTransformer2DModel, CogView4Transformer2DModel, GlmImageTransformer2DModel
 from diffusers.models.transformers.transformer_cogview4 import CogView4TrainingAttnProcessor
 from torch import Tensor, nn
 
@@ -71,6 +71,19 @@ def plus(**changes: object) -> nn.Module:
     return ready(CogView3PlusTransformer2DModel(**(COMMON | {"pos_embed_max_size": 24, "sample_size": 24} | changes)))
 
 
+def glm(**changes: object) -> nn.Module:
+    """GLM-Image."""
+    return ready(GlmImageTransformer2DModel(**(COMMON | {"prior_vq_quantizer_codebook_size": 12} | changes)))
+
+
+def drawn(batch: int = 1, seed: int = 0, latent: tuple[int, int] = (7, 9)) -> Inputs:
+    """A draft of the picture, of a token each."""
+    call = inputs(batch, seed, latent)
+    del call["original_size"]
+    tokens = torch.arange(latent[0] * latent[1]).repeat(batch, 1)
+    return call | {"prior_token_id": tokens % 12, "prior_token_drop": tokens % 5 == 0}
+
+
 CANNOT = {
     "fused": "the class has no fused projections",
     "compile_repeated_blocks": "the class names no repeated blocks",
@@ -80,10 +93,15 @@ PLUS_CANNOT = {
     "first_block_cache": "the class has no cache",
     "compile_repeated_blocks": "the class names no repeated blocks",
 }
+GLM_CANNOT = {
+    "fused": "the class has no fused projections",
+    "first_block_cache": "Diffusers' caches do not know its blocks",
+}
 SIZE, GRIDS = (5, 11), (TokenGrid(1, 7, 9, 7, text_first=True),)
 FAMILIES = (
     Family("cogview", model, inputs, GRIDS, SIZE, joint=True, cannot=CANNOT),
     Family("cogview-masked", model, masked, GRIDS, SIZE, joint=True, cannot=CANNOT),
     Family("cogview-training", training, hidden, GRIDS, SIZE, joint=True, cannot=CANNOT),
     Family("cogview-plus", plus, inputs, GRIDS, SIZE, joint=True, cannot=PLUS_CANNOT),
+    Family("cogview-glm", glm, drawn, GRIDS, SIZE, joint=True, cannot=GLM_CANNOT),
 )

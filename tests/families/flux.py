@@ -1,9 +1,15 @@
-"""Tiny random Flux.1: plain, Kontext with a ControlNet and embedded guidance, and with an IP-Adapter."""
+"""Tiny random Flux.1 (plain, Kontext with a ControlNet and embedded guidance, with an IP-Adapter) and its kin."""
 
 from __future__ import annotations
 
 import torch
-from diffusers import FluxTransformer2DModel
+from diffusers import (
+    BriaFiboTransformer2DModel,
+    BriaTransformer2DModel,
+    FluxTransformer2DModel,
+    LongCatImageTransformer2DModel,
+    OvisImageTransformer2DModel,
+)
 from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProjection
 from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProcessor
 from torch import nn
@@ -11,20 +17,20 @@ from torch import nn
 from dattn.grid import TokenGrid
 from tests.families.base import Family, Inputs, random, ready
 
+COMMON = dict(
+    in_channels=8,
+    num_layers=2,
+    num_single_layers=1,
+    attention_head_dim=16,
+    num_attention_heads=2,
+    joint_attention_dim=10,
+    axes_dims_rope=(4, 6, 6),
+)
+
 
 def model(**changes: object) -> nn.Module:
     """Two joint layers and a single one of 2 heads x 16."""
-    config = dict(
-        in_channels=8,
-        num_layers=2,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=10,
-        pooled_projection_dim=12,
-        axes_dims_rope=(4, 6, 6),
-    )
-    return ready(FluxTransformer2DModel(**(config | changes)))
+    return ready(FluxTransformer2DModel(**(COMMON | {"pooled_projection_dim": 12} | changes)))
 
 
 def inputs(batch: int = 1, seed: int = 0, latent: tuple[int, int] = (7, 9), reference: int = 0) -> Inputs:
@@ -74,10 +80,57 @@ def picture_prompt(batch: int = 1, seed: int = 0, latent: tuple[int, int] = (7, 
     return inputs(batch, seed, latent) | {"joint_attention_kwargs": {"ip_adapter_image_embeds": embeds}}
 
 
-GRIDS = (TokenGrid(1, 7, 9, 6, text_first=True),)
-CANNOT = {"float8": "Diffusers casts a picture prompt to the type in which its projection is stored"}
+def bria(**changes: object) -> nn.Module:
+    return ready(BriaTransformer2DModel(**(COMMON | changes)))
+
+
+def ovis(**changes: object) -> nn.Module:
+    return ready(OvisImageTransformer2DModel(**(COMMON | {"out_channels": 8} | changes)))
+
+
+def longcat(**changes: object) -> nn.Module:
+    return ready(LongCatImageTransformer2DModel(**(COMMON | changes)))
+
+
+def fibo(**changes: object) -> nn.Module:
+    return ready(BriaFiboTransformer2DModel(**(COMMON | {"text_encoder_dim": 14} | changes)))
+
+
+def unpooled(batch: int = 1, seed: int = 0, latent: tuple[int, int] = (7, 9), reference: int = 0) -> Inputs:
+    """Without the embedding of a text as a whole."""
+    call = inputs(batch, seed, latent, reference)
+    del call["pooled_projections"]
+    return call
+
+
+def referred(batch: int = 1, seed: int = 0, latent: tuple[int, int] = (7, 9)) -> Inputs:
+    return unpooled(batch, seed, latent, reference=4)
+
+
+def padded(batch: int = 1, seed: int = 0, latent: tuple[int, int] = (7, 9)) -> Inputs:
+    """Three layers of a text encoder, and a mask over 2 tokens of padding; over 3 in all samples but the first."""
+    mask = torch.ones(batch, 1, 1, 6 + latent[0] * latent[1], dtype=torch.bool)
+    mask[:1, ..., 4:6] = False
+    mask[1:, ..., 3:6] = False
+    layers = tuple(random(seed + 1, *[(batch, 6, 14)] * 3))
+    return unpooled(batch, seed, latent) | {
+        "text_encoder_layers": layers,
+        "joint_attention_kwargs": {"attention_mask": mask},
+    }
+
+
+SIZE, GRIDS, REFERRED = (5, 11), (TokenGrid(1, 7, 9, 6, text_first=True),), (TokenGrid(1, 7, 9, (6, 36)),)
+NO_FLOAT8 = {"float8": "Diffusers casts a picture prompt to the type in which its projection is stored"}
+NO_CACHE = {"first_block_cache": "Diffusers' caches do not know its blocks"}
+NOT_FUSED = {"fused": "the class has no fused projections"}
+BRIA = NO_CACHE | NOT_FUSED | {"compile_repeated_blocks": "the class names no repeated blocks"}
+FIBO = NOT_FUSED | {"first_block_cache": "the class has no cache"}
 FAMILIES = (
-    Family("flux", model, inputs, GRIDS, (5, 11), joint=True),
-    Family("flux-kontext", guided, kontext, (TokenGrid(1, 7, 9, (6, 36)),), (5, 11), joint=True),
-    Family("flux-ip-adapter", with_picture_prompt, picture_prompt, GRIDS, (5, 11), joint=True, cannot=CANNOT),
+    Family("flux", model, inputs, GRIDS, SIZE, joint=True),
+    Family("flux-kontext", guided, kontext, REFERRED, SIZE, joint=True),
+    Family("flux-ip-adapter", with_picture_prompt, picture_prompt, GRIDS, SIZE, joint=True, cannot=NO_FLOAT8),
+    Family("flux-bria", bria, unpooled, GRIDS, SIZE, joint=True, cannot=BRIA),
+    Family("flux-fibo", fibo, padded, GRIDS, SIZE, joint=True, cannot=FIBO),
+    Family("flux-longcat", longcat, referred, REFERRED, SIZE, joint=True, cannot=NO_CACHE),
+    Family("flux-ovis", ovis, unpooled, GRIDS, SIZE, joint=True, cannot=NO_CACHE | NOT_FUSED),
 )

@@ -62,6 +62,7 @@ def inputs(batch: int = 1, seed: int = 0, latent: tuple[int, int] = (15, 18)) ->
 
 CANNOT = {
     "lora": "the class takes no adapters in Diffusers",
+    "offload": "what pools the text reads weights past their modules, which then are away",
     "group_offload": "the class does not support it",
     "checkpointing": "the class does not support it",
     "first_block_cache": "the class has no caches in Diffusers",

@@ -39,6 +39,7 @@ def inputs(batch: int = 1, seed: int = 0, latent: tuple[int, int] = (15, 18)) ->
 
 CANNOT = {
     "lora": "the class takes no adapters in Diffusers",
+    "first_block_cache": "Diffusers' cache mixes blocks over space with blocks over time, of another shape",
     "fused": "the class fuses nothing in Diffusers",
     "compile_repeated_blocks": "the class names no repeated blocks",
 }

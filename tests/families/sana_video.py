@@ -37,4 +37,8 @@ def inputs(batch: int = 1, seed: int = 0, latent: tuple[int, int, int] = (5, 6, 
     }
 
 
-FAMILIES = (Family("sana_video", model, inputs, (), (3, 8, 6), stock={"attn1": "linear"}),)
+CANNOT = {
+    "first_block_cache": "the class has no enable_cache",
+    "compile_repeated_blocks": "the class names no repeated blocks",
+}
+FAMILIES = (Family("sana_video", model, inputs, (), (3, 8, 6), stock={"attn1": "linear"}, cannot=CANNOT),)
