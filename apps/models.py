@@ -45,7 +45,7 @@ def plain(rows: Sequence[Any]) -> str:
 
 def markdown(rows: Sequence[Any]) -> str:
     """The same for the README: what works for all families is said once, what does not in each family's row."""
-    lines = ["| family | model classes | text | tried with, beside the plain model | not |", "|---|---|---|---|---|"]
+    lines = ["| family | model classes | text | also tried | what the stock model cannot do |", "|---|---|---|---|---|"]
     for row in rows:
         classes = ", ".join(f"`{name}`" for name in row.models)
         without = "; ".join(f"{what} ({why})" for what, why in row.tried.items() if why)

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.families import FAMILIES
+
 # Machines differ in speed, so no example has a deadline; the same examples every time, so a failure is a finding.
 settings.register_profile("dattn", deadline=None, derandomize=True)
 settings.load_profile("dattn")
@@ -26,7 +28,8 @@ class Recorder:
     """Writes down, for every family and condition, that it works or why it cannot."""
 
     def __init__(self, path):
-        self.path, self.found = path, {}
+        self.path: Path = path
+        self.found: dict[str, dict[str, str]] = {}
 
     def pytest_runtest_logreport(self, report):
         noted = dict(report.user_properties).get(SUPPORT)
@@ -42,7 +45,11 @@ class Recorder:
             known.setdefault(condition, "")
 
     def pytest_sessionfinish(self):
-        self.path.write_text(json.dumps(self.found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        """What this run did not try stays as it was on record."""
+        old = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
+        record = {family: old.get(family, {}) | tried for family, tried in self.found.items()}
+        record = {family: tried for family, tried in (old | record).items() if family in FAMILIES}
+        self.path.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from dattn import Dense, Neighborhood, Radial, Reshaped, Selected
 from dattn.plugin import apply
 from dattn.scores import Pooled
 from dattn.selection import TopK
-from tests.families import FAMILIES
+from tests.families import CORE, FAMILIES
 from tests.families.base import Family, halved
 from tests.tiny_models import masked_sdpa, sample
 
@@ -56,6 +56,12 @@ def served(handle, family):
 @pytest.fixture(params=FAMILIES)
 def family(request, noted):
     return FAMILIES[request.param]
+
+
+COMPILED = [pytest.param(name, marks=pytest.mark.slow if "-" in name or name not in CORE else ()) for name in FAMILIES]
+"""Compiling takes long: the core families, and by hand the others."""
+CONDITIONED = [pytest.param(name, marks=pytest.mark.slow if "-" in name else ()) for name in FAMILIES]
+"""Every family, and by hand its variants."""
 
 
 @pytest.mark.parametrize("name", PATTERNS)
@@ -288,7 +294,7 @@ def guidance_hooks(family, pattern):
             assert close(out, expected), name
         found.append(out)
     if all(isinstance(out, str) for out in found):
-        pytest.skip(f"{family.name}: {found[0].splitlines()[0][:80]}")
+        pytest.skip(f"{family.name}: Diffusers' hooks fail on the stock model")
 
 
 CONDITIONS: dict[str, Callable[[Family, object], None]] = {
@@ -315,6 +321,7 @@ def skip_what_it_cannot(family, condition):
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)
+@pytest.mark.parametrize("family", CONDITIONED, indirect=True)
 def test_condition(family, condition):
     skip_what_it_cannot(family, condition)
     name = PATTERNS[(TURN[family.name, condition] + list(FAMILIES).index(family.name)) % len(PATTERNS)]
@@ -329,6 +336,7 @@ def fresh_compiler():
 
 
 @pytest.mark.parametrize("name", STATIC)
+@pytest.mark.parametrize("family", COMPILED, indirect=True)
 def test_full_graph(family, name, fresh_compiler):
     skip_what_it_cannot(family, "compile")
     model, pattern = family.model(), pattern_of(name, family)
@@ -339,6 +347,7 @@ def test_full_graph(family, name, fresh_compiler):
         assert served(handle, family)
 
 
+@pytest.mark.parametrize("family", COMPILED, indirect=True)
 def test_repeated_blocks(family, fresh_compiler):
     skip_what_it_cannot(family, "compile_repeated_blocks")
     model = family.model()
