@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -79,6 +79,26 @@ class Site:
     module: Any
     level: str = ""
     why: str = ""
+
+
+def sites_in(*paths: str, why: str = "") -> Callable[[Any], list[Site]]:
+    """What lists the modules behind each path in turn; ``*`` counts through a list, as in ``"blocks.*.attn1"``."""
+
+    def sites(model: Any) -> list[Site]:
+        found = []
+        for path in paths:
+            blocks, within = path.split(".*.")
+            listed = enumerate(model.get_submodule(blocks))
+            found += [Site(f"{blocks}.{i}.{within}", block.get_submodule(within), why=why) for i, block in listed]
+        return found
+
+    return sites
+
+
+def in_patches(lengths: Sequence[Any], patch: int | Sequence[int]) -> tuple[Any, ...]:
+    """Lengths divided by the patch, or each by its own, rounded down."""
+    each = [patch] * len(lengths) if isinstance(patch, int) else patch
+    return tuple(length // size for length, size in zip(lengths, each, strict=True))
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from dattn.adapters.base import Adapter, Inputs, Site
+from dattn.adapters.base import Adapter, Inputs, in_patches, sites_in
 from dattn.grid import TokenGrid
 
-
-def sites(model: Any) -> list[Site]:
-    """``transformer_blocks.<i>.attn1``."""
-    return [Site(f"transformer_blocks.{i}.attn1", block.attn1) for i, block in enumerate(model.transformer_blocks)]
+sites = sites_in("transformer_blocks.*.attn1")
 
 
 def grids(model: Any, inputs: Inputs) -> dict[str, TokenGrid | str]:
@@ -23,7 +20,7 @@ def grids(model: Any, inputs: Inputs) -> dict[str, TokenGrid | str]:
     if {"batch_flag", "latent_attn_mask"} & set(inputs.kwargs.get("attention_kwargs") or ()):
         return {"": "pictures of several sizes are packed together"}
     patch = model.config.patch_size
-    height, width = (size // patch for size in inputs.get(0, "hidden_states").shape[2:])
+    height, width = in_patches(inputs.get(0, "hidden_states").shape[2:], patch)
     text = inputs.get(1, "encoder_hidden_states").shape[1]
     return {"": TokenGrid(1, height, width, text=text, text_first=True)}
 

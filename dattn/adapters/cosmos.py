@@ -7,19 +7,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from dattn.adapters.base import Adapter, Inputs, Site
+from dattn.adapters.base import Adapter, Inputs, in_patches, sites_in
 from dattn.grid import TokenGrid
 
-
-def sites(model: Any) -> list[Site]:
-    """``transformer_blocks.<i>.attn1``."""
-    return [Site(f"transformer_blocks.{i}.attn1", block.attn1) for i, block in enumerate(model.transformer_blocks)]
+sites = sites_in("transformer_blocks.*.attn1")
 
 
 def grids(model: Any, inputs: Inputs) -> dict[str, TokenGrid]:
     """Latents [batch, channels, frames, height, width], each axis divided by its patch."""
     sizes = inputs.get(0, "hidden_states").shape[2:]
-    return {"": TokenGrid(*(size // patch for size, patch in zip(sizes, model.config.patch_size, strict=True)))}
+    return {"": TokenGrid(*in_patches(sizes, model.config.patch_size))}
 
 
 ADAPTER = Adapter(

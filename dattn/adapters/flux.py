@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dattn.adapters.base import Adapter, Inputs, Positions, Site
+from dattn.adapters.base import Adapter, Inputs, Positions, sites_in
 
 PLACES = {
     "FluxTransformer2DModel": 4,
@@ -19,10 +19,7 @@ PLACES = {
 """Where each model takes ``img_ids``."""
 
 
-def sites(model: Any) -> list[Site]:
-    """``transformer_blocks.<i>.attn``, then ``single_transformer_blocks.<i>.attn``."""
-    names = ("transformer_blocks", "single_transformer_blocks")
-    return [Site(f"{name}.{i}.attn", block.attn) for name in names for i, block in enumerate(getattr(model, name))]
+sites = sites_in("transformer_blocks.*.attn", "single_transformer_blocks.*.attn")
 
 
 def grids(model: Any, inputs: Inputs) -> dict[str, Positions]:

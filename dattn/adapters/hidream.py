@@ -7,18 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from dattn.adapters.base import Adapter, Inputs, Site
+from dattn.adapters.base import Adapter, Inputs, in_patches, sites_in
 from dattn.grid import TokenGrid
 
-
-def sites(model: Any) -> list[Site]:
-    """``double_stream_blocks.<i>.block.attn1``, then ``single_stream_blocks.<i>.block.attn1``."""
-    names = ("double_stream_blocks", "single_stream_blocks")
-    return [
-        Site(f"{name}.{i}.block.attn1", outer.block.attn1)
-        for name in names
-        for i, outer in enumerate(getattr(model, name))
-    ]
+sites = sites_in("double_stream_blocks.*.block.attn1", "single_stream_blocks.*.block.attn1")
 
 
 def grids(model: Any, inputs: Inputs) -> dict[str, TokenGrid | str]:
@@ -27,7 +19,7 @@ def grids(model: Any, inputs: Inputs) -> dict[str, TokenGrid | str]:
     if latents.ndim == 3:
         return {"": "its latents were cut into patches before, of sizes that are in a tensor"}
     patch = model.config.patch_size
-    height, width = (size // patch for size in latents.shape[2:])
+    height, width = in_patches(latents.shape[2:], patch)
     padding = 0 if latents.shape[2] == latents.shape[3] else model.max_seq - height * width
     llama = inputs.get(3, "encoder_hidden_states_llama3")[0]
     text = inputs.get(2, "encoder_hidden_states_t5").shape[1] + 2 * llama.shape[1]

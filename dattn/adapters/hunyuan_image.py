@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dattn.adapters.base import Adapter, Inputs, Site
+from dattn.adapters.base import Adapter, Inputs, Site, in_patches
 from dattn.grid import TokenGrid
 
 TEXT = "it sees text alone"
@@ -29,7 +29,7 @@ def sites(model: Any) -> list[Site]:
 def grids(model: Any, inputs: Inputs) -> dict[str, TokenGrid | str]:
     """Latents [batch, channels, (frames,) height, width], each axis divided by its patch."""
     sizes = inputs.get(0, "hidden_states").shape[2:]
-    size = [size // patch for size, patch in zip(sizes, model.config.patch_size, strict=True)]
+    size = in_patches(sizes, model.config.patch_size)
     glyphs = None if model.context_embedder_2 is None else inputs.get(5, "encoder_hidden_states_2")
     text = inputs.get(2, "encoder_hidden_states").shape[1] + (0 if glyphs is None else glyphs.shape[1])
     frames, height, width = size if len(size) == 3 else (1, *size)

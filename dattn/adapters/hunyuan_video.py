@@ -7,14 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from dattn.adapters.base import Adapter, Inputs, Site
+from dattn.adapters.base import Adapter, Inputs, sites_in
 from dattn.grid import TokenGrid
 
-
-def sites(model: Any) -> list[Site]:
-    """``transformer_blocks.<i>.attn``, then ``single_transformer_blocks.<i>.attn``; the refiner sees text alone."""
-    names = ("transformer_blocks", "single_transformer_blocks")
-    return [Site(f"{name}.{i}.attn", block.attn) for name in names for i, block in enumerate(getattr(model, name))]
+sites = sites_in("transformer_blocks.*.attn", "single_transformer_blocks.*.attn")  # the refiner sees text alone
 
 
 def grids(model: Any, inputs: Inputs) -> dict[str, TokenGrid]:

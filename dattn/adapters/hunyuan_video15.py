@@ -7,15 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from dattn.adapters.base import Adapter, Inputs, Site
+from dattn.adapters.base import Adapter, Inputs, sites_in
 from dattn.grid import TokenGrid
 
 CONTEXTS = ((2, "encoder_hidden_states"), (5, "encoder_hidden_states_2"), (7, "image_embeds"))
 
 
-def sites(model: Any) -> list[Site]:
-    """``transformer_blocks.<i>.attn``; the refiner sees text alone."""
-    return [Site(f"transformer_blocks.{i}.attn", block.attn) for i, block in enumerate(model.transformer_blocks)]
+sites = sites_in("transformer_blocks.*.attn")  # the refiner sees text alone
 
 
 def grids(model: Any, inputs: Inputs) -> dict[str, TokenGrid]:

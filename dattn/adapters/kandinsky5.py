@@ -7,14 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from dattn.adapters.base import Adapter, Inputs, Site
+from dattn.adapters.base import Adapter, Inputs, in_patches, sites_in
 from dattn.grid import TokenGrid
 
-
-def sites(model: Any) -> list[Site]:
-    """``visual_transformer_blocks.<i>.self_attention``; the text blocks see text alone."""
-    blocks = enumerate(model.visual_transformer_blocks)
-    return [Site(f"visual_transformer_blocks.{i}.self_attention", block.self_attention) for i, block in blocks]
+sites = sites_in("visual_transformer_blocks.*.self_attention")  # the text blocks see text alone
 
 
 def grids(model: Any, inputs: Inputs) -> dict[str, TokenGrid | str]:
@@ -22,7 +18,7 @@ def grids(model: Any, inputs: Inputs) -> dict[str, TokenGrid | str]:
     if inputs.get(7, "sparse_params") is not None:
         return {"": "the model's own sparse attention is on, and with it another order of tokens"}
     sizes = inputs.get(0, "hidden_states").shape[1:4]
-    return {"": TokenGrid(*(size // patch for size, patch in zip(sizes, model.config.patch_size, strict=True)))}
+    return {"": TokenGrid(*in_patches(sizes, model.config.patch_size))}
 
 
 ADAPTER = Adapter(

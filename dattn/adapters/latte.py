@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dattn.adapters.base import Adapter, Grids, Inputs, Site
+from dattn.adapters.base import Adapter, Grids, Inputs, Site, in_patches
 from dattn.grid import TokenGrid
 
 FEW = "attends over time alone, a few tokens"
@@ -25,7 +25,7 @@ def sites(model: Any) -> list[Site]:
 
 def grids(model: Any, inputs: Inputs) -> dict[str, Grids]:
     """Latents [batch, channels, frames, height, width]; a frame is a grid."""
-    size = (side // model.config.patch_size for side in inputs.get(0, "hidden_states").shape[3:])
+    size = in_patches(inputs.get(0, "hidden_states").shape[3:], model.config.patch_size)
     return {"space": TokenGrid(1, *size), "time": FEW}
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dattn.adapters.base import Adapter, Inputs, Site
+from dattn.adapters.base import Adapter, Inputs, Site, in_patches
 from dattn.grid import TokenGrid
 
 TEXT = "it sees text alone"
@@ -29,7 +29,7 @@ def grids(model: Any, inputs: Inputs) -> dict[str, TokenGrid | tuple[TokenGrid, 
     What is behind a picture is padding up to the longest sample, which the model masks.
     """
     patch = model.config.patch_size
-    height, width = (size // patch for size in inputs.get(0, "hidden_states").shape[2:])
+    height, width = in_patches(inputs.get(0, "hidden_states").shape[2:], patch)
     texts = inputs.get(3, "encoder_attention_mask").sum(1).tolist()
     joint = tuple(TokenGrid(1, height, width, text=(text, max(texts) - text)) for text in texts)
     return {"text": TEXT, "noise_refiner": TokenGrid(1, height, width), "": joint}

@@ -7,13 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from dattn.adapters.base import Adapter, Inputs, Site
+from dattn.adapters.base import Adapter, Inputs, sites_in
 from dattn.grid import TokenGrid
 
-
-def sites(model: Any) -> list[Site]:
-    """``transformer_blocks.<i>.attn1``."""
-    return [Site(f"transformer_blocks.{i}.attn1", block.attn1) for i, block in enumerate(model.transformer_blocks)]
+sites = sites_in("transformer_blocks.*.attn1")
 
 
 def grids(model: Any, inputs: Inputs) -> dict[str, TokenGrid]:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from dattn.adapters.base import Adapter, Inputs, Site
+from dattn.adapters.base import Adapter, Inputs, in_patches, sites_in
 from dattn.grid import TokenGrid
 
-
-def sites(model: Any) -> list[Site]:
-    """``transformer_blocks.<i>.attn1``."""
-    return [Site(f"transformer_blocks.{i}.attn1", block.attn1) for i, block in enumerate(model.transformer_blocks)]
+sites = sites_in("transformer_blocks.*.attn1")
 
 
 def grids(model: Any, inputs: Inputs) -> dict[str, TokenGrid]:
     """Latents [batch, channels, height, width] divided by the patch."""
-    size = (side // model.config.patch_size for side in inputs.get(0, "hidden_states").shape[2:])
+    size = in_patches(inputs.get(0, "hidden_states").shape[2:], model.config.patch_size)
     return {"": TokenGrid(1, *size)}
 
 

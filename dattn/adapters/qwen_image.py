@@ -9,13 +9,10 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
-from dattn.adapters.base import Adapter, Inputs, Site
+from dattn.adapters.base import Adapter, Inputs, sites_in
 from dattn.grid import TokenGrid
 
-
-def sites(model: Any) -> list[Site]:
-    """``transformer_blocks.<i>.attn``."""
-    return [Site(f"transformer_blocks.{i}.attn", block.attn) for i, block in enumerate(model.transformer_blocks)]
+sites = sites_in("transformer_blocks.*.attn")
 
 
 def grids(model: Any, inputs: Inputs) -> dict[str, TokenGrid | str]:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from dattn.adapters.base import Adapter, Inputs, Site
+from dattn.adapters.base import Adapter, Inputs, sites_in
 
 WHY = "its attention is linear"
 
 
-def sites(model: Any) -> list[Site]:
-    """``transformer_blocks.<i>.attn1``."""
-    blocks = enumerate(model.transformer_blocks)
-    return [Site(f"transformer_blocks.{i}.attn1", block.attn1, why=WHY) for i, block in blocks]
+sites = sites_in("transformer_blocks.*.attn1", why=WHY)
 
 
 def grids(model: Any, inputs: Inputs) -> dict[str, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dattn.adapters.base import Adapter, Inputs, Site
+from dattn.adapters.base import Adapter, Inputs, Site, in_patches
 from dattn.grid import TokenGrid
 
 
@@ -24,7 +24,7 @@ def sites(model: Any) -> list[Site]:
 
 def grids(model: Any, inputs: Inputs) -> dict[str, TokenGrid]:
     """Latents [batch, channels, height, width] divided by the patch."""
-    size = (side // model.config.patch_size for side in inputs.get(0, "hidden_states").shape[2:])
+    size = in_patches(inputs.get(0, "hidden_states").shape[2:], model.config.patch_size)
     picture = TokenGrid(1, *size)
     text = inputs.get(1, "encoder_hidden_states").shape[1]
     return {"joint": TokenGrid(*picture.shape, text=text), "picture": picture}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dattn.adapters.base import Adapter, Inputs, Site
+from dattn.adapters.base import Adapter, Inputs, Site, in_patches
 from dattn.grid import TokenGrid
 
 
@@ -23,7 +23,7 @@ def grids(model: Any, inputs: Inputs) -> dict[str, TokenGrid | str]:
     if getattr(model.config, "num_frame_per_block", 1) > 1:
         return {"": "the model masks the frames to come itself, which a pattern cannot honour"}
     sizes = inputs.get(0, "hidden_states").shape[2:]
-    return {"": TokenGrid(*(size // patch for size, patch in zip(sizes, model.config.patch_size, strict=True)))}
+    return {"": TokenGrid(*in_patches(sizes, model.config.patch_size))}
 
 
 ADAPTER = Adapter(

@@ -8,14 +8,14 @@ from __future__ import annotations
 from typing import Any
 
 from dattn.adapters import wan
-from dattn.adapters.base import Adapter, Inputs
+from dattn.adapters.base import Adapter, Inputs, in_patches
 from dattn.grid import TokenGrid
 
 
 def grids(model: Any, inputs: Inputs) -> dict[str, TokenGrid]:
     """Latents [batch, channels, 1 + frames, height, width], each axis divided by its patch."""
     sizes = inputs.get(0, "hidden_states").shape[2:]
-    frames, height, width = (size // patch for size, patch in zip(sizes, model.config.patch_size, strict=True))
+    frames, height, width = in_patches(sizes, model.config.patch_size)
     return {"": TokenGrid(frames - 1, height, width, text=height * width, text_first=True)}
 
 
