@@ -63,7 +63,8 @@ def apply(
     if backend not in ("auto", *BACKENDS):
         raise ValueError(f"backend={backend!r}: choose auto, {' or '.join(BACKENDS)}")
     parts = [_Part(name, model, adapter_for(model)) for name, model in models_of(target).items()]
-    settings = presets.resolve(attention, _family(parts), parts[0].kind, dense_steps, dense_layers)
+    served = sum(not site.why for site in parts[0].sites)
+    settings = presets.resolve(attention, _family(parts), parts[0].kind, dense_steps, dense_layers, served)
     settings = replace(settings, layers=_once(settings.layers if layers is None else layers))
     for part in parts:
         part.stock_reasons(settings)
@@ -111,6 +112,7 @@ class Handle:
             layers = part.layers(self.settings, self._masks, self._backend)
             setattr(part.model, HANDLE, self)
             self._patches.append(Patch(part.model, part.adapter, layers, self._before_forward))
+            self._patches[-1].install()
         self._place()
         self._follow_scheduler()
 

@@ -42,6 +42,8 @@ class Preset:
     dense_steps: Amount
     dense_layers: Amount
     source: str
+    layers: int | None = None
+    """Self-attention layers that a model must have for it; None where it does not matter."""
 
 
 def _published(work: str, model: str) -> str:
@@ -98,7 +100,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
             0,
             _published(GNA, "HunyuanVideo at 768 x 1280 x 117; the schedule is ours"),
         ),
-        "cosmos": Preset(_cosmos_2b(), 0, 0, _published(GNA, "Cosmos-Predict2 2B at 720p; for its 28 layers")),
+        "cosmos": Preset(_cosmos_2b(), 0, 0, _published(GNA, "Cosmos-Predict2 2B at 720p"), layers=28),
         "flux": Preset(
             Neighborhood(80, stride=16), 0.25, 0, _published(GNA, "Flux.1 at 4096 x 4096; the schedule is ours")
         ),
@@ -151,9 +153,11 @@ def _kind(family: str) -> str:
     return VIDEO if any(a.video for a in ADAPTERS if a.family == family.removesuffix("2.2")) else IMAGE
 
 
-def _find(name: str, family: str) -> Preset | None:
-    table = PRESETS[name]
-    return table.get(family) or table.get(_kind(family))
+def _find(name: str, family: str, layers: int | None = None) -> Preset | None:
+    own = PRESETS[name].get(family)
+    if own is not None and own.layers in (None, layers):
+        return own
+    return PRESETS[name].get(_kind(family))
 
 
 def preset_names(family: str) -> list[str]:
@@ -162,7 +166,12 @@ def preset_names(family: str) -> list[str]:
 
 
 def resolve(
-    attention: Any, family: str, model: str, dense_steps: Amount | None, dense_layers: Amount | None
+    attention: Any,
+    family: str,
+    model: str,
+    dense_steps: Amount | None,
+    dense_layers: Amount | None,
+    layers: int | None = None,
 ) -> Settings:
     """What ``attention`` means for a model; a schedule given by the caller wins over a preset's or a recipe's.
 
@@ -172,11 +181,12 @@ def resolve(
         model: class name of the model, for recipes.
         dense_steps: None where the caller gave none.
         dense_layers: None where the caller gave none.
+        layers: how many self-attention layers the model has.
 
     Raises:
         ValueError: nothing that we know, or a schedule out of bounds.
     """
-    settings = _settings(attention, family, model)
+    settings = _settings(attention, family, model, layers)
     return replace(
         settings,
         dense_steps=settings.dense_steps if dense_steps is None else dense_steps,
@@ -184,9 +194,9 @@ def resolve(
     )
 
 
-def _settings(attention: Any, family: str, model: str) -> Settings:
+def _settings(attention: Any, family: str, model: str, layers: int | None) -> Settings:
     if isinstance(attention, str):
-        return _from_string(attention, family, model)
+        return _from_string(attention, family, model, layers)
     if isinstance(attention, dict):
         attention = pattern_from_dict(attention)
     if attention is not None and not isinstance(attention, Spec):
@@ -197,20 +207,20 @@ def _settings(attention: Any, family: str, model: str) -> Settings:
     return Settings(attention)
 
 
-def _from_string(text: str, family: str, model: str) -> Settings:
+def _from_string(text: str, family: str, model: str, layers: int | None) -> Settings:
     if text.endswith(".json"):
-        return _from_recipe(text, family, model)
+        return _from_recipe(text, family, model, layers)
     if text == "auto":
-        return replace(_from_preset(AUTO[_kind(family) == VIDEO], family), min_saving=AUTO_MIN_SAVING)
+        return replace(_from_preset(AUTO[_kind(family) == VIDEO], family, layers), min_saving=AUTO_MIN_SAVING)
     if text in PRESETS:
-        return _from_preset(text, family)
+        return _from_preset(text, family, layers)
     return Settings(pattern_from_string(text), source=repr(text))
 
 
-def _from_preset(name: str, family: str) -> Settings:
-    preset = _find(name, family)
+def _from_preset(name: str, family: str, layers: int | None) -> Settings:
+    preset = _find(name, family, layers)
     if preset is None:
-        example = f"dattn.{name.title().replace('-', '')}(…)"
+        example = f"dattn.{next(iter(PRESETS[name].values())).attention.name}(…)"
         raise ValueError(
             f"preset {name!r} has no setting for this model ({family}); it has {', '.join(preset_names(family))}; "
             f"pass the pattern itself, for example {example}, to use it all the same"
@@ -218,10 +228,10 @@ def _from_preset(name: str, family: str) -> Settings:
     return Settings(preset.attention, preset.dense_steps, preset.dense_layers, source=f"{name!r}, {preset.source}")
 
 
-def _from_recipe(path: str, family: str, model: str) -> Settings:
+def _from_recipe(path: str, family: str, model: str, layers: int | None) -> Settings:
     recipe = load(path, model)
     if recipe["attention"] == "auto":
-        base = _from_string("auto", family, model)
+        base = _from_string("auto", family, model, layers)
     else:
         base = Settings(attention_of(recipe["attention"], path))
     return replace(

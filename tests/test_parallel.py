@@ -71,6 +71,11 @@ def test_every_token_has_one_process(shape, text, processes):
     assert max(sizes) - min(sizes) <= 2  # one for each stream
 
 
+def test_what_is_cut_together_is_one_stream():
+    parts = tokens_of(TokenGrid(4, 2, 3, text=(6, 0)), 2, one_stream=True)
+    assert [part.tolist() for part in parts] == [[*range(15)], [*range(15, 30)]]
+
+
 def test_a_share_of_the_heads_has_their_masks():
     grid, pattern = TokenGrid(5, 6, 5, text=2), PATTERNS["static-per-head"]
     mask, allowed = pattern.for_heads((1, 4, 5), 6).mask(grid), pattern.allowed(grid)

@@ -1,5 +1,7 @@
 """Compiled models: one graph, the same numbers, gradients, other grids, and a pattern that is exchanged."""
 
+import threading
+
 import pytest
 import torch
 from torch.utils._pytree import tree_map
@@ -69,6 +71,39 @@ def test_applied_to_and_removed_from_a_compiled_model(family):
         torch.testing.assert_close(family.run(run, latent=family.other), family.run(model, latent=family.other))
     assert not torch.allclose(sparse, stock, atol=1e-3)
     torch.testing.assert_close(family.run(run), stock)
+
+
+@pytest.mark.parametrize("family", ["wan", "flux"])
+def test_repeated_blocks_in_a_thread_that_has_attended_to_nothing_yet(family):
+    family, found = FAMILIES[family], []
+    model = family.model()
+    with dattn.apply(model, PATTERNS["neighborhood"]):
+        model.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
+        thread = threading.Thread(target=lambda: found.append(family.run(model)))
+        thread.start()
+        thread.join()
+    with dattn.apply(family.model(), PATTERNS["neighborhood"]) as handle:
+        torch.testing.assert_close(found[0], family.run(handle._patches[0].model))
+
+
+def test_a_call_that_falls_out_of_a_graph_finds_its_grid():
+    family = FAMILIES["flux"]
+    model = family.model()
+    with dattn.apply(model, PATTERNS["neighborhood"]):
+        expected = family.run(model)
+        attention = model.transformer_blocks[1].attn
+        attention.forward = torch._dynamo.disable(attention.forward)
+        torch.testing.assert_close(family.run(torch.compile(model, backend="eager")), expected)
+
+
+def test_a_handle_that_is_removed_before_the_backward_pass_is_missed():
+    family = FAMILIES["wan"]
+    model = family.model()
+    with dattn.apply(model, PATTERNS["neighborhood"]) as handle:
+        output = compiled(model)(**family.inputs(), return_dict=False)[0]
+    with pytest.raises(RuntimeError, match="removed before the backward pass"):
+        output.sum().backward()
+    assert handle.layers[0].pattern is None
 
 
 @pytest.mark.parametrize("family", ["wan", "cogvideox"])

@@ -1,5 +1,8 @@
 """Everything else that people do to a Diffusers model, before or after ``apply``."""
 
+import copy
+from unittest import mock
+
 import pytest
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName
@@ -8,6 +11,7 @@ from peft import LoraConfig
 
 from dattn.patterns import Dense, Neighborhood, Radial
 from dattn.plugin import apply, remove
+from dattn.processors.stand_in import StandIn
 from tests.families import CORE as FAMILIES
 from tests.tiny_models import masked_sdpa
 
@@ -268,6 +272,38 @@ def test_processors_rebuilt_from_their_class_are_put_right(family):
     for layer, cls in zip(handle.layers, classes, strict=True):
         layer.module.set_processor(cls())
     assert close(family.run(model), stock)
+
+
+def test_processors_rebuilt_from_their_class_do_not_stay(family):
+    model = family.model()
+    handle = apply(model, WINDOW)
+    classes = [type(layer.module.processor) for layer in handle.layers]
+    for layer, cls in zip(handle.layers, classes, strict=True):
+        layer.module.set_processor(cls())
+    handle.remove()
+    assert not any(isinstance(layer.module.processor, StandIn) for layer in handle.layers)
+
+
+def test_a_failed_apply_leaves_nothing_behind(monkeypatch):
+    model = FAMILIES["wan"].model()
+    before = [vars(block.attn1).copy() for block in model.blocks]
+    monkeypatch.setattr("dattn.processors.patch.stand_in", mock.Mock(side_effect=[*[None] * 2, RuntimeError("stop")]))
+    with pytest.raises(RuntimeError, match="stop"):
+        apply(model, WINDOW)
+    assert [vars(block.attn1) for block in model.blocks][2:] == before[2:]
+    assert not any(hasattr(block.attn1, "_dattn_layer") for block in model.blocks)
+    assert not hasattr(model, "_dattn_handle") and not model._forward_pre_hooks
+
+
+def test_branches_of_a_copy_are_its_own():
+    family = FAMILIES["wan"]
+    model = family.model()
+    handle = apply(model, WINDOW)
+    copied = copy.deepcopy(model)
+    with copied.cache_context("cond"):
+        assert handle.layers[0]._branch == ""
+        assert copied._dattn_handle.layers[0]._branch == "cond"
+    assert copied._dattn_handle.layers[0].number != handle.layers[0].number
 
 
 def test_an_attention_mask_runs_stock_with_a_warning():

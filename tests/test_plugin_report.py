@@ -9,7 +9,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from dattn.adapters import ADAPTERS
 from dattn.apps.models import markdown
-from dattn.operators import PerStep
+from dattn.operators import PerLayer, PerStep
 from dattn.patterns import Dense, Neighborhood, Radial, Selected
 from dattn.plugin import apply
 from dattn.presets import PRESETS, preset_names, resolve
@@ -162,6 +162,8 @@ def test_a_family_without_a_setting_of_its_own_has_that_of_its_kind():
     assert all("dattn's own choice" in settings.source for settings in kinds.values())
     assert "radial" not in preset_names("sd3") and "radial" in preset_names("ltx")
     assert "published" in resolve("auto", "hunyuan_video", "", None, None).source
+    by_layers = [resolve("neighborhood", "cosmos", "", None, None, layers).attention for layers in (28, 36)]
+    assert [type(attention) for attention in by_layers] == [PerLayer, Neighborhood]
 
 
 def test_published_defaults_of_wan():

@@ -38,7 +38,7 @@ class Echo:
         self.scale, self.key_mask = scale, key_mask
         return value * 2
 
-    def refuse(self, reason):
+    def pass_by(self, reason):
         self.seen.append(reason)
 
 
@@ -134,6 +134,25 @@ def test_a_processor_that_spells_attention_out_keeps_the_scale_of_its_module():
     setattr(module, LAYER, layer)
     stand_in(AttnProcessor())(module, torch.randn(1, 5, 8))
     assert layer.scale == module.scale == 1.0
+
+
+def test_a_call_that_is_passed_by_keeps_that_scale_too():
+    module = attention_processor.Attention(8, heads=2, dim_head=4, scale_qk=False, processor=AttnProcessor())
+    hidden = torch.randn(1, 5, 8)
+    expected = module(hidden)
+    setattr(module, LAYER, Echo(takes=False))
+    torch.testing.assert_close(stand_in(AttnProcessor())(module, hidden), expected)
+
+
+def test_a_processor_of_that_name_from_elsewhere_is_not_taken_for_it():
+    named = type("AttnProcessor", (), {"__call__": lambda self, attn, hidden: hidden * 7, "__module__": "elsewhere"})
+    assert "calls neither" in why_not(named())
+    assert why_not(AttnProcessor()) == ""
+
+
+def test_a_processor_without_a_dict_is_left_alone():
+    slotted = type("Slotted", (), {"__slots__": (), "__call__": AttnProcessor2_0.__call__})
+    assert "Slotted" in why_not(slotted())
 
 
 class Elsewhere(WanAttnProcessor):

@@ -130,6 +130,7 @@ class Adapter:
             behind, or before where none is behind, need not be exact: a call's own length corrects it.
         pairs: whether the model multiplies what it says of every token, such as 0 for padding, with itself into a mask
             [batch, 1, tokens, tokens].
+        one_stream: whether context parallelism cuts what counts as text here together with the picture.
     """
 
     family: str
@@ -140,3 +141,4 @@ class Adapter:
     sites: Callable[[Any], list[Site]]
     grids: Callable[[Any, Inputs], Mapping[str, Grids]]
     pairs: bool = False
+    one_stream: bool = False

@@ -29,4 +29,5 @@ ADAPTER = Adapter(
     video=True,
     sites=sites,
     grids=grids,
+    one_stream=True,
 )

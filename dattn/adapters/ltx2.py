@@ -43,4 +43,5 @@ ADAPTER = Adapter(
     video=True,
     sites=sites,
     grids=grids,
+    one_stream=True,
 )

@@ -32,7 +32,8 @@ def number_of(layer: Layer) -> Tensor:
     """int64 scalar on the CPU by which the operator finds a layer for as long as something else holds it."""
     number = next(_numbers)
     _layers[number] = layer
-    return torch.tensor(number)
+    with torch.inference_mode(False):
+        return torch.tensor(number, device="cpu")
 
 
 def attend(
@@ -55,7 +56,7 @@ def attend(
 @torch.library.custom_op("dattn::measured", mutates_args=())
 def measured(ids: Tensor, text: int, video: bool) -> Tensor:
     """int64 [5] on the CPU: the sizes of the grid that a table of positions tells."""
-    return torch.tensor(Positions(ids, text, video).grid().sizes)
+    return torch.tensor(Positions(ids, text, video).grid().sizes, device="cpu")
 
 
 @measured.register_fake
@@ -97,6 +98,10 @@ def _gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``results``: output, LSE, and the gradients of both."""
     layer, grid = _entered(number, query, sizes, found)
+    if layer.pattern is None:
+        raise RuntimeError(
+            f"{layer.name}: its handle was removed before the backward pass, which needs it: remove it later"
+        )
     if not layer.concrete.static:
         name = layer.concrete.name
         raise NotImplementedError(f"{name} has no gradient in a compiled model: train it uncompiled, or take a pattern")

@@ -20,8 +20,11 @@ from dattn.processors.layer import Layer
 
 
 class _Current(threading.local):
-    layer: Layer | None = None
-    scale: float | None = None
+    """Set in every thread from the start: a compiler that first saw it missing would not find it again."""
+
+    def __init__(self) -> None:
+        self.layer: Layer | None = None
+        self.scale: float | None = None
 
 
 _current = _Current()
@@ -53,6 +56,7 @@ def sdpa(
     enable_gqa: bool = False,
 ) -> Tensor:
     """[batch, heads, tokens, head_dim] in and out."""
+    scale = _current.scale if scale is None else scale
     ours = _attend(query, key, value, attn_mask, is_causal, scale)
     if ours is not None:
         return ours
@@ -104,7 +108,6 @@ def _attend(
         return None
     if key.shape[1] != query.shape[1]:  # grouped queries
         key, value = (t.repeat_interleave(query.shape[1] // t.shape[1], 1) for t in (key, value))
-    scale = _current.scale if scale is None else scale
     if bias is None:
         return layer.attend(query, key, value, scale, key_mask)
     scale, width = query.shape[-1] ** -0.5 if scale is None else scale, value.shape[-1]
@@ -124,9 +127,9 @@ def _attend_spread(
     layer, context = _current.layer, config.context_parallel_config
     assert layer is not None
     if masked or key.shape != query.shape:
-        layer.refuse("a mask or a context came with context parallelism, which serves plain self-attention")
+        layer.pass_by("a mask or a context came with context parallelism, which serves plain self-attention")
     elif context.ring_degree > 1 and context.ulysses_degree > 1:
-        layer.refuse("context parallelism with ring_degree and ulysses_degree at once: give one of them")
+        layer.pass_by("context parallelism with ring_degree and ulysses_degree at once: give one of them")
     elif context.ring_degree > 1:
         return layer.attend_ring(context._ring_mesh.get_group(), query, key, value, scale)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -98,7 +99,7 @@ class Layer:
         self.blocked = ""
         self.refusal = ""
         self.run: Run | None = None
-        self.pairs = False  # whether masks come as ``Adapter.pairs`` says
+        self.pairs = self.one_stream = False  # see ``Adapter``
         self.sharing = 0, 1  # number among the layers of its level that a pattern may run in, and how many those are
         self._states: dict[tuple[str, int], State] = {}
         self._branch = ""
@@ -166,6 +167,15 @@ class Layer:
         saved = 1 - self.share()
         return "" if saved >= least else f"auto: saves {max(saved, 0):.0%}, less than {least:.0%}"
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Layer:
+        """With a number of its own, by which a compiled copy finds it."""
+        from dattn.processors import compiled
+
+        memo[id(self)] = other = object.__new__(Layer)
+        vars(other).update({name: copy.deepcopy(value, memo) for name, value in vars(self).items()})
+        other.number = compiled.number_of(other)
+        return other
+
     def close(self) -> None:
         """The layer is stock from now on, for a processor that someone still holds."""
         self.pattern, self.active = None, False
@@ -227,19 +237,30 @@ class Layer:
     def expects(self, query: Tensor, key: Tensor, masked: bool) -> bool:
         """Whether a call, [batch, heads, tokens, head_dim], is plain self-attention on the layer's grid.
 
-        A call that is not is refused, unless another of this processor was served: image prompts have one of their own.
+        A call that is not is passed by: image prompts have one of their own.
 
         Args:
             masked: a mask came with it that hides more than keys.
         """
         if _scores_are_skipped():
             return False
+        if self._sizes is not None and not torch.compiler.is_compiling():  # a call that fell out of a graph
+            frames, height, width, before, after = self._sizes.tolist()
+            self.enter(TokenGrid(frames, height, width, text=(before, after)))
         reason = self._refusal(query, key, masked)
-        if reason and not self._served:
-            self.refuse(reason)
-        elif not reason:
-            self.refusal, self._served = "", True
+        if reason:
+            self.pass_by(reason)
+        else:
+            self._serve()
         return not reason
+
+    def pass_by(self, reason: str) -> None:
+        """A call is not for this layer: it is refused, unless another of this processor was served."""
+        if not self._served:
+            self.refuse(reason)
+
+    def _serve(self) -> None:
+        self.refusal, self._served = "", True
 
     def _refusal(self, query: Tensor, key: Tensor, masked: bool) -> str:
         if masked:
@@ -296,57 +317,65 @@ class Layer:
             assert sizes is not None  # ``expects`` was asked
             return self._as_one_node(self.number, sizes, query, key, value, scale, key_mask)
         assert grid is not None
-        return self.eager(query, key, value, scale, key_mask, grid)
+        pattern = self._placed.fit(grid)[0] if self.samples else None
+        return self.eager(query, key, value, scale, key_mask, grid, pattern)
 
-    def attend_spread(
-        self, group: Any, query: Tensor, key: Tensor, value: Tensor, scale: float | None
-    ) -> Tensor | None:
+    @torch.compiler.disable
+    def attend_spread(self, group: Any, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         """``attend`` on [batch, heads, own tokens, head_dim], where the processes of a group have the others.
 
-        None, and a refusal, where the tokens are not spread as is known.
-
         Raises:
-            ValueError: fewer heads than processes, or heads that cannot be computed apart.
+            ValueError: fewer heads than processes, heads that cannot be computed apart, or tokens that are spread in
+                another way than is known.
         """
         from dattn.processors.parallel import attend_spread, spread_over
 
-        assert self.grid is not None  # an active layer has one
-        grid, heads = self.grid, query.shape[1]
-        spread = spread_over(group, grid, self._work(heads))
-        if self.samples or len(spread.tokens[spread.rank]) != query.shape[2]:
-            self.refuse(f"{query.shape[2]} tokens on process {spread.rank}, which is not its part of {grid}")
-            return None
-        self.refusal = ""
+        grid, tokens = self._parts(group, query)
+        heads, device = query.shape[1], query.device
+        terms = (attend_spread, self.concrete if self.concrete.static else None, grid, heads, device, group)
+        spread = self.masks.keep(terms, lambda: spread_over(group, tokens, self._work(heads, device), device))
         mine = self.concrete.for_heads(tuple(spread.heads[spread.rank]), heads)
         own = lambda q, k, v: self.eager(q, k, v, scale, None, grid, mine)
+        self._serve()
         return attend_spread(spread, query, key, value, own)
 
-    def attend_ring(self, group: Any, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor | None:
+    @torch.compiler.disable
+    def attend_ring(self, group: Any, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         """``attend_spread`` where keys and values go round instead of heads.
 
         Raises:
-            ValueError: a pattern that is not static, or one with a tail.
+            ValueError: a pattern that is not static, or one with a tail; or tokens spread in an unknown way.
         """
-        from dattn.processors.parallel import tokens_of
         from dattn.processors.ring import Ring, attend_ring
 
-        mask = self.mask()
-        if mask is None or self.grid is None:
+        if not self.concrete.static:
             raise ValueError(f"{self.concrete.name} looks at the keys of all processes: use ulysses_degree instead")
-        rank, tokens = group.rank(), tokens_of(self.grid, group.size())
-        if self.samples or len(tokens[rank]) != query.shape[2]:
-            self.refuse(f"{query.shape[2]} tokens on process {rank}, which is not its part of {self.grid}")
-            return None
-        self.refusal, terms = "", (Ring, self.concrete, self.grid, query.device, group)
-        ring = self.masks.keep(terms, lambda: Ring.of(group, mask, tokens))
+        grid, tokens = self._parts(group, query)
+        mask = self.masks.get(self.concrete, grid, query.device)
+        ring = self.masks.keep((Ring, self.concrete, grid, query.device, group), lambda: Ring.of(group, mask, tokens))
         scale = query.shape[-1] ** -0.5 if scale is None else scale
+        self._serve()
         return attend_ring(ring, load(self.chosen(query)), query, key, value, scale, max(map(len, tokens)))
 
-    def _work(self, heads: int) -> list[float]:
+    def _parts(self, group: Any, query: Tensor) -> tuple[TokenGrid, list[Tensor]]:
+        """The grid, and which of its tokens each process has."""
+        from dattn.processors.parallel import tokens_of
+
+        assert self.grid is not None  # an active layer has one
+        tokens = tokens_of(self.grid, group.size(), self.one_stream)
+        own = len(tokens[group.rank()])
+        if self.samples or own != query.shape[2]:
+            raise ValueError(
+                f"{self.name}: process {group.rank()} has {query.shape[2]} tokens of {self.grid}, not {own}; patterns "
+                "know sequences that Diffusers cuts: all samples alike, text and picture each in consecutive parts"
+            )
+        return self.grid, tokens
+
+    def _work(self, heads: int, device: torch.device) -> list[float]:
         """What each head costs, as far as the grid tells."""
-        mask = self.mask()
-        if mask is None:
+        if self.grid is None or not self.concrete.static:
             return [1.0] * heads
+        mask = self.masks.get(self.concrete, self.grid, device)
         visited = mask.visited.sum(0).expand(mask.groups).tolist()
         return [visited[h * mask.groups // heads] for h in range(heads)]
 
@@ -360,7 +389,7 @@ class Layer:
         grid: TokenGrid,
         pattern: Any = None,
     ) -> Tensor:
-        """``attend`` outside of any graph; with ``pattern`` instead of the layer's where some heads are apart."""
+        """``attend`` outside of any graph; with ``pattern`` in place of the layer's for some heads or one sample."""
         self.chosen(query)
         state: State = {"masks": self.masks} if self.concrete.static else self._state()
         pattern = pattern or self.concrete

@@ -27,20 +27,25 @@ class Spread(NamedTuple):
         rank: this one among them.
         tokens: for every process the raster positions of the tokens that it holds outside of attention, in its order.
         heads: for every process the heads that it computes, ascending.
+        raster: int64 [tokens], where each token stands among all processes' tokens, one process after the other.
+        ascending: int64 [heads], the same for heads.
     """
 
     group: Any
     rank: int
     tokens: list[Tensor]
     heads: list[list[int]]
+    raster: Tensor
+    ascending: Tensor
 
 
-def tokens_of(grid: TokenGrid, processes: int) -> list[Tensor]:
+def tokens_of(grid: TokenGrid, processes: int, one_stream: bool = False) -> list[Tensor]:
     """int64 raster positions per process: Diffusers cuts text and picture apart, each into consecutive parts.
 
-    What comes behind the picture belongs to it where text comes first, as reference pictures do.
+    What comes behind the picture belongs to it where text comes first, as reference pictures do; with ``one_stream``
+    all tokens are cut together.
     """
-    cut = grid.text_before or grid.visual
+    cut = grid.tokens if one_stream else grid.text_before or grid.visual
     streams = [part for part in torch.arange(grid.tokens).split([cut, grid.tokens - cut]) if len(part)]
     parts = [stream.tensor_split(processes) for stream in streams]
     return [torch.cat([part[rank] for part in parts]) for rank in range(processes)]
@@ -63,14 +68,15 @@ def heads_of(work: Sequence[float], processes: int) -> list[list[int]]:
     return [sorted(mine) for mine in heads]
 
 
-def spread_over(group: Any, grid: TokenGrid, work: Sequence[float]) -> Spread:
-    """Who holds what of a grid's tokens and of heads with so much work each.
+def spread_over(group: Any, tokens: list[Tensor], work: Sequence[float], device: torch.device) -> Spread:
+    """Who holds what, of tokens as ``tokens_of`` gives them and of heads with so much work each.
 
     Raises:
         ValueError: fewer heads than processes.
     """
-    processes = dist.get_world_size(group)
-    return Spread(group, dist.get_rank(group), tokens_of(grid, processes), heads_of(work, processes))
+    heads = heads_of(work, dist.get_world_size(group))
+    order = torch.cat(tokens).argsort().to(device), torch.tensor([*chain(*heads)]).argsort().to(device)
+    return Spread(group, dist.get_rank(group), [part.to(device) for part in tokens], heads, *order)
 
 
 def attend_spread(
@@ -96,16 +102,16 @@ def _to_heads(tensor: Tensor, spread: Spread) -> Tensor:
     sent = [tensor[:, heads] for heads in spread.heads]
     shapes = [(n, len(spread.heads[spread.rank]), len(tokens), width) for tokens in spread.tokens]
     together = torch.cat(_exchange(sent, shapes, spread.group), 2)
-    return together[:, :, torch.cat(spread.tokens).argsort().to(tensor.device)]
+    return together[:, :, spread.raster]
 
 
 def _to_tokens(tensor: Tensor, spread: Spread) -> Tensor:
     """[n, own heads, tokens, d] -> [n, heads, own tokens, d]."""
     n, _, _, width = tensor.shape
-    sent = [tensor[:, :, tokens.to(tensor.device)] for tokens in spread.tokens]
+    sent = [tensor[:, :, tokens] for tokens in spread.tokens]
     shapes = [(n, len(heads), len(spread.tokens[spread.rank]), width) for heads in spread.heads]
     together = torch.cat(_exchange(sent, shapes, spread.group), 1)
-    return together[:, torch.tensor([*chain(*spread.heads)]).argsort().to(tensor.device)]
+    return together[:, spread.ascending]
 
 
 def _exchange(sent: list[Tensor], shapes: Sequence[tuple[int, ...]], group: Any) -> list[Tensor]:

@@ -14,7 +14,7 @@ from dattn.adapters import Adapter, Inputs
 from dattn.adapters.base import Grids, Positions
 from dattn.grid import TokenGrid
 from dattn.processors.layer import Layer
-from dattn.processors.stand_in import LAYER, stand_in, unwrap, why_not
+from dattn.processors.stand_in import LAYER, StandIn, stand_in, unwrap, why_not
 
 
 class Patch:
@@ -40,11 +40,17 @@ class Patch:
         self._places = [_Place(layer) for layer in layers if layer.pattern is not None]
         self._count_sharing()
         for layer in layers:
-            layer.pairs = adapter.pairs
+            layer.pairs, layer.one_stream = adapter.pairs, adapter.one_stream
+        self._hook: Any = None
+        self._cache_context = vars(model).get("cache_context")
+
+    def install(self) -> None:
+        """Begin."""
         for place in self._places:
             place.install()
-        self._hook = model.register_forward_pre_hook(self._enter, with_kwargs=True)
-        self._tap_cache_context()
+        self._hook = self.model.register_forward_pre_hook(self._enter, with_kwargs=True)
+        if hasattr(self.model, "cache_context"):
+            self.model.cache_context = _Branches(self, self.model.cache_context)
 
     def _count_sharing(self) -> None:
         """Tell every layer which of how many it is among those of its level, whose tensors are alike."""
@@ -66,32 +72,15 @@ class Patch:
         for place in self._places:
             place.install()
 
-    def _tap_cache_context(self) -> None:
-        """Learn the names of guidance branches, which pipelines announce with ``model.cache_context(name)``."""
-        self._cache_context = vars(self.model).get("cache_context")
-        if not hasattr(self.model, "cache_context"):
-            return
-        announce = self.model.cache_context
-
-        @functools.wraps(announce)
-        @contextmanager
-        def cache_context(name: str, **kwargs: Any) -> Iterator[None]:
-            self._select(name)
-            try:
-                with announce(name, **kwargs):
-                    yield
-            finally:
-                self._select("")
-
-        self.model.cache_context = cache_context
-
-    def _select(self, branch: str) -> None:
+    def select(self, branch: str) -> None:
+        """The calls that follow belong to a guidance branch."""
         for layer in self.layers:
             layer.select(branch)
 
     def remove(self) -> None:
         """The model as it was: its own processors, no hook, no wrapper."""
-        self._hook.remove()
+        if self._hook is not None:
+            self._hook.remove()
         if "cache_context" in vars(self.model):
             del self.model.cache_context
         if self._cache_context is not None:
@@ -113,6 +102,23 @@ def _read(grid: Grids) -> TokenGrid | tuple[TokenGrid, ...] | Tensor | str:
     return compiled.measured(grid.ids, grid.text, grid.video)
 
 
+class _Branches:
+    """Learns the names of guidance branches, which pipelines announce with ``model.cache_context(name)``."""
+
+    def __init__(self, patch: Patch, announce: Callable[..., Any]) -> None:
+        self._patch, self._announce = patch, announce
+        functools.update_wrapper(self, announce)
+
+    @contextmanager
+    def __call__(self, name: str, **kwargs: Any) -> Iterator[None]:
+        self._patch.select(name)
+        try:
+            with self._announce(name, **kwargs):
+                yield
+        finally:
+            self._patch.select("")
+
+
 class _Place:
     """A module under a handle: the layer hangs on it, and its processor is a stand-in."""
 
@@ -120,7 +126,6 @@ class _Place:
         self._layer, self._module = layer, layer.module
         self._stock: Any = None
         self._ours: Any = None
-        setattr(self._module, LAYER, layer)
 
     def install(self) -> None:
         """Stand in for whatever the module holds, or note why it keeps what it has.
@@ -128,6 +133,8 @@ class _Place:
         Fusing projections, loading an IP-Adapter or perturbed attention replace processors after ``apply``; the new
         one is then the one to stand in for, and the one that ``remove`` restores.
         """
+        if not hasattr(self._module, LAYER):
+            setattr(self._module, LAYER, self._layer)
         held = self._module.processor
         if held is self._ours and held is not None:
             self._layer.blocked = ""
@@ -140,9 +147,12 @@ class _Place:
 
     def remove(self) -> None:
         """The module as it was."""
-        delattr(self._module, LAYER)
-        if self._ours is not None and self._module.processor is self._ours:
+        vars(self._module).pop(LAYER, None)
+        held = self._module.processor
+        if held is self._ours and held is not None:
             _put(self._module, self._stock)
+        elif isinstance(held, StandIn):  # made anew from the class of ours
+            _put(self._module, unwrap(held))
 
 
 def _put(module: Any, processor: Any) -> None:

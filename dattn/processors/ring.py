@@ -45,6 +45,7 @@ class Ring:
         Raises:
             ValueError: a mask with a tail or with levels.
         """
+        dist.barrier(group)  # the first call of a group is for all: later some may have nothing to send
         rank, length = dist.get_rank(group), max(map(len, tokens))
         parts = [[between(mask, own, others, length) for others in tokens] for own in tokens]
         return cls(group, rank, parts[rank], [[part is not None for part in row] for row in parts])

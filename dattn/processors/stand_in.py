@@ -34,7 +34,7 @@ class StandIn:
 
 def why_not(stock: Any) -> str:
     """Why a processor cannot be stood in for; ``""`` if it can."""
-    if _code_with_heart(_class(stock)) is not None:
+    if _code_with_heart(_class(stock)) is not None and hasattr(stock, "__dict__"):
         return ""
     return f"its processor {_class(stock).__name__} calls neither PyTorch's attention nor Diffusers' dispatcher itself"
 
@@ -72,7 +72,7 @@ def _class_for(stock: type) -> type:
         layer: Layer | None = getattr(attn, LAYER, None)
         if layer is None or not layer.active:
             return own(self, attn, *args, **kwargs)
-        with attending(layer, attn.scale if stock.__name__ in SPELLED_OUT else None):
+        with attending(layer, attn.scale if _spelled_out(stock) else None):
             return with_heart(self, attn, *args, **kwargs)
 
     names = {"__call__": call, "stock": stock, "__module__": stock.__module__, "__doc__": stock.__doc__}
@@ -81,10 +81,14 @@ def _class_for(stock: type) -> type:
     return cls
 
 
+def _spelled_out(stock: type) -> bool:
+    return stock.__name__ in SPELLED_OUT and stock.__module__ == "diffusers.models.attention_processor"
+
+
 @functools.cache
 def _code_with_heart(stock: type) -> Callable[..., Any] | None:
     """A processor's ``__call__`` that calls our heart; None where it calls none itself."""
-    if stock.__name__ in SPELLED_OUT:
+    if _spelled_out(stock):
         from diffusers.models.attention_processor import AttnProcessor2_0
 
         stock = AttnProcessor2_0
@@ -100,9 +104,9 @@ def _code_with_heart(stock: type) -> Callable[..., Any] | None:
         names["F"] = _functional()
     else:
         return None
-    copy = FunctionType(code.__code__, names, code.__name__, code.__defaults__, code.__closure__)
-    copy.__kwdefaults__ = code.__kwdefaults__
-    return copy
+    rebound = FunctionType(code.__code__, names, code.__name__, code.__defaults__, code.__closure__)
+    rebound.__kwdefaults__ = code.__kwdefaults__
+    return rebound
 
 
 @functools.cache
