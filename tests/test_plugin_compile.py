@@ -1,5 +1,6 @@
 """Compiled models: one graph, the same numbers, gradients, other grids, and a pattern that is exchanged."""
 
+import shutil
 import threading
 
 import pytest
@@ -128,6 +129,18 @@ def test_operators_say_that_they_have_no_gradient_in_a_graph():
         output = compiled(model)(**family.inputs(), return_dict=False)[0]
         with pytest.raises(NotImplementedError, match="Agent has no gradient in a compiled model"):
             output.sum().backward()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler on this machine")
+@pytest.mark.parametrize("family", ["wan", "cogvideox", "flux"])
+def test_one_graph_of_inductor(family):
+    family = FAMILIES[family]
+    model = family.model()
+    for pattern in ("radial-tail" if family.name != "flux" else "neighborhood", "alike"):
+        with dattn.apply(model, PATTERNS[pattern]):
+            expected = family.run(model)
+            torch.testing.assert_close(family.run(compiled(model, "inductor")), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.gpu
