@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from dattn import presets, recipe, report
@@ -23,6 +24,8 @@ from dattn.schedule import Amount, Clock, SchedulerTap, resolve_amount
 
 COMPONENTS = ("transformer", "transformer_2", "unet")
 HANDLE = "_dattn_handle"
+MANY_PASSES = 16
+"""Forward passes of a model in one step after which nobody seems to count the steps."""
 
 
 def apply(
@@ -104,6 +107,7 @@ class Handle:
         self._masks = MaskCache(4 * max(4, sum(len(part.sites) for part in parts)))
         self._patches: list[Patch] = []
         self._removed = False
+        self._passes = 0  # since the last step
         self._clock = Clock(self._forget, self._place)
         self._tap: SchedulerTap | None = None
 
@@ -163,9 +167,10 @@ class Handle:
 
     def _place(self) -> None:
         """Tell every layer where the denoising loop is; outside a loop, at step 0 of 1."""
+        self._passes = 0
         total = self._clock.total
         step = min(self._clock.index, (total or 1) - 1)
-        dense = total is not None and step < resolve_amount(self.settings.dense_steps, total)
+        dense = step < self._dense_steps()
         for layer in self.layers:
             layer.place(step, total or 1, dense)
             if total is not None and self._clock.index >= total:
@@ -173,6 +178,8 @@ class Handle:
 
     def _before_forward(self) -> None:
         self._follow_scheduler()
+        if not torch.compiler.is_compiling():  # a number that changes would compile anew
+            self._watch_steps()
         if self._clock.total is not None and self._clock.index < self._clock.total:
             return
         if self.settings.dense_steps and self._clock.total is None:
@@ -182,6 +189,22 @@ class Handle:
             )
         if any(layer.keeps for layer in self.layers):
             self._forget()
+
+    def _watch_steps(self) -> None:
+        """Warn where dense steps would never end: some pipelines step copies of their scheduler."""
+        self._passes += 1
+        if self._passes == MANY_PASSES * len(self._parts) and self._clock.index < self._dense_steps():
+            warnings.warn(
+                f"dattn: {self._passes} forward passes without a step of the pipeline's scheduler, so that dense_steps="
+                f"{self.settings.dense_steps!r} does not end: pass dense_steps=0, or call handle.step(index, total) in "
+                "the pipeline's callback_on_step_end",
+                stacklevel=3,
+            )
+
+    def _dense_steps(self) -> int:
+        """Leading steps of this call that are dense; 0 outside of one."""
+        total = self._clock.total
+        return 0 if total is None else resolve_amount(self.settings.dense_steps, total)
 
     def _follow_scheduler(self) -> None:
         """Tap the scheduler that the pipeline holds now; one that is already set up is in the middle of a call."""

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
@@ -385,3 +386,17 @@ def test_patterns_that_change_with_step_and_layer_run_as_placed_and_the_same_twi
     assert torch.equal(first, second) and not torch.allclose(first, stock, atol=1e-4)
     branches = len(met) // 12
     assert met[::branches] == [pattern.at(1, 3, step, 6) for step in range(6)] * 2
+
+
+def test_dense_steps_that_nobody_counts_are_noticed():
+    """Some pipelines step copies of their scheduler, as diffusion forcing does for every frame."""
+    family = FAMILIES["wan"]
+    pipe = Pipeline(FlowMatchEulerDiscreteScheduler(), family, transformer=family.model())
+    with apply(pipe, Neighborhood(3), dense_steps=1):
+        pipe.scheduler.set_timesteps(4)
+        with pytest.warns(UserWarning, match=r"16 forward passes without a step.*dense_steps=1 does not end"):
+            for _ in range(16):
+                family.run(pipe.transformer)
+    with apply(pipe, Neighborhood(3), dense_steps=1), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pipe(pipe.transformer, steps=20)
