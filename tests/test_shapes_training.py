@@ -157,3 +157,74 @@ def test_the_model_draws_what_captions_say():
     clips = [clip for i in range(0, 24, 8) for clip in generate(pipe, captions[i : i + 8], seed=i)]
     score = Score.of([judge(clip, caption) for clip, caption in zip(clips, captions, strict=True)])
     assert score.clips >= 0.9, score
+
+
+def test_muon_takes_the_steps_that_torch_takes_within_its_short_precision():
+    from dattn.apps.shapes.muon import Muon
+
+    torch.manual_seed(0)
+    shapes = [(24, 40), (40, 24), (16, 16)]
+    starts = [torch.randn(shape) for shape in shapes]
+    ours, theirs = ([torch.nn.Parameter(start.clone()) for start in starts] for _ in range(2))
+    steppers = [
+        Muon(ours, lr=0.1, weight_decay=0.02),
+        torch.optim.Muon(theirs, lr=0.1, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
+    ]
+    for _ in range(4):
+        for one, other in zip(ours, theirs, strict=True):
+            one.grad = torch.randn_like(one)
+            other.grad = one.grad.clone()
+        for stepper in steppers:
+            stepper.step()
+    for one, other, start in zip(ours, theirs, starts, strict=True):
+        moved = (other - start).norm()
+        assert (one - other).norm() < 0.02 * moved < moved
+
+
+def test_muon_refuses_what_is_no_matrix():
+    from dattn.apps.shapes.muon import Muon
+
+    with pytest.raises(ValueError, match=r"shape \(3,\).*AdamW"):
+        Muon([torch.nn.Parameter(torch.zeros(3))], lr=0.1)
+
+
+def test_orthogonal_singular_values_are_about_one():
+    from dattn.apps.shapes.muon import orthogonal
+
+    torch.manual_seed(0)
+    values = torch.linalg.svdvals(orthogonal(torch.randn(20, 50)))
+    assert values.min() > 0.6 and values.max() < 1.3
+
+
+def test_a_layout_names_the_object_at_every_place():
+    from dattn.apps.shapes.captions import COLORS, SHAPES
+    from dattn.apps.shapes.layout import layout
+    from dattn.apps.shapes.pictures import sample_picture
+
+    scene = sample_picture(3, 2)
+    places = layout(scene, 32)
+    for o in scene.objects:
+        named = 1 + COLORS.index(o.color) * len(SHAPES) + SHAPES.index(o.shape)
+        assert places[int(o.y * 32) % 32, int(o.x * 32) % 32] == named
+        assert 0.02 < (places == named).mean() < 0.15
+    assert set(np.unique(places)) - {0} == {
+        1 + COLORS.index(o.color) * len(SHAPES) + SHAPES.index(o.shape) for o in scene.objects
+    }
+
+
+def test_a_readout_learns_what_its_block_says():
+    from dattn.apps.shapes.layout import Readout
+
+    torch.manual_seed(0)
+    block = torch.nn.Linear(5, 8)
+    readout = Readout(block, 8, lambda returned: returned)
+    places = torch.randint(0, 5, (2, 4, 4), dtype=torch.uint8)
+    told = torch.nn.functional.one_hot(places.long(), 5).flatten(1, 2).float()
+    stepper = torch.optim.Adam([*block.parameters(), *readout.parameters()], lr=0.1)
+    for _ in range(150):
+        block(told)
+        loss = readout.loss(places)
+        loss.backward()
+        stepper.step()
+        stepper.zero_grad()
+    assert loss < 0.05

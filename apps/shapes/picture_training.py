@@ -19,21 +19,25 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from .captions import parse_caption
+from .layout import Readout, layouts
 from .picture_codec import to_tensor
 from .pictures import caption_of, draw_pictures, sample_picture
 from .training import Clock, Ema, scale_rates, short_products
 
 Model = TypeVar("Model", bound=nn.Module)
 UNCONDITIONAL = 0.1
+LAYOUT_WEIGHT = 0.5
+"""Of the readout's loss, beside the denoiser's own."""
 PROMPT = "a red circle above a blue square"
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Latents of pictures, float16 ``[pictures, 4, 32, 32]``, and their captions."""
+    """Latents of pictures, float16 ``[pictures, 4, 32, 32]``, their captions, and what lies where in them."""
 
     latents: torch.Tensor
     captions: list[str]
+    places: torch.Tensor
 
     @cached_property
     def _by_objects(self) -> tuple[np.ndarray, np.ndarray]:
@@ -41,10 +45,13 @@ class Pictures:
         pairs = np.array([len(parse_caption(caption).objects) == 2 for caption in self.captions])
         return np.flatnonzero(~pairs), np.flatnonzero(pairs)
 
-    def sample(self, rng: np.random.Generator, count: int, pairs: float) -> tuple[torch.Tensor, list[str]]:
+    def sample(
+        self, rng: np.random.Generator, count: int, pairs: float
+    ) -> tuple[torch.Tensor, list[str], torch.Tensor]:
         """Random pictures, a share of ``pairs`` with two objects; one caption in ten is left out."""
         rows = np.array([rng.choice(self._by_objects[int(rng.random() < pairs)]) for _ in range(count)])
-        return self.latents[rows].float(), [self.captions[i] if rng.random() > UNCONDITIONAL else "" for i in rows]
+        captions = [self.captions[i] if rng.random() > UNCONDITIONAL else "" for i in rows]
+        return self.latents[rows].float(), captions, self.places[rows]
 
 
 def load_pictures(folder: Path, cache: Path, count: int) -> Pictures:
@@ -56,7 +63,7 @@ def load_pictures(folder: Path, cache: Path, count: int) -> Pictures:
         part = path.with_suffix(f".{os.getpid()}")
         torch.save(encode_pictures(AutoencoderKL.from_pretrained(folder / "vae").float(), count), part)
         part.replace(path)
-    return Pictures(*torch.load(path))
+    return Pictures(*torch.load(path), layouts([sample_picture(seed) for seed in range(count)]))
 
 
 @torch.no_grad()
@@ -81,29 +88,34 @@ def fit(
     model: Model,
     steppers: list[torch.optim.Optimizer],
     loss_of: Callable[[torch.Tensor, list[str]], torch.Tensor],
+    readout: Readout,
     save: Callable[[Model], None],
     args: argparse.Namespace,
 ) -> None:
-    """Train until the clock ends; save the averaged weights at every report."""
+    """Train until the clock ends, the readout along with the model; save the averaged weights at every report."""
     data = load_pictures(args.out, args.cache, args.pictures)
     rng = np.random.default_rng(args.seed)
     model.train()
     ema, clock = Ema(model, 0.999), Clock(args.minutes, args.steps)
     reported = 0.0
-    recent: list[float] = []
+    recent: list[tuple[float, float]] = []
+    steppers = [*steppers, torch.optim.AdamW(readout.parameters(), lr=args.lr)]
     while clock.done < 1:
         scale_rates(steppers, clock.rate(warmup=100))
-        loss = loss_of(*data.sample(rng, args.batch, args.pairs))
-        loss.backward()
+        latents, captions, places = data.sample(rng, args.batch, args.pairs)
+        loss = loss_of(latents, captions)
+        named = readout.loss(places)
+        (loss + LAYOUT_WEIGHT * named).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for stepper in steppers:
             stepper.step()
             stepper.zero_grad()
         ema.update(model)
         clock.tick()
-        recent.append(loss.item())
+        recent.append((loss.item(), named.item()))
         if clock.step % 50 == 0:
-            print(clock.line({1: recent}), flush=True)
+            means = np.mean(recent[-50:], 0)
+            print(f"{clock.line({1: [means[0]]})}  layout {means[1]:.4f}", flush=True)
         if clock.elapsed - reported > args.report or clock.done >= 1:
             reported = clock.elapsed
             save(ema.module)

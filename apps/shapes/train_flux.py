@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeli
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+from .layout import Readout
 from .picture_codec import FOLDERS
 from .picture_text import TEXT_LENGTH, WIDTH, build_clip, build_t5, short_tokenizer
 from .picture_training import PROMPT, fit, options, tokens
@@ -114,7 +115,9 @@ def main() -> None:
         return ((velocity.float() - (noise - clean)) ** 2).mean()
 
     steppers = optimizers(model, "transformer_blocks", args.lr)
-    fit(model, steppers, loss_of, lambda averaged: save(averaged, tokenizer, args.out), args)
+    middle = model.transformer.single_transformer_blocks[1]
+    readout = Readout(middle, model.transformer.inner_dim, lambda returned: returned[1])  # text first, then picture
+    fit(model, steppers, loss_of, readout, lambda averaged: save(averaged, tokenizer, args.out), args)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+from .layout import Readout
 from .picture_codec import FOLDERS
 from .picture_text import WIDTH, build_clip, short_tokenizer
 from .picture_training import PROMPT, fit, options, tokens
@@ -121,7 +122,8 @@ def main() -> None:
         return ((guess.float() - noise_schedule.get_velocity(latents, noise, times)) ** 2).mean()
 
     steppers = optimizers(model, "transformer_blocks", args.lr)
-    fit(model, steppers, loss_of, lambda averaged: save(averaged, tokenizer, args.out), args)
+    readout = Readout(model.unet.up_blocks[0], 128, lambda returned: returned.flatten(2).mT)  # 16 x 16 by then
+    fit(model, steppers, loss_of, readout, lambda averaged: save(averaged, tokenizer, args.out), args)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from .muon import Muon
 from .world import Scene, sample_scene
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -104,7 +105,7 @@ def optimizers(model: nn.Module, blocks: str, lr: float) -> list[torch.optim.Opt
     chosen = set(map(id, matrices))
     others = [p for p in trained.values() if id(p) not in chosen]
     return [
-        torch.optim.Muon(matrices, lr=lr, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
+        Muon(matrices, lr=lr, weight_decay=0.02),
         torch.optim.AdamW(others, lr=lr / 2, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
     ]
 
