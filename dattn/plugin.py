@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dattn import presets, recipe, report
 from dattn.adapters import Adapter, Site, adapter_for
 from dattn.backends import BACKENDS
 from dattn.block_mask import MaskCache
+from dattn.control.base import Control
+from dattn.control.stage import Stage
+from dattn.control.taps import PipelineTap
 from dattn.processors import Layer
+from dattn.processors.direction import Direction
 from dattn.processors.patch import Patch
 from dattn.recipe import Selection, Settings
 from dattn.report import Report
@@ -51,7 +56,8 @@ def apply(
             ``handle.step(index, total)`` before the forward pass, which raises without it.
         dense_layers: leading self-attention layers, in execution order, that stay stock; counted like steps.
         layers: indices of self-attention layers, or a predicate on their module names; the others stay stock.
-        control: reserved.
+        control: one control or several, such as ``dattn.control.Reweight({"red": 2})``; of several, each acts on what
+            those before it leave.
         backend: ``"auto"``, or a backend that then runs or raises.
 
     Returns:
@@ -59,10 +65,8 @@ def apply(
 
     Raises:
         ValueError: an unsupported model, or an argument out of bounds; the message says what to do.
-        NotImplementedError: ``control`` is given.
     """
-    if control is not None:
-        raise NotImplementedError(f"control={control!r}: controls are not available yet; leave it out")
+    controls = _controls(control)
     if backend not in ("auto", *BACKENDS):
         raise ValueError(f"backend={backend!r}: choose auto, {' or '.join(BACKENDS)}")
     parts = [_Part(name, model, adapter_for(model)) for name, model in models_of(target).items()]
@@ -71,6 +75,8 @@ def apply(
     settings = replace(settings, layers=_once(settings.layers if layers is None else layers))
     for part in parts:
         part.stock_reasons(settings)
+    for one in controls:
+        _check_free(one, [vars(part.model).get(HANDLE) for part in parts])
     if settings.attention is not None and settings.attention.untuned:
         warnings.warn(f"dattn: {settings.attention.name} is {settings.attention.untuned}", stacklevel=2)
     for part in parts:
@@ -78,6 +84,8 @@ def apply(
     handle = Handle(target, parts, settings, backend)
     try:
         handle._install()
+        for one in controls:
+            handle.add(one)
     except BaseException:
         handle.remove()
         raise
@@ -110,6 +118,9 @@ class Handle:
         self._passes = 0  # since the last step
         self._clock = Clock(self._forget, self._place)
         self._tap: SchedulerTap | None = None
+        self._controls: list[Control] = []
+        self._stage = Stage(self._pipeline, parts[0].adapter.tokenizers)
+        self._pipeline_tap: PipelineTap | None = None
 
     def _install(self) -> None:
         for part in self._parts:
@@ -124,6 +135,32 @@ class Handle:
     def layers(self) -> list[Layer]:
         """Every self-attention layer of every model, in execution order."""
         return [layer for patch in self._patches for layer in patch.layers]
+
+    @property
+    def controls(self) -> tuple[Control, ...]:
+        """What changes what attention says, innermost first."""
+        return tuple(self._controls)
+
+    def add(self, control: Control) -> None:
+        """Let one more control act, on what those before it leave.
+
+        Raises:
+            ValueError: a control that is applied somewhere already.
+        """
+        _check_free(control)
+        if not self._controls:
+            self._direct()
+        self._controls.append(control)
+        control._stage = self._stage
+
+    def drop(self, control: Control) -> None:
+        """Let a control act no more; does nothing where it does not act here."""
+        if control not in self._controls:
+            return
+        self._controls.remove(control)
+        control._stage = None
+        if not self._controls:
+            self._release()
 
     def step(self, index: int, total: int) -> None:
         """Report that step ``index`` of ``total`` comes next, where no pipeline does; 0 begins a new call.
@@ -148,6 +185,8 @@ class Handle:
         if self._removed:
             return
         self._removed = True
+        for control in self.controls:
+            self.drop(control)
         for patch in self._patches:
             patch.remove()
         for part in self._parts:
@@ -161,9 +200,37 @@ class Handle:
     def __exit__(self, *error: object) -> None:
         self.remove()
 
+    def _direct(self) -> None:
+        """Prepare the models and the pipeline for controls."""
+        for part, patch in zip(self._parts, self._patches, strict=True):
+            patch.direct(Direction(part.model, part.adapter, patch.layers, part.prefix, self._controls, self._stage))
+        if self._pipeline() is not None:
+            self._pipeline_tap = PipelineTap(self._pipeline(), self._stage, self._prepared)
+
+    def _release(self) -> None:
+        for patch in self._patches:
+            patch.release()
+        if self._pipeline_tap is not None:
+            self._pipeline_tap.remove()
+            self._pipeline_tap = None
+
     def _forget(self) -> None:
         for layer in self.layers:
             layer.forget()
+        for control in self._controls:
+            control.start()
+
+    def _prepared(self, latents: Tensor) -> Tensor:
+        """The first latents of a call, as the controls want them."""
+        for control in self._controls:
+            latents = control.prepared(latents)
+        return latents
+
+    def _stepped(self, latents: Tensor) -> Tensor:
+        """The latents after a step, as the controls want them."""
+        for control in self._controls:
+            latents = control.stepped(latents)
+        return latents
 
     def _place(self) -> None:
         """Tell every layer where the denoising loop is; outside a loop, at step 0 of 1."""
@@ -171,6 +238,7 @@ class Handle:
         total = self._clock.total
         step = min(self._clock.index, (total or 1) - 1)
         dense = step < self._dense_steps()
+        self._stage.step, self._stage.steps = step, total or 1
         for layer in self.layers:
             layer.place(step, total or 1, dense)
             if total is not None and self._clock.index >= total:
@@ -187,7 +255,7 @@ class Handle:
                 f"dense_steps={self.settings.dense_steps!r}, but no step has been reported: on a bare model call "
                 "handle.step(index, total) before each forward pass, or apply to the pipeline"
             )
-        if any(layer.keeps for layer in self.layers):
+        if self._controls or any(layer.keeps for layer in self.layers):
             self._forget()
 
     def _watch_steps(self) -> None:
@@ -214,7 +282,7 @@ class Handle:
         late = self._tap is not None
         if self._tap is not None:
             self._tap.remove()
-        self._tap = SchedulerTap(pipeline.scheduler, self._clock)
+        self._tap = SchedulerTap(pipeline.scheduler, self._clock, self._stepped)
         if late and getattr(pipeline.scheduler, "num_inference_steps", None) is not None:
             self._tap.begin()
 
@@ -230,6 +298,11 @@ class _Part:
     @property
     def kind(self) -> str:
         return type(self.model).__name__
+
+    @property
+    def prefix(self) -> str:
+        """What stands before the names of its layers."""
+        return f"{self.component}." if self.component else ""
 
     @property
     def sites(self) -> list[Site]:
@@ -251,12 +324,11 @@ class _Part:
     def layers(self, settings: Settings, masks: MaskCache, backend: str) -> list[Layer]:
         """A layer per site."""
         sites, reasons = self.sites, self.stock_reasons(settings)
-        prefix = f"{self.component}." if self.component else ""
         return [
             Layer(
                 index,
                 len(sites),
-                prefix + site.name,
+                self.prefix + site.name,
                 site.module,
                 None if why else settings.attention,
                 masks,
@@ -266,6 +338,43 @@ class _Part:
             )
             for index, (site, why) in enumerate(zip(sites, reasons, strict=True))
         ]
+
+
+def _controls(control: Any) -> list[Control]:
+    """What was given as ``control=``, checked."""
+    given = [] if control is None else [control] if isinstance(control, Control) else control
+    if not isinstance(given, Iterable) or not all(isinstance(one, Control) for one in given):
+        raise ValueError(f"control={control!r}: give a control such as dattn.control.Reweight(...), or a list of them")
+    controls = list(given)
+    for one in controls:
+        if controls.count(one) > 1:
+            raise ValueError(f"{type(one).__name__} is given twice: a control keeps its own state; make another one")
+    return controls
+
+
+def _check_free(control: Control, replaced: Iterable[Handle | None] = ()) -> None:
+    """Raise where a control serves a handle already, other than those that are about to go."""
+    if control._stage is None or any(handle is not None and control in handle.controls for handle in replaced):
+        return
+    raise ValueError(
+        f"{type(control).__name__} is applied already: a control serves one handle at a time; remove it there, or make "
+        "another one"
+    )
+
+
+@contextmanager
+def controlling(target: Any, control: Control) -> Iterator[Handle]:
+    """A control on a target for the length of a ``with`` block, beside what is applied there already."""
+    handle = next((vars(m)[HANDLE] for m in models_of(target).values() if HANDLE in vars(m)), None)
+    if handle is None:
+        with apply(target, control=control) as own:
+            yield own
+        return
+    handle.add(control)
+    try:
+        yield handle
+    finally:
+        handle.drop(control)
 
 
 def _stock_reason(index: int, dense: set[int], chosen: set[int], attention: Any) -> str:

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
+from torch import Tensor
+
 Amount = int | float
 
 
@@ -77,22 +79,33 @@ class SchedulerTap:
     Args:
         scheduler: a Diffusers scheduler, with ``set_timesteps`` and ``step``.
         clock: the clock to move.
+        edit: what becomes of the latents that a step gives.
     """
 
-    def __init__(self, scheduler: Any, clock: Clock) -> None:
+    def __init__(self, scheduler: Any, clock: Clock, edit: Callable[[Tensor], Tensor] | None = None) -> None:
         self.scheduler = scheduler
-        self._clock = clock
+        self._clock, self._edit = clock, edit
         self._before: dict[str, Any] = {}
         for name, after in self._events().items():
             if hasattr(scheduler, name):
                 self._wrap(name, after)
 
-    def _events(self) -> dict[str, Callable[[], None]]:
-        return {"set_timesteps": self.begin, "set_begin_index": self.begin, "step": self._clock.advance}
+    def _events(self) -> dict[str, Callable[[Any], Any]]:
+        return {"set_timesteps": self._begun, "set_begin_index": self._begun, "step": self._stepped}
 
-    def _wrap(self, name: str, after: Callable[[], None]) -> None:
+    def _wrap(self, name: str, after: Callable[[Any], Any]) -> None:
         self._before[name] = vars(self.scheduler).get(name)
-        setattr(self.scheduler, name, _Tapped(getattr(self.scheduler, name), after))
+        setattr(self.scheduler, name, Tapped(getattr(self.scheduler, name), after))
+
+    def _begun(self, result: Any) -> Any:
+        self.begin()
+        return result
+
+    def _stepped(self, result: Any) -> Any:
+        if self._edit is not None:
+            result = edited(result, self._edit)
+        self._clock.advance()
+        return result
 
     def begin(self) -> None:
         """Start a call with the timesteps that the scheduler holds, from its begin index on."""
@@ -102,7 +115,7 @@ class SchedulerTap:
     def remove(self) -> None:
         """Take the wrappers off; one that someone has since replaced is left alone."""
         for name, before in self._before.items():
-            if not isinstance(vars(self.scheduler).get(name), _Tapped):
+            if not isinstance(vars(self.scheduler).get(name), Tapped):
                 continue
             if before is None:
                 delattr(self.scheduler, name)
@@ -110,18 +123,28 @@ class SchedulerTap:
                 setattr(self.scheduler, name, before)
 
 
-class _Tapped:
-    """A method that calls ``after`` when it returns; a deep copy of its scheduler gets the plain method."""
+def edited(result: Any, edit: Callable[[Tensor], Tensor]) -> Any:
+    """What a method gave, with its first tensor edited: a tensor, a tuple, or an output of Diffusers."""
+    if isinstance(result, Tensor):
+        return edit(result)
+    if isinstance(result, tuple):
+        return edit(result[0]), *result[1:]
+    first = next(iter(result.keys()))
+    result[first] = edit(result[first])
+    return result
 
-    def __init__(self, method: Callable[..., Any], after: Callable[[], None]) -> None:
+
+class Tapped:
+    """A method whose result goes through ``after``; a deep copy of its owner gets the plain method."""
+
+    def __init__(self, method: Callable[..., Any], after: Callable[[Any], Any]) -> None:
         self._method = method
         self._after = after
         functools.update_wrapper(self, method)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        result = self._method(*args, **kwargs)
-        self._after()
-        return result
+        """The method, and after it ``after``."""
+        return self._after(self._method(*args, **kwargs))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., Any]:
         method = self._method

@@ -274,7 +274,7 @@ def test_unsupported_targets_list_what_is_supported():
         ({"attention": "__import__('os').getcwd()"}, ValueError, "__import__"),
         ({"attention": {"name": "Nope"}}, ValueError, "Nope"),
         ({"backend": "quantum"}, ValueError, "backend='quantum'"),
-        ({"control": object()}, NotImplementedError, "control"),
+        ({"control": object()}, ValueError, "control"),
         ({"layers": 3}, ValueError, "layers"),
     ],
 )

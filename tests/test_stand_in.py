@@ -22,6 +22,7 @@ class Echo:
 
     name = "echo"
     active = True
+    controlled = False
     pairs = False
 
     def __init__(self, takes=True):
@@ -34,7 +35,7 @@ class Echo:
         self.seen.append((tuple(query.shape), tuple(key.shape), masked))
         return self.takes
 
-    def attend(self, query, key, value, scale, key_mask):
+    def attend(self, query, key, value, scale, key_mask, lse):
         self.scale, self.key_mask = scale, key_mask
         return value * 2
 
@@ -79,10 +80,17 @@ def test_fewer_heads_of_keys_are_repeated():
 def test_a_ring_of_rings_is_left_to_the_dispatcher(monkeypatch):
     layer, query = Echo(), torch.randn(1, 5, 3, 4)
     both = SimpleNamespace(context_parallel_config=SimpleNamespace(ring_degree=2, ulysses_degree=2))
-    monkeypatch.setattr(attention_dispatch, "dispatch_attention_fn", lambda *_, **options: options["parallel_config"])
+    asked = []
+
+    def dispatcher(query, *_, parallel_config, **options):
+        asked.append(parallel_config)
+        return query
+
+    monkeypatch.setattr(attention_dispatch, "dispatch_attention_fn", dispatcher)
     with attending(layer):
-        assert dispatched(query, query, query, parallel_config=both) is both
-        assert dispatched(query, query, query, torch.ones(5, 5), parallel_config=both) is both
+        assert torch.equal(dispatched(query, query, query, parallel_config=both), query)
+        assert torch.equal(dispatched(query, query, query, torch.ones(5, 5), parallel_config=both), query)
+    assert asked == [both, both]
     assert "give one of them" in layer.seen[0] and "a mask or a context" in layer.seen[1]
 
 

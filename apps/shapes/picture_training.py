@@ -63,7 +63,8 @@ def load_pictures(folder: Path, cache: Path, count: int) -> Pictures:
         part = path.with_suffix(f".{os.getpid()}")
         torch.save(encode_pictures(AutoencoderKL.from_pretrained(folder / "vae").float(), count), part)
         part.replace(path)
-    return Pictures(*torch.load(path), layouts([sample_picture(seed) for seed in range(count)]))
+    latents, captions = torch.load(path)
+    return Pictures(latents, captions, layouts([sample_picture(seed) for seed in range(count)]))
 
 
 @torch.no_grad()

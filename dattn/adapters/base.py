@@ -131,6 +131,10 @@ class Adapter:
         pairs: whether the model multiplies what it says of every token, such as 0 for padding, with itself into a mask
             [batch, 1, tokens, tokens].
         one_stream: whether context parallelism cuts what counts as text here together with the picture.
+        text_sites: the modules in which the picture looks at the prompt alone, in execution order; none where both
+            share one sequence.
+        tokenizers: the pipeline's attributes whose tokens the model sees, one after the other; those before the last
+            fill their whole length.
     """
 
     family: str
@@ -142,3 +146,5 @@ class Adapter:
     grids: Callable[[Any, Inputs], Mapping[str, Grids]]
     pairs: bool = False
     one_stream: bool = False
+    text_sites: Callable[[Any], list[Site]] = lambda model: []
+    tokenizers: tuple[str, ...] = ("tokenizer",)

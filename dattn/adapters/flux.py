@@ -43,4 +43,5 @@ ADAPTER = Adapter(
     video=False,
     sites=sites,
     grids=grids,
+    tokenizers=("tokenizer_2",),
 )

@@ -38,4 +38,5 @@ ADAPTER = Adapter(
     video=False,
     sites=sites,
     grids=grids,
+    tokenizers=("tokenizer", "tokenizer_3"),
 )

@@ -10,7 +10,7 @@ see as many tokens as there are frames: they are left alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -46,11 +46,20 @@ def blocks(model: Any) -> Iterator[tuple[str, nn.Module]]:
 
 def sites(model: Any) -> list[Site]:
     """Every ``Attention`` that has no context of its own, GLIGEN's gated layers (image and boxes) apart."""
+    return _sites_that(model, _is_self_attention)
+
+
+def text_sites(model: Any) -> list[Site]:
+    """Every ``Attention`` that looks at the prompt."""
+    return [site for site in _sites_that(model, _is_cross_attention) if not site.why]
+
+
+def _sites_that(model: Any, is_wanted: Callable[[nn.Module], bool]) -> list[Site]:
     return [
         _site(f"{level}.{name}", module, level)
         for level, block in blocks(model)
         for name, module in sorted(block.named_modules(), key=_turn)
-        if _is_self_attention(module) and ".fuser." not in name
+        if is_wanted(module) and ".fuser." not in name
     ]
 
 
@@ -64,6 +73,12 @@ def _turn(named: tuple[str, nn.Module]) -> list[tuple[int, bool]]:
     """What sorts modules of a block as they run: number by number, and of each number space before time."""
     path = named[0].split(".")
     return [(int(number), name in OVER_TIME) for name, number in pairwise(path) if number.isdigit()]
+
+
+def _is_cross_attention(module: nn.Module) -> bool:
+    from diffusers.models.attention_processor import Attention
+
+    return isinstance(module, Attention) and module.is_cross_attention and module.added_kv_proj_dim is None
 
 
 def _is_self_attention(module: nn.Module) -> bool:
@@ -109,4 +124,5 @@ ADAPTER = Adapter(
     video=False,  # a layer sees one picture, of videos too
     sites=sites,
     grids=grids,
+    text_sites=text_sites,
 )

@@ -8,14 +8,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from dattn.adapters.base import Adapter, Inputs, Site, in_patches
+from dattn.adapters.base import Adapter, Inputs, Site, in_patches, sites_in
 from dattn.grid import TokenGrid
 
 
 def sites(model: Any) -> list[Site]:
     """``vace_blocks.<i>.attn1`` where there are any, which run first, then ``blocks.<i>.attn1``."""
-    names = [name for name in ("vace_blocks", "blocks") if hasattr(model, name)]
-    return [Site(f"{name}.{i}.attn1", block.attn1) for name in names for i, block in enumerate(getattr(model, name))]
+    return _in_all_blocks(model, "attn1")
+
+
+def text_sites(model: Any) -> list[Site]:
+    """``attn2`` beside them; an image prompt is looked at in a call apart."""
+    return _in_all_blocks(model, "attn2")
+
+
+def _in_all_blocks(model: Any, name: str) -> list[Site]:
+    lists = [blocks for blocks in ("vace_blocks", "blocks") if hasattr(model, blocks)]
+    return [site for blocks in lists for site in sites_in(f"{blocks}.*.{name}")(model)]
 
 
 def grids(model: Any, inputs: Inputs) -> dict[str, TokenGrid | str]:
@@ -39,4 +48,5 @@ ADAPTER = Adapter(
     video=True,
     sites=sites,
     grids=grids,
+    text_sites=text_sites,
 )

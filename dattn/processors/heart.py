@@ -1,14 +1,15 @@
 """The heart of an attention processor: what it calls with query, key and value.
 
 ``sdpa`` and ``dispatched`` have the signatures of ``F.scaled_dot_product_attention`` and of Diffusers'
-``dispatch_attention_fn``. Inside ``attending(layer)`` they compute what the layer's pattern says; a call that is no
-self-attention on the layer's grid goes to the function whose place they take.
+``dispatch_attention_fn``. Inside ``attending(layer)`` they compute what the layer's pattern and controls say; a call
+that is not for those goes to the function whose place they take.
 """
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dattn.control.base import Call
 from dattn.processors.layer import Layer
+
+Stock = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""What a processor's call would have run: query, key, value, mask -> output."""
 
 
 class _Current(threading.local):
@@ -57,11 +62,12 @@ def sdpa(
 ) -> Tensor:
     """[batch, heads, tokens, head_dim] in and out."""
     scale = _current.scale if scale is None else scale
-    ours = _attend(query, key, value, attn_mask, is_causal, scale)
-    if ours is not None:
-        return ours
-    rest = attn_mask, dropout_p, is_causal
-    return F.scaled_dot_product_attention(query, key, value, *rest, scale=scale, enable_gqa=enable_gqa)
+
+    def stock(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        rest = mask, dropout_p, is_causal
+        return F.scaled_dot_product_attention(query, key, value, *rest, scale=scale, enable_gqa=enable_gqa)
+
+    return _compute(query, key, value, attn_mask, is_causal, scale, stock)
 
 
 def dispatched(
@@ -81,23 +87,77 @@ def dispatched(
     """[batch, tokens, heads, head_dim] in and out."""
     from diffusers.models.attention_dispatch import dispatch_attention_fn
 
+    def stock(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        tokens_first = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+        rest = mask, dropout_p, is_causal, scale, enable_gqa, attention_kwargs
+        where = {"backend": backend, "parallel_config": parallel_config}
+        return dispatch_attention_fn(*tokens_first, *rest, **where).transpose(1, 2)
+
     heads_first = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
     if parallel_config is None:
-        ours = _attend(*heads_first, attn_mask, is_causal, scale)
+        return _compute(*heads_first, attn_mask, is_causal, scale, stock).transpose(1, 2)
+    ours = _attend_spread(*heads_first, attn_mask is not None or is_causal, scale, parallel_config)
+    return (stock(*heads_first, attn_mask) if ours is None else ours).transpose(1, 2)
+
+
+def _compute(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    scale: float | None,
+    stock: Stock,
+) -> Tensor:
+    """A call of attention: under the controls of the layer, by its pattern, or by ``stock``."""
+    layer = _current.layer
+    assert layer is not None  # a stand-in is attending
+    if layer.controlled and not causal:
+        ours = _controlled(layer, query, key, value, mask, scale, stock)
     else:
-        ours = _attend_spread(*heads_first, attn_mask is not None or is_causal, scale, parallel_config)
-    if ours is not None:
-        return ours.transpose(1, 2)
-    rest = attn_mask, dropout_p, is_causal, scale, enable_gqa, attention_kwargs
-    return dispatch_attention_fn(query, key, value, *rest, backend=backend, parallel_config=parallel_config)
+        ours = _attend(layer, query, key, value, mask, causal, scale) if layer.active else None
+    return stock(query, key, value, mask) if ours is None else ours
+
+
+@torch.compiler.disable
+def _controlled(
+    layer: Layer, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None, stock: Stock
+) -> Tensor | None:
+    """What the controls of a layer make of a call, or None where it is not for them."""
+    key, value = (_as_many_heads(t, query) for t in (key, value))
+
+    parts = itertools.count()
+
+    def patterned(call: Call, lse: bool = False) -> Any:
+        layer.part = next(parts)
+        given = call.query, call.key, call.value, call.mask
+        return _attend(layer, *given, False, scale, lse) if layer.active else None
+
+    def base(call: Call) -> Tensor:
+        ours = patterned(call)
+        return stock(call.query, call.key, call.value, call.mask) if ours is None else ours
+
+    def pair(call: Call) -> tuple[Tensor, Tensor]:
+        ours = patterned(call, lse=True)
+        return call.aside() if ours is None else ours
+
+    try:
+        return layer.chain.run(query, key, value, mask, scale, base, pair)
+    finally:
+        layer.part = 0
 
 
 def _attend(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float | None
-) -> Tensor | None:
-    """What the current layer computes, or None where the call is not for it."""
-    layer = _current.layer
-    assert layer is not None  # a stand-in is attending
+    layer: Layer,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    scale: float | None,
+    lse: bool = False,
+) -> Any:
+    """What the current layer computes, with ``lse`` a pair, or None where the call is not for it."""
     bias = None
     if layer.pairs and mask is not None and mask.shape[-2] == mask.shape[-1] == key.shape[2]:
         mask = mask[:, 0].diagonal(dim1=1, dim2=2)
@@ -106,12 +166,21 @@ def _attend(
     key_mask = key_mask_of(mask, len(query), key.shape[2])
     if not layer.expects(query, key, causal or (mask is not None and key_mask is None)):
         return None
-    if key.shape[1] != query.shape[1]:  # grouped queries
-        key, value = (t.repeat_interleave(query.shape[1] // t.shape[1], 1) for t in (key, value))
+    key, value = (_as_many_heads(t, query) for t in (key, value))
     if bias is None:
-        return layer.attend(query, key, value, scale, key_mask)
+        return layer.attend(query, key, value, scale, key_mask, lse)
     scale, width = query.shape[-1] ** -0.5 if scale is None else scale, value.shape[-1]
-    return layer.attend(*_with_bias(query, key, value, bias, scale), scale)[..., :width]
+    longer = _with_bias(query, key, value, bias, scale)
+    if not lse:
+        return layer.attend(*longer, scale)[..., :width]
+    output, sums = layer.attend(*longer, scale, lse=True)
+    return output[..., :width], sums
+
+
+def _as_many_heads(tensor: Tensor, query: Tensor) -> Tensor:
+    """Keys or values with a head for every head of the queries, which may share them."""
+    shared = query.shape[1] // tensor.shape[1]
+    return tensor if shared == 1 else tensor.repeat_interleave(shared, 1)
 
 
 def _with_bias(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:

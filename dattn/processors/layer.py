@@ -92,6 +92,7 @@ class Layer:
         self.pattern, self.masks, self.backend, self.min_saving = pattern, masks, backend, min_saving
         self.why = why
         self.active = False
+        self.chain: Any = None  # of controls, where there are any
         self.grid: TokenGrid | None = None  # until the first call
         self.samples: tuple[TokenGrid, ...] = ()  # a grid for every sample of a batch, where they differ
         self.concrete: Any = pattern
@@ -101,9 +102,10 @@ class Layer:
         self.run: Run | None = None
         self.pairs = self.one_stream = False  # see ``Adapter``
         self.sharing = 0, 1  # number among the layers of its level that a pattern may run in, and how many those are
-        self._states: dict[tuple[str, int], State] = {}
+        self._states: dict[tuple[str, int, int], State] = {}
         self._branch = ""
-        self._turns: dict[str, int] = {}
+        self._turns: dict[tuple[str, int], int] = {}
+        self.part = 0  # number of a call among those that a control makes of one
         self._spent, self._calls = 0.0, 0
         self._visited = [0.0, 0.0, 0.0]  # density and pooled share, summed over the calls that told; how many did
         self._held = 0
@@ -176,9 +178,14 @@ class Layer:
         other.number = compiled.number_of(other)
         return other
 
+    @property
+    def controlled(self) -> bool:
+        """Whether a control acts here now."""
+        return self.chain is not None and self.chain.on
+
     def close(self) -> None:
         """The layer is stock from now on, for a processor that someone still holds."""
-        self.pattern, self.active = None, False
+        self.pattern, self.chain, self.active = None, None, False
         self.forget()
 
     def forget(self) -> None:
@@ -210,9 +217,10 @@ class Layer:
 
     def _state(self) -> State:
         """The state of this branch; calls of one step that no context tells apart are branches in their order."""
-        turn = self._turns.get(self._branch, 0)
-        self._turns[self._branch] = turn + 1
-        state = self._states.setdefault((self._branch, turn), {})
+        who = self._branch, self.part
+        turn = self._turns.get(who, 0)
+        self._turns[who] = turn + 1
+        state = self._states.setdefault((*who, turn), {})
         state.update(masks=self.masks, step=self._step, layer=self.index, layers=self.count, sharing=self.sharing)
         return state
 
@@ -294,21 +302,36 @@ class Layer:
         return 1 if mask is None else mask.groups
 
     def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, scale: float | None = None, key_mask: Tensor | None = None
-    ) -> Tensor:
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float | None = None,
+        key_mask: Tensor | None = None,
+        lse: bool = False,
+    ) -> Any:
         """The pattern on [batch, heads, tokens, head_dim] in raster order; the same shape comes back.
 
-        ``key_mask``: bool [batch, tokens], False for keys that nobody sees.
+        ``key_mask``: bool [batch, tokens], False for keys that nobody sees. With ``lse`` the LSE comes too, outside of
+        graphs.
         """
         if not self.samples:
-            return self._attend(query, key, value, scale, key_mask, 0)
+            return self._attend(query, key, value, scale, key_mask, 0, lse)
         masks = [None] * len(query) if key_mask is None else key_mask.split(1)
         rows = zip(query.split(1), key.split(1), value.split(1), masks, strict=True)
-        return torch.cat([self._attend(q, k, v, scale, m, row) for row, (q, k, v, m) in enumerate(rows)])
+        parts = [self._attend(q, k, v, scale, m, row, lse) for row, (q, k, v, m) in enumerate(rows)]
+        return tuple(map(torch.cat, zip(*parts, strict=True))) if lse else torch.cat(parts)
 
     def _attend(
-        self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, key_mask: Tensor | None, row: int
-    ) -> Tensor:
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float | None,
+        key_mask: Tensor | None,
+        row: int,
+        lse: bool,
+    ) -> Any:
         grid = None if self._sizes is not None else self.grid_of(query.shape[2], row)
         if torch.compiler.is_compiling():
             scale = query.shape[-1] ** -0.5 if scale is None else scale
@@ -318,7 +341,7 @@ class Layer:
             return self._as_one_node(self.number, sizes, query, key, value, scale, key_mask)
         assert grid is not None
         pattern = self._placed.fit(grid)[0] if self.samples else None
-        return self.eager(query, key, value, scale, key_mask, grid, pattern)
+        return self.eager(query, key, value, scale, key_mask, grid, pattern, lse)
 
     @torch.compiler.disable
     def attend_spread(self, group: Any, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
@@ -388,14 +411,14 @@ class Layer:
         key_mask: Tensor | None,
         grid: TokenGrid,
         pattern: Any = None,
-    ) -> Tensor:
+        lse: bool = False,
+    ) -> Any:
         """``attend`` outside of any graph; with ``pattern`` in place of the layer's for some heads or one sample."""
         self.chosen(query)
         state: State = {"masks": self.masks} if self.concrete.static else self._state()
         pattern = pattern or self.concrete
-        output = attend(
-            query, key, value, pattern, grid, scale=scale, key_mask=key_mask, backend=self.backend, state=state
-        )
+        options: dict[str, Any] = {"scale": scale, "key_mask": key_mask, "backend": self.backend, "return_lse": lse}
+        output = attend(query, key, value, pattern, grid, state=state, **options)
         if VISITED in state:
             self._note(*state.pop(VISITED))
         return output

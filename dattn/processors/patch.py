@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dattn.adapters import Adapter, Inputs
 from dattn.adapters.base import Grids, Positions
 from dattn.grid import TokenGrid
+from dattn.processors.direction import Direction
 from dattn.processors.layer import Layer
 from dattn.processors.stand_in import LAYER, StandIn, stand_in, unwrap, why_not
 
@@ -38,6 +39,8 @@ class Patch:
         self._adapter, self._before = adapter, before
         self._levels = [site.level for site in adapter.sites(model)]
         self._places = [_Place(layer) for layer in layers if layer.pattern is not None]
+        self._direction: Direction | None = None
+        self._directed: list[_Place] = []
         self._count_sharing()
         for layer in layers:
             layer.pairs, layer.one_stream = adapter.pairs, adapter.one_stream
@@ -52,6 +55,22 @@ class Patch:
         if hasattr(self.model, "cache_context"):
             self.model.cache_context = _Branches(self, self.model.cache_context)
 
+    def direct(self, direction: Direction) -> None:
+        """Begin to run the model under controls."""
+        self._direction = direction
+        taken = [place.layer for place in self._places]
+        self._directed = [_Place(layer) for layer in direction.layers if layer not in taken]
+        for place in self._directed:
+            place.install()
+
+    def release(self) -> None:
+        """End that; patterns stay."""
+        if self._direction is not None:
+            self._direction.remove()
+        for place in self._directed:
+            place.remove()
+        self._direction, self._directed = None, []
+
     def _count_sharing(self) -> None:
         """Tell every layer which of how many it is among those of its level, whose tensors are alike."""
         found: dict[str, list[Layer]] = {}
@@ -62,25 +81,32 @@ class Patch:
             for number, layer in enumerate(alike):
                 layer.sharing = number, len(alike)
 
-    def _enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Before a forward pass: the grid of every layer, from the model's own inputs."""
         self._before()
-        grids = self._adapter.grids(model, Inputs(args, kwargs))
+        directed = None if self._direction is None else self._direction.inputs(args, kwargs)
+        grids = self._adapter.grids(model, Inputs(*(directed or (args, kwargs))))
         read = {level: _read(grid) for level, grid in grids.items()}
         for layer, level in zip(self.layers, self._levels, strict=True):
             layer.enter(read[level])
-        for place in self._places:
+        if self._direction is not None:
+            self._direction.enter(read)
+        for place in (*self._places, *self._directed):
             place.install()
+        return directed
 
     def select(self, branch: str) -> None:
         """The calls that follow belong to a guidance branch."""
         for layer in self.layers:
             layer.select(branch)
+        if self._direction is not None:
+            self._direction.stage.branch = branch
 
     def remove(self) -> None:
         """The model as it was: its own processors, no hook, no wrapper."""
         if self._hook is not None:
             self._hook.remove()
+        self.release()
         if "cache_context" in vars(self.model):
             del self.model.cache_context
         if self._cache_context is not None:
@@ -123,7 +149,7 @@ class _Place:
     """A module under a handle: the layer hangs on it, and its processor is a stand-in."""
 
     def __init__(self, layer: Layer) -> None:
-        self._layer, self._module = layer, layer.module
+        self.layer, self._module = layer, layer.module
         self._stock: Any = None
         self._ours: Any = None
 
@@ -134,13 +160,13 @@ class _Place:
         one is then the one to stand in for, and the one that ``remove`` restores.
         """
         if not hasattr(self._module, LAYER):
-            setattr(self._module, LAYER, self._layer)
+            setattr(self._module, LAYER, self.layer)
         held = self._module.processor
         if held is self._ours and held is not None:
-            self._layer.blocked = ""
+            self.layer.blocked = ""
             return
-        self._layer.blocked = why_not(held)
-        if not self._layer.blocked:
+        self.layer.blocked = why_not(held)
+        if not self.layer.blocked:
             self._stock = unwrap(held)
             self._ours = stand_in(self._stock)
             _put(self._module, self._ours)

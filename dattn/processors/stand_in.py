@@ -70,7 +70,7 @@ def _class_for(stock: type) -> type:
     @functools.wraps(own)
     def call(self: Any, attn: Any, *args: Any, **kwargs: Any) -> Any:
         layer: Layer | None = getattr(attn, LAYER, None)
-        if layer is None or not layer.active:
+        if layer is None or not (layer.active or layer.controlled):
             return own(self, attn, *args, **kwargs)
         with attending(layer, attn.scale if _spelled_out(stock) else None):
             return with_heart(self, attn, *args, **kwargs)

@@ -1,0 +1,74 @@
+"""What controls learn from a pipeline, and change in it, while it is called: its prompts and its first latents."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from dattn.control.stage import Stage
+from dattn.schedule import Tapped, edited
+
+
+class PipelineTap:
+    """Wraps three methods on one pipeline *instance*; ``remove`` leaves it as it was.
+
+    A call of a pipeline begins with ``check_inputs``. The first ``encode_prompt`` after that is told the prompt; some
+    pipelines encode the negative one in a second call.
+
+    Args:
+        pipeline: a Diffusers pipeline.
+        stage: is told the prompts.
+        edit: what becomes of the first, noisy latents.
+    """
+
+    def __init__(self, pipeline: Any, stage: Stage, edit: Callable[[Tensor], Tensor]) -> None:
+        self.pipeline = pipeline
+        self._stage, self._awaited, self._edit = stage, True, edit
+        self._before: dict[str, Any] = {}
+        events = {"check_inputs": self._begin, "prepare_latents": self._prepared}
+        for name, after in events.items():
+            if hasattr(pipeline, name):
+                self._put(name, Tapped(getattr(pipeline, name), after))
+        if hasattr(pipeline, "encode_prompt"):
+            self._put("encode_prompt", _Heard(pipeline.encode_prompt, self._hear))
+
+    def _put(self, name: str, tapped: Tapped) -> None:
+        self._before[name] = vars(self.pipeline).get(name)
+        setattr(self.pipeline, name, tapped)
+
+    def _begin(self, result: Any) -> Any:
+        self._awaited, self._stage.prompts = True, ()
+        return result
+
+    def _prepared(self, result: Any) -> Any:
+        return edited(result, self._edit)
+
+    def _hear(self, prompt: Any) -> None:
+        if self._awaited:
+            self._awaited = False
+            self._stage.prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt or ())
+
+    def remove(self) -> None:
+        """Take the wrappers off; one that someone has since replaced is left alone."""
+        for name, before in self._before.items():
+            if not isinstance(vars(self.pipeline).get(name), Tapped):
+                continue
+            if before is None:
+                delattr(self.pipeline, name)
+            else:
+                setattr(self.pipeline, name, before)
+
+
+class _Heard(Tapped):
+    """``encode_prompt``, whose prompt is told before it runs."""
+
+    def __init__(self, method: Callable[..., Any], hear: Callable[[Any], None]) -> None:
+        super().__init__(method, lambda result: result)
+        self._hear = hear
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._hear(inspect.signature(self._method).bind(*args, **kwargs).arguments.get("prompt"))
+        return super().__call__(*args, **kwargs)

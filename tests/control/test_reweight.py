@@ -1,0 +1,91 @@
+"""Reweight equals multiplying columns of the map."""
+
+import pytest
+import torch
+
+import dattn
+from dattn.control import Reweight
+
+from .stages import grid_for, maps, qkv, stage, through
+
+PROMPTS = ("a red circle above a blue square", "a green square")
+
+
+def naive(p, value, factors, visual, renormalize):
+    """Columns times factors, in the rows of the picture."""
+    scaled = p.clone()
+    scaled[:, :, visual] = p[:, :, visual] * factors[:, None, None]
+    return (scaled / scaled.sum(-1, keepdim=True) if renormalize else scaled) @ value
+
+
+@pytest.mark.parametrize("renormalize", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "pattern"), [("cross", None), ("joint", None), ("joint", dattn.Neighborhood((None, 3, 3)))]
+)
+def test_columns_are_multiplied(kind, pattern, renormalize):
+    grid = grid_for(kind)
+    query, key, value = qkv(2, 3, grid.tokens, 12 if kind == "cross" else grid.tokens)
+    own = stage(*PROMPTS)
+    control = Reweight({"a": 0.5, "square": 3.0}, renormalize=renormalize)
+    factors = torch.ones(2, key.shape[2], dtype=value.dtype)
+    factors[0, [1, 5]], factors[0, 7] = 0.5, 3.0
+    factors[1, 1], factors[1, 3] = 0.5, 3.0
+    allowed = None if pattern is None else pattern.allowed(grid)
+    visual = slice(12, None) if kind == "joint" else slice(None)
+    wanted = naive(maps(query, key, allowed), value, factors, visual, renormalize)
+    output = through([control], own, kind, query, key, value, pattern)
+    assert (output - wanted).abs().max() < 1e-12
+    assert (output - maps(query, key, allowed) @ value).abs().max() > 1e-3
+
+
+def test_unconditional_samples_are_left_alone():
+    query, key, value = qkv(4, 2, 20, 12)
+    output = through([Reweight({"square": 0.0})], stage(*PROMPTS, halves=True), "cross", query, key, value)
+    plain = maps(query, key) @ value
+    torch.testing.assert_close(output[:2], plain[:2])
+    assert ((output - plain)[2:].abs().amax((1, 2, 3)) > 1e-3).all()
+
+
+def test_several_pictures_of_a_prompt_follow_it():
+    query, key, value = qkv(4, 2, 20, 12)
+    output = through([Reweight({"square": 0.0})], stage(*PROMPTS), "cross", query, key, value)
+    factors = torch.ones(4, 12, dtype=value.dtype)
+    factors[:2, 7] = factors[2:, 3] = 0
+    assert (output - naive(maps(query, key), value, factors, slice(None), False)).abs().max() < 1e-12
+
+
+def test_only_in_its_window():
+    query, key, value = qkv(1, 2, 20, 12)
+    plain = maps(query, key) @ value
+    for step, changed in ((0, False), (2, True), (4, True), (5, False)):
+        own = stage("a red circle", step=step)
+        output = through([Reweight({"red": 0.0}, window=(0.2, 0.5))], own, "cross", query, key, value)
+        assert ((output - plain).abs().max() > 1e-3) == changed
+
+
+def test_positions_of_tokens_stand_for_words():
+    query, key, value = qkv(1, 2, 20, 12)
+    outputs = [
+        through([Reweight(weights)], stage("a red circle"), "cross", query, key, value)
+        for weights in ({"red circle": 2.0}, {(2, 3): 2.0}, {2: 2.0, 3: 2.0})
+    ]
+    assert torch.equal(outputs[0], outputs[1]) and torch.equal(outputs[0], outputs[2])
+
+
+@pytest.mark.parametrize(
+    ("weights", "renormalize", "message"),
+    [
+        ({}, False, "a factor for each word"),
+        ({"red": float("nan")}, False, "a factor for each word"),
+        ({"red": -1.0}, True, "0 or more"),
+    ],
+)
+def test_wrong_weights(weights, renormalize, message):
+    with pytest.raises(ValueError, match=message):
+        Reweight(weights, renormalize=renormalize)
+
+
+@pytest.mark.parametrize("window", [-0.1, 1.5, (0.5, 0.2), (0, 0.5, 1), "all", True])
+def test_wrong_windows(window):
+    with pytest.raises(ValueError, match="shares of the denoising steps"):
+        Reweight({"red": 2}, window=window)
