@@ -18,7 +18,8 @@ from dattn.control.merging import dense_lse
 from dattn.control.stage import Stage
 from dattn.grid import TokenGrid
 
-KINDS = ("self", "cross", "joint")
+Layers = Sequence[int] | Callable[[str], bool] | None
+"""Numbers of layers among those of their kind, or a predicate on their names; None is all."""
 Window = float | tuple[float, float]
 """Part of the denoising steps: a share from the start on, or from one share to another."""
 
@@ -95,6 +96,11 @@ class Call:
         mask = self.mask if self.mask is None or len(self.mask) == 1 else self.mask[rows]
         return replace(self, query=self.query[rows], key=self.key[rows], value=self.value[rows], mask=mask)
 
+    def conditional(self) -> Call:
+        """The same for the samples that follow the prompt alone."""
+        rows = torch.arange(self.rows.start, self.rows.stop, device=self.query.device)
+        return replace(self.take(rows), rows=slice(0, len(rows)))
+
     def with_values(self, value: Tensor) -> Call:
         """The same with other values, [batch, heads, keys, any width]."""
         return replace(self, value=value)
@@ -166,6 +172,25 @@ class Control:
     def stepped(self, latents: Tensor) -> Tensor:
         """The latents after a step of the scheduler, [samples, …]."""
         return latents
+
+
+def check_layers(layers: Any) -> Layers:
+    """A choice of layers that can be read more than once.
+
+    Raises:
+        ValueError: neither numbers nor a predicate.
+    """
+    if layers is None or callable(layers):
+        return layers
+    chosen = [layers] if isinstance(layers, int) else list(layers)
+    if not chosen or not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in chosen):
+        raise ValueError(f"layers={layers!r}: give numbers of layers such as [0, 1], or a predicate on their names")
+    return chosen
+
+
+def among(layers: Layers, place: Place) -> bool:
+    """Whether a place is one of the chosen layers."""
+    return layers is None or (layers(place.name) if callable(layers) else place.index in layers)
 
 
 def check_window(name: str, window: Any) -> tuple[float, float]:

@@ -34,6 +34,10 @@ class Tokens:
         places = [match.span() for match in _whole(phrase).finditer(self.text)]
         return [self.start + i for first, last in places for i in self.covering(first, last)]
 
+    def words(self) -> list[tuple[str, list[int]]]:
+        """Every word, as spaces divide them, and its tokens, counted from the first."""
+        return [(match[0], self.covering(*match.span())) for match in re.finditer(r"\S+", self.text)]
+
     def covering(self, first: int, last: int) -> list[int]:
         """The tokens, counted from the first, that hold any of the characters from ``first`` up to ``last``."""
         return [i for i, (a, b) in enumerate(self.spans) if a < last and b > first]

@@ -1,0 +1,94 @@
+"""Word maps as pictures: how much every place of a picture looks at words, on average, at one size."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dattn.control.base import Call
+from dattn.control.stage import Stage
+from dattn.control.words import Phrase
+
+Size = tuple[int, int, int]
+
+
+def word_maps(call: Call, stage: Stage, phrases: list[list[Phrase]], total: bool = False) -> Tensor:
+    """Maps of the samples that follow a prompt.
+
+    Args:
+        phrases: for every prompt as many phrases as for any other; one list serves all.
+        total: the sum over the tokens of a phrase in place of their mean.
+
+    Returns:
+        [samples, heads, phrases, frames, height, width]: probabilities, differentiable.
+    """
+    place, pairs = call.place, stage.prompt_of(call.rows)
+    keys = [
+        [stage.keys(phrase, prompt, place.text) for phrase in phrases[prompt % len(phrases)]] for _, prompt in pairs
+    ]
+    tokens = sorted({key for sample in keys for phrase in sample for key in phrase})
+    looks = call.conditional().columns(tokens)
+    looks = looks[:, :, place.visual].unflatten(2, place.grid.shape)
+    choice = torch.zeros(len(keys), len(keys[0]), len(tokens), device=looks.device, dtype=looks.dtype)
+    for sample, of_sample in enumerate(keys):
+        for phrase, found in enumerate(of_sample):
+            choice[sample, phrase, [tokens.index(key) for key in found]] = 1 if total else 1 / len(found)
+    return torch.einsum("shfyxt,spt->shpfyx", looks, choice)
+
+
+def resize(maps: Tensor, size: Size, mode: str = "bicubic") -> Tensor:
+    """``[..., frames, height, width]`` at another size, frame by frame; frames are repeated or left out."""
+    frames, height, width = maps.shape[-3:]
+    if (height, width) != size[1:]:
+        options = {} if mode == "nearest" else {"align_corners": False}
+        flat = maps.reshape(-1, 1, height, width)
+        flat = F.interpolate(flat, size=size[1:], mode=mode, **options)
+        maps = flat.reshape(*maps.shape[:-2], *size[1:])
+    if frames != size[0]:
+        nearest = (torch.arange(size[0], device=maps.device) * frames) // size[0]
+        maps = maps.index_select(-3, nearest)
+    return maps
+
+
+class MapStore:
+    """A running mean of maps at one size, in memory that does not grow with layers or steps."""
+
+    def __init__(self, size: Size) -> None:
+        self.size = size
+        self._sum: Tensor | None = None
+        self._count = 0
+
+    def add(self, maps: Tensor) -> None:
+        """Take in ``[samples, phrases, frames, height, width]`` of any size; values are kept at 0 or above."""
+        maps = resize(maps.float(), self.size).clamp(min=0)
+        self._sum = maps if self._sum is None else self._sum + maps
+        self._count += 1
+
+    @property
+    def mean(self) -> Tensor:
+        """``[samples, phrases, frames, height, width]``, float32.
+
+        Raises:
+            RuntimeError: nothing has been taken in.
+        """
+        if self._sum is None:
+            raise RuntimeError("no maps yet: call the pipeline first, with at least one of the chosen layers and steps")
+        return self._sum / self._count
+
+
+def on_latents(maps: Tensor, latents: Tensor, mode: str = "nearest") -> Tensor:
+    """Maps ``[samples, frames, height, width]`` in a shape that multiplies latents, whichever way those are laid out.
+
+    Raises:
+        ValueError: latents of a layout that is not known.
+    """
+    frames = maps.shape[1]
+    if latents.ndim == 3 and latents.shape[1] == maps[0].numel():  # packed: tokens, channels
+        return maps.flatten(1)[..., None]
+    if latents.ndim == 4:
+        return resize(maps, (1, *latents.shape[2:]), mode)
+    if latents.ndim == 5:
+        time = 1 if latents.shape[1] == frames and latents.shape[2] != frames else 2
+        return resize(maps, (latents.shape[time], *latents.shape[3:]), mode).unsqueeze(3 - time)
+    raise ValueError(f"latents of {tuple(latents.shape)}: maps of {tuple(maps.shape)} cannot be laid over them")
