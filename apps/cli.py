@@ -11,6 +11,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("compare", "several patterns and stock attention, same seed, side by side"),
     "evaluate": ("evaluate", "the quality table: patterns x lengths, judged; goes on where it stopped"),
     "probe": ("probe", "how near patterns come to dense attention inside a model"),
+    "controls": ("controls", "what controls do to the demo models, judged before and after"),
     "plot": ("plot", "a picture of the mask of a pattern"),
     "simulate": ("simulate", "what a pattern computes at a grid, and windows for a wanted density"),
     "patterns": ("patterns", "patterns and operators, their fields and defaults"),

@@ -119,7 +119,8 @@ class Handle:
         self._clock = Clock(self._forget, self._place)
         self._tap: SchedulerTap | None = None
         self._controls: list[Control] = []
-        self._stage = Stage(self._pipeline, parts[0].adapter.tokenizers)
+        adapter = parts[0].adapter
+        self._stage = Stage(self._pipeline, adapter.tokenizers, adapter.written, adapter.positive_first)
         self._pipeline_tap: PipelineTap | None = None
 
     def _install(self) -> None:
@@ -158,6 +159,7 @@ class Handle:
         if control not in self._controls:
             return
         self._controls.remove(control)
+        control.removed()
         control._stage = None
         if not self._controls:
             self._release()
@@ -222,14 +224,17 @@ class Handle:
 
     def _prepared(self, latents: Tensor) -> Tensor:
         """The first latents of a call, as the controls want them."""
+        self._stage.samples = len(latents)
         for control in self._controls:
             latents = control.prepared(latents)
+        self._stage.latents = latents
         return latents
 
     def _stepped(self, latents: Tensor) -> Tensor:
         """The latents after a step, as the controls want them."""
         for control in self._controls:
             latents = control.stepped(latents)
+        self._stage.latents = None if self._clock.total == self._clock.index + 1 else latents
         return latents
 
     def _place(self) -> None:
@@ -238,7 +243,7 @@ class Handle:
         total = self._clock.total
         step = min(self._clock.index, (total or 1) - 1)
         dense = step < self._dense_steps()
-        self._stage.step, self._stage.steps = step, total or 1
+        self._stage.step, self._stage.steps, self._stage.passes = step, total or 1, 0
         for layer in self.layers:
             layer.place(step, total or 1, dense)
             if total is not None and self._clock.index >= total:
@@ -250,6 +255,7 @@ class Handle:
             self._watch_steps()
         if self._clock.total is not None and self._clock.index < self._clock.total:
             return
+        self._stage.passes = 0
         if self.settings.dense_steps and self._clock.total is None:
             raise ValueError(
                 f"dense_steps={self.settings.dense_steps!r}, but no step has been reported: on a bare model call "

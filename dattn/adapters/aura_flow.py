@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from dattn.adapters.base import Adapter, Inputs, in_patches, sites_in
+from dattn.adapters.text import Prompt, lengths
 from dattn.grid import TokenGrid
 
 sites = sites_in("joint_transformer_blocks.*.attn", "single_transformer_blocks.*.attn")
@@ -18,6 +20,11 @@ def grids(model: Any, inputs: Inputs) -> dict[str, TokenGrid]:
     return {"": TokenGrid(1, height, width, text=text, text_first=True)}
 
 
+def prompt(model: Any, arguments: Mapping[str, Any]) -> Prompt:
+    """Behind the registers."""
+    return Prompt(lengths(arguments, "encoder_hidden_states"), skip=model.register_tokens.shape[1])
+
+
 ADAPTER = Adapter(
     family="aura_flow",
     title="AuraFlow",
@@ -26,4 +33,5 @@ ADAPTER = Adapter(
     video=False,
     sites=sites,
     grids=grids,
+    prompt=prompt,
 )

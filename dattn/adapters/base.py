@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dattn.adapters import text as texts
+from dattn.adapters.text import Asked, Prompts, Written
 from dattn.grid import TokenGrid
 
 
@@ -81,7 +83,7 @@ class Site:
     why: str = ""
 
 
-def sites_in(*paths: str, why: str = "") -> Callable[[Any], list[Site]]:
+def sites_in(*paths: str, why: str = "", level: str = "") -> Callable[[Any], list[Site]]:
     """What lists the modules behind each path in turn; ``*`` counts through a list, as in ``"blocks.*.attn1"``."""
 
     def sites(model: Any) -> list[Site]:
@@ -89,7 +91,7 @@ def sites_in(*paths: str, why: str = "") -> Callable[[Any], list[Site]]:
         for path in paths:
             blocks, within = path.split(".*.")
             listed = enumerate(model.get_submodule(blocks))
-            found += [Site(f"{blocks}.{i}.{within}", block.get_submodule(within), why=why) for i, block in listed]
+            found += [Site(f"{blocks}.{i}.{within}", block.get_submodule(within), level, why) for i, block in listed]
         return found
 
     return sites
@@ -134,7 +136,11 @@ class Adapter:
         text_sites: the modules in which the picture looks at the prompt alone, in execution order; none where both
             share one sequence.
         tokenizers: the pipeline's attributes whose tokens the model sees, one after the other; those before the last
-            fill their whole length.
+            fill their whole length. A pipeline without any of them has just ``tokenizer``.
+        prompt: from the model and the arguments of one call, by name, to where the prompt is.
+        written: from the pipeline, a prompt, and what ``encode_prompt`` was called with, to what is tokenized; raises
+            ``ValueError`` where the words' tokens cannot be told.
+        positive_first: parts of names of pipelines that put the samples that follow the prompt before the others.
     """
 
     family: str
@@ -148,3 +154,6 @@ class Adapter:
     one_stream: bool = False
     text_sites: Callable[[Any], list[Site]] = lambda model: []
     tokenizers: tuple[str, ...] = ("tokenizer",)
+    prompt: Callable[[Any, Mapping[str, Any]], Prompts] = texts.prompt
+    written: Callable[[Any, str, Asked], Written] = texts.written
+    positive_first: tuple[str, ...] = ()

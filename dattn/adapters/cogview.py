@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from dattn.adapters.base import Adapter, Inputs, in_patches, sites_in
+from dattn.adapters.text import Asked, Written, untold
 from dattn.grid import TokenGrid
 
 sites = sites_in("transformer_blocks.*.attn1")
@@ -25,6 +26,13 @@ def grids(model: Any, inputs: Inputs) -> dict[str, TokenGrid | str]:
     return {"": TokenGrid(1, height, width, text=text, text_first=True)}
 
 
+def written(pipeline: Any, prompt: str, asked: Asked) -> Written:
+    """As it is; CogView 4 puts padding before it."""
+    if type(pipeline).__name__.startswith("GlmImage"):
+        raise untold(pipeline, "gives its model nothing but what is quoted in the prompt")
+    return Written(prompt, last=hasattr(pipeline, "_get_glm_embeds"))
+
+
 ADAPTER = Adapter(
     family="cogview",
     title="CogView 3-Plus, CogView 4, GLM-Image",
@@ -33,5 +41,6 @@ ADAPTER = Adapter(
     video=False,
     sites=sites,
     grids=grids,
+    written=written,
     pairs=True,
 )

@@ -10,6 +10,7 @@ from typing import Any
 
 from dattn.adapters.base import Adapter, Inputs, Positions
 from dattn.adapters.flux import positions, sites
+from dattn.adapters.text import Asked, Written, in_chat, padded_left
 
 
 def grids(model: Any, inputs: Inputs) -> dict[str, Positions | str]:
@@ -17,6 +18,23 @@ def grids(model: Any, inputs: Inputs) -> dict[str, Positions | str]:
     if inputs.get(9, "kv_cache_mode") is not None:
         return {"": "keys of reference pictures are kept from step to step, so this is not self-attention"}
     return {"": positions(inputs, 3)}
+
+
+def written(pipeline: Any, prompt: str, asked: Asked) -> Written:
+    """In a conversation, all of which the model is given; Klein's has no system message."""
+    system = getattr(pipeline, "system_message", None)
+
+    def render(said: str) -> str:
+        if system is None:
+            turns: list[Any] = [{"role": "user", "content": said}]
+            options = {"add_generation_prompt": True, "enable_thinking": False}
+        else:
+            spoken = (("system", system), ("user", said))
+            turns = [{"role": who, "content": [{"type": "text", "text": text}]} for who, text in spoken]
+            options = {"add_generation_prompt": False}
+        return str(pipeline.tokenizer.apply_chat_template(turns, tokenize=False, **options))
+
+    return Written(*in_chat(render, prompt), last=padded_left(pipeline), special=system is None)
 
 
 ADAPTER = Adapter(
@@ -27,4 +45,5 @@ ADAPTER = Adapter(
     video=False,
     sites=sites,
     grids=grids,
+    written=written,
 )

@@ -6,10 +6,12 @@ cuts the text's padding off; of several it masks it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from dattn.adapters import hunyuan_video
 from dattn.adapters.base import Adapter, Inputs
+from dattn.adapters.text import Prompt, lengths
 from dattn.grid import TokenGrid
 
 HISTORY = (
@@ -35,6 +37,12 @@ def _patches(latents: Any, patch: tuple[int, int, int]) -> int:
     return frames * height * width
 
 
+def prompt(model: Any, arguments: Mapping[str, Any]) -> Prompt:
+    """Behind the tokens of a picture."""
+    counts = lengths(arguments, "encoder_hidden_states")
+    return Prompt(counts, behind=True, skip=arguments["image_embeds"].shape[1])
+
+
 ADAPTER = Adapter(
     family="framepack",
     title="FramePack",
@@ -43,4 +51,6 @@ ADAPTER = Adapter(
     video=True,
     sites=hunyuan_video.sites,
     grids=grids,
+    prompt=prompt,
+    written=hunyuan_video.written,
 )

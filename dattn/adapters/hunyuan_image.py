@@ -6,9 +6,11 @@ are joined as channels.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from dattn.adapters.base import Adapter, Inputs, Site, in_patches
+from dattn.adapters.text import Asked, Prompt, Prompts, Written, in_template, lengths
 from dattn.grid import TokenGrid
 
 TEXT = "it sees text alone"
@@ -36,6 +38,19 @@ def grids(model: Any, inputs: Inputs) -> dict[str, TokenGrid | str]:
     return {"text": TEXT, "": TokenGrid(frames, height, width, text=text)}
 
 
+def prompt(model: Any, arguments: Mapping[str, Any]) -> Prompts:
+    """Behind as many tokens of glyphs as are no padding."""
+    counts, glyphs = lengths(arguments, "encoder_hidden_states"), arguments.get("encoder_attention_mask_2")
+    if model.context_embedder_2 is None or glyphs is None:
+        return Prompt(counts)
+    return tuple(Prompt(counts, skip=count) for count in glyphs.bool().sum(1).tolist())
+
+
+def written(pipeline: Any, prompt: str, asked: Asked) -> Written:
+    """In a template, of whose beginning the model is not given the tokens."""
+    return in_template(pipeline.prompt_template_encode, prompt, pipeline.prompt_template_encode_start_idx)
+
+
 ADAPTER = Adapter(
     family="hunyuan_image",
     title="HunyuanImage 2.1",
@@ -44,4 +59,6 @@ ADAPTER = Adapter(
     video=False,
     sites=sites,
     grids=grids,
+    prompt=prompt,
+    written=written,
 )

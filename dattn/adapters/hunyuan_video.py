@@ -5,9 +5,11 @@ A first frame that is given (``token_replace``) or joined as channels (``latent_
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from dattn.adapters.base import Adapter, Inputs, sites_in
+from dattn.adapters.text import Asked, Written, in_template, untold
 from dattn.grid import TokenGrid
 
 sites = sites_in("transformer_blocks.*.attn", "single_transformer_blocks.*.attn")  # the refiner sees text alone
@@ -21,6 +23,17 @@ def grids(model: Any, inputs: Inputs) -> dict[str, TokenGrid]:
     return {"": TokenGrid(frames // model.config.patch_size_t, height // patch, width // patch, text=text)}
 
 
+def written(pipeline: Any, prompt: str, asked: Asked) -> Written:
+    """In a template, of whose beginning the model is not given the tokens."""
+    module = sys.modules[type(pipeline).__module__]
+    template = asked.get("prompt_template") or module.DEFAULT_PROMPT_TEMPLATE
+    if "image_emb_len" in template:
+        raise untold(pipeline, "puts a picture between the prompt's tokens")
+    if template.get("crop_start") is None:
+        raise untold(pipeline, 'has a template without "crop_start"')
+    return in_template(template["template"], prompt, template["crop_start"])
+
+
 ADAPTER = Adapter(
     family="hunyuan_video",
     title="HunyuanVideo",
@@ -29,4 +42,5 @@ ADAPTER = Adapter(
     video=True,
     sites=sites,
     grids=grids,
+    written=written,
 )

@@ -8,9 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 from dattn.adapters.base import Adapter, Inputs, in_patches, sites_in
+from dattn.adapters.text import Asked, Written, cleaned, in_template
 from dattn.grid import TokenGrid
 
 sites = sites_in("visual_transformer_blocks.*.self_attention")  # the text blocks see text alone
+text_sites = sites_in("visual_transformer_blocks.*.cross_attention")
 
 
 def grids(model: Any, inputs: Inputs) -> dict[str, TokenGrid | str]:
@@ -21,6 +23,12 @@ def grids(model: Any, inputs: Inputs) -> dict[str, TokenGrid | str]:
     return {"": TokenGrid(*in_patches(sizes, model.config.patch_size))}
 
 
+def written(pipeline: Any, prompt: str, asked: Asked) -> Written:
+    """In a template, of whose beginning the model is not given the tokens."""
+    own = cleaned(pipeline, prompt, asked)
+    return in_template(pipeline.prompt_template, own, pipeline.prompt_template_encode_start_idx)
+
+
 ADAPTER = Adapter(
     family="kandinsky5",
     title="Kandinsky 5",
@@ -29,4 +37,6 @@ ADAPTER = Adapter(
     video=True,
     sites=sites,
     grids=grids,
+    text_sites=text_sites,
+    written=written,
 )

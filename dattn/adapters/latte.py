@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dattn.adapters.base import Adapter, Grids, Inputs, Site, in_patches
+from dattn.adapters.base import Adapter, Grids, Inputs, Site, in_patches, sites_in
 from dattn.grid import TokenGrid
 
 FEW = "attends over time alone, a few tokens"
@@ -21,6 +21,9 @@ def sites(model: Any) -> list[Site]:
         found.append(Site(f"transformer_blocks.{i}.attn1", space.attn1, "space"))
         found.append(Site(f"temporal_transformer_blocks.{i}.attn1", time.attn1, "time", FEW))
     return found
+
+
+text_sites = sites_in("transformer_blocks.*.attn2", level="space")
 
 
 def grids(model: Any, inputs: Inputs) -> dict[str, Grids]:
@@ -37,4 +40,5 @@ ADAPTER = Adapter(
     video=False,  # a layer sees one picture
     sites=sites,
     grids=grids,
+    text_sites=text_sites,
 )

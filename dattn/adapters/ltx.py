@@ -11,6 +11,7 @@ from dattn.adapters.base import Adapter, Inputs, Positions, sites_in
 from dattn.grid import TokenGrid
 
 sites = sites_in("transformer_blocks.*.attn1")
+text_sites = sites_in("transformer_blocks.*.attn2")
 
 
 def grids(model: Any, inputs: Inputs) -> dict[str, TokenGrid | Positions]:
@@ -30,4 +31,5 @@ ADAPTER = Adapter(
     sites=sites,
     grids=grids,
     one_stream=True,
+    text_sites=text_sites,
 )

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from dattn.adapters.base import Adapter, Grids, Inputs, Positions, Site
+from dattn.adapters.base import Adapter, Grids, Inputs, Positions, Site, sites_in
+from dattn.adapters.text import Asked, Written, padded_left
 from dattn.grid import TokenGrid
 
 SOUND = "it attends over sound, which has no frames, rows and columns"
@@ -20,6 +21,9 @@ def sites(model: Any) -> list[Site]:
         for i, block in enumerate(model.transformer_blocks)
         for name, why in (("attn1", ""), ("audio_attn1", SOUND))
     ]
+
+
+text_sites = sites_in("transformer_blocks.*.attn2")  # the video's; sound has others
 
 
 def grids(model: Any, inputs: Inputs) -> dict[str, Grids]:
@@ -35,6 +39,12 @@ def grids(model: Any, inputs: Inputs) -> dict[str, Grids]:
     return {"": TokenGrid(*grid.shape, text=given)}
 
 
+def written(pipeline: Any, prompt: str, asked: Asked) -> Written:
+    """As it is; where the pipeline's connectors replace padding by registers, they put it behind."""
+    registers = pipeline.connectors.config.video_connector_num_learnable_registers
+    return Written(prompt.strip(), last=registers is None and padded_left(pipeline))
+
+
 ADAPTER = Adapter(
     family="ltx2",
     title="LTX-2",
@@ -43,5 +53,7 @@ ADAPTER = Adapter(
     video=True,
     sites=sites,
     grids=grids,
+    text_sites=text_sites,
+    written=written,
     one_stream=True,
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from dattn.adapters.base import Adapter, Inputs, Site, in_patches
+from dattn.adapters.text import Asked, Written
 from dattn.grid import TokenGrid
 
 TEXT = "it sees text alone"
@@ -35,6 +36,11 @@ def grids(model: Any, inputs: Inputs) -> dict[str, TokenGrid | tuple[TokenGrid, 
     return {"text": TEXT, "noise_refiner": TokenGrid(1, height, width), "": joint}
 
 
+def written(pipeline: Any, prompt: str, asked: Asked) -> Written:
+    """Behind a system prompt."""
+    return Written(prompt, (asked.get("system_prompt") or pipeline.system_prompt) + " <Prompt Start> ")
+
+
 ADAPTER = Adapter(
     family="lumina2",
     title="Lumina 2",
@@ -43,4 +49,5 @@ ADAPTER = Adapter(
     video=False,
     sites=sites,
     grids=grids,
+    written=written,
 )

@@ -8,6 +8,7 @@ from dattn.adapters.base import Adapter, Inputs, in_patches, sites_in
 from dattn.grid import TokenGrid
 
 sites = sites_in("transformer_blocks.*.attn1")
+text_sites = sites_in("transformer_blocks.*.attn2")
 
 
 def grids(model: Any, inputs: Inputs) -> dict[str, TokenGrid]:
@@ -24,4 +25,5 @@ ADAPTER = Adapter(
     video=False,
     sites=sites,
     grids=grids,
+    text_sites=text_sites,
 )

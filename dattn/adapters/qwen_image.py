@@ -10,6 +10,7 @@ from math import prod
 from typing import Any
 
 from dattn.adapters.base import Adapter, Inputs, sites_in
+from dattn.adapters.text import Asked, Written, in_template, untold
 from dattn.grid import TokenGrid
 
 sites = sites_in("transformer_blocks.*.attn")
@@ -28,6 +29,15 @@ def grids(model: Any, inputs: Inputs) -> dict[str, TokenGrid | str]:
     return {"": TokenGrid(frames, height, width, text=(text, kept))}
 
 
+def written(pipeline: Any, prompt: str, asked: Asked) -> Written:
+    """In a template, of whose beginning the model is not given the tokens; pictures to edit are before the prompt."""
+    pictures = asked.get("image") is not None
+    if pictures and isinstance(asked.get("prompt"), list) and len(asked["prompt"]) > 1:
+        raise untold(pipeline, "puts pictures before each of several prompts")
+    dropped = pipeline.prompt_template_encode_start_idx
+    return in_template(pipeline.prompt_template_encode, prompt, dropped, last=pictures)
+
+
 ADAPTER = Adapter(
     family="qwen_image",
     title="Qwen-Image, Qwen-Image-Edit, Qwen-Image-Layered",
@@ -36,4 +46,5 @@ ADAPTER = Adapter(
     video=False,
     sites=sites,
     grids=grids,
+    written=written,
 )

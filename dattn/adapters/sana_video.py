@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from dattn.adapters.base import Adapter, Inputs, sites_in
+from dattn.adapters import sana
+from dattn.adapters.base import Adapter, Inputs, in_patches, sites_in
+from dattn.grid import TokenGrid
 
 LINEAR = "its attention is linear: it has no pairs of tokens to leave out"
 
 
 sites = sites_in("transformer_blocks.*.attn1", why=LINEAR)
+text_sites = sites_in("transformer_blocks.*.attn2", level="text")
 
 
-def grids(model: Any, inputs: Inputs) -> dict[str, str]:
-    """None is needed."""
-    return {"": LINEAR}
+def grids(model: Any, inputs: Inputs) -> dict[str, TokenGrid | str]:
+    """Latents [batch, channels, frames, height, width], each axis divided by its patch."""
+    sizes = in_patches(inputs.get(0, "hidden_states").shape[2:], model.config.patch_size)
+    return {"": LINEAR, "text": TokenGrid(*sizes)}
 
 
 ADAPTER = Adapter(
@@ -25,4 +29,6 @@ ADAPTER = Adapter(
     video=True,
     sites=sites,
     grids=grids,
+    text_sites=text_sites,
+    written=sana.written,
 )

@@ -6,9 +6,11 @@ IP-Adapter are looked at in a call apart, which stays as it is.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from dattn.adapters.base import Adapter, Inputs, Site, in_patches
+from dattn.adapters.text import Prompt, lengths
 from dattn.grid import TokenGrid
 
 
@@ -30,6 +32,11 @@ def grids(model: Any, inputs: Inputs) -> dict[str, TokenGrid]:
     return {"joint": TokenGrid(*picture.shape, text=text), "picture": picture}
 
 
+def prompt(model: Any, arguments: Mapping[str, Any]) -> Prompt:
+    """In the joint layers: CLIP's tokens, then T5's."""
+    return Prompt(lengths(arguments, "encoder_hidden_states"), level="joint")
+
+
 ADAPTER = Adapter(
     family="sd3",
     title="Stable Diffusion 3, 3.5",
@@ -39,4 +46,5 @@ ADAPTER = Adapter(
     sites=sites,
     grids=grids,
     tokenizers=("tokenizer", "tokenizer_3"),
+    prompt=prompt,
 )

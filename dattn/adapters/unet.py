@@ -10,13 +10,14 @@ see as many tokens as there are frames: they are left alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from typing import Any
 
 from torch import nn
 
 from dattn.adapters.base import Adapter, Grids, Inputs, Site
+from dattn.adapters.text import Prompt, lengths
 from dattn.grid import TokenGrid
 
 Size = tuple[int, int]
@@ -109,6 +110,12 @@ def _halve(size: Size, sampler: nn.Module) -> Size:
     return (size[0] + up) // 2, (size[1] + up) // 2
 
 
+def prompt(model: Any, arguments: Mapping[str, Any]) -> Prompt:
+    """Before what I2VGen-XL knows of its picture: 8 x 8 places, and a token for every channel of the latents."""
+    beside = 8 * 8 + model.config.in_channels if arguments.get("image_latents") is not None else 0
+    return Prompt(lengths(arguments, "encoder_hidden_states"), beside=beside)
+
+
 ADAPTER = Adapter(
     family="unet",
     title="Stable Diffusion 1.5, 2, XL, their ControlNets, AnimateDiff, Stable Video Diffusion, ModelScope, I2VGen-XL",
@@ -125,4 +132,6 @@ ADAPTER = Adapter(
     sites=sites,
     grids=grids,
     text_sites=text_sites,
+    prompt=prompt,
+    positive_first=("InstructPix2Pix",),
 )

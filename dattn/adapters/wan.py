@@ -11,6 +11,8 @@ from typing import Any
 from dattn.adapters.base import Adapter, Inputs, Site, in_patches, sites_in
 from dattn.grid import TokenGrid
 
+CAUSAL = "the model masks the frames to come itself, which a pattern cannot honour"
+
 
 def sites(model: Any) -> list[Site]:
     """``vace_blocks.<i>.attn1`` where there are any, which run first, then ``blocks.<i>.attn1``."""
@@ -19,20 +21,20 @@ def sites(model: Any) -> list[Site]:
 
 def text_sites(model: Any) -> list[Site]:
     """``attn2`` beside them; an image prompt is looked at in a call apart."""
-    return _in_all_blocks(model, "attn2")
+    return _in_all_blocks(model, "attn2", "text")
 
 
-def _in_all_blocks(model: Any, name: str) -> list[Site]:
+def _in_all_blocks(model: Any, name: str, level: str = "") -> list[Site]:
     lists = [blocks for blocks in ("vace_blocks", "blocks") if hasattr(model, blocks)]
-    return [site for blocks in lists for site in sites_in(f"{blocks}.*.{name}")(model)]
+    return [site for blocks in lists for site in sites_in(f"{blocks}.*.{name}", level=level)(model)]
 
 
 def grids(model: Any, inputs: Inputs) -> dict[str, TokenGrid | str]:
     """Latents [batch, channels, frames, height, width], each axis divided by its patch."""
-    if getattr(model.config, "num_frame_per_block", 1) > 1:
-        return {"": "the model masks the frames to come itself, which a pattern cannot honour"}
     sizes = inputs.get(0, "hidden_states").shape[2:]
-    return {"": TokenGrid(*in_patches(sizes, model.config.patch_size))}
+    grid = TokenGrid(*in_patches(sizes, model.config.patch_size))
+    masked = getattr(model.config, "num_frame_per_block", 1) > 1
+    return {"": CAUSAL if masked else grid, "text": grid}
 
 
 ADAPTER = Adapter(

@@ -16,7 +16,8 @@ def grids(model: Any, inputs: Inputs) -> dict[str, TokenGrid]:
     """Latents [batch, channels, 1 + frames, height, width], each axis divided by its patch."""
     sizes = inputs.get(0, "hidden_states").shape[2:]
     frames, height, width = in_patches(sizes, model.config.patch_size)
-    return {"": TokenGrid(frames - 1, height, width, text=height * width, text_first=True)}
+    grid = TokenGrid(frames - 1, height, width, text=height * width, text_first=True)
+    return {"": grid, "text": grid}
 
 
 ADAPTER = Adapter(
@@ -27,4 +28,5 @@ ADAPTER = Adapter(
     video=True,
     sites=wan.sites,
     grids=grids,
+    text_sites=wan.text_sites,
 )

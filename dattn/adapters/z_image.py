@@ -7,10 +7,12 @@ that are given, then the picture being made, then features of the given ones.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
 from typing import Any
 
 from dattn.adapters.base import Adapter, Inputs, Site
+from dattn.adapters.text import Asked, Prompt, Prompts, Written, in_chat, in_template, untold
 from dattn.grid import TokenGrid
 
 Sample = tuple[int, tuple[int, ...], int]
@@ -77,6 +79,32 @@ def _batched(samples: list[Sample]) -> tuple[TokenGrid, ...]:
     )
 
 
+def prompt(model: Any, arguments: Mapping[str, Any]) -> Prompts:
+    """Behind the picture's padding; captions of the omni model are the first."""
+    captions, latents = arguments["cap_feats"], arguments["x"]
+    if isinstance(latents[0], list):
+        return tuple(Prompt((sum(_padded(len(item)) for item in texts),)) for texts in captions)
+    patch, frames = arguments.get("patch_size") or 2, arguments.get("f_patch_size") or 1
+    skips = [-prod(_size(picture, (frames, patch, patch))) % 32 for picture in latents]
+    longest = max(map(len, captions))
+    return tuple(Prompt((longest,), skip=skip) for skip in skips)
+
+
+def written(pipeline: Any, prompt: str, asked: Asked) -> Written:
+    """In a conversation, all of which the model is given."""
+    pictures = asked.get("num_condition_images")
+    if pictures:
+        raise untold(pipeline, "puts pictures between the prompt's tokens")
+    if pictures is not None:
+        return in_template("<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n", prompt)
+
+    def render(said: str) -> str:
+        options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": True}
+        return str(pipeline.tokenizer.apply_chat_template([{"role": "user", "content": said}], **options))
+
+    return Written(*in_chat(render, prompt))
+
+
 ADAPTER = Adapter(
     family="z_image",
     title="Z-Image",
@@ -85,4 +113,7 @@ ADAPTER = Adapter(
     video=False,
     sites=sites,
     grids=grids,
+    prompt=prompt,
+    written=written,
+    positive_first=("ZImage",),
 )

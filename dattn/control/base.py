@@ -52,10 +52,17 @@ class Place:
 
 
 class Runs(NamedTuple):
-    """What a call runs: attention as it would be without this control, alone and with its LSE."""
+    """What a call runs: attention as it would be without this control, alone and with its LSE.
+
+    Attributes:
+        sparse: whether a pattern runs there.
+        alone: whether no other control does.
+    """
 
     inner: Callable[[Call], Tensor]
     pair: Callable[[Call], tuple[Tensor, Tensor]]
+    sparse: bool = False
+    alone: bool = True
 
 
 @dataclass(frozen=True)
@@ -148,6 +155,9 @@ class Control:
 
     def start(self) -> None:
         """A denoising call starts: forget the last one."""
+
+    def removed(self) -> None:
+        """It acts no more: put back what it changed outside of attention."""
 
     def prepared(self, latents: Tensor) -> Tensor:
         """The first, noisy latents of a call, [samples, …]."""

@@ -64,7 +64,8 @@ class HeatMaps(Control):
 
     def acts(self, place: Place) -> bool:
         """Where text is seen."""
-        return place.kind != "self" and within(self.window, place.step, place.steps) and among(self.layers, place)
+        seen = place.kind != "self" and not self.stage.again
+        return seen and within(self.window, place.step, place.steps) and among(self.layers, place)
 
     def edit(self, call: Call) -> Tensor:
         """Note the maps; attention as it is."""

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dattn.control.base import Call, Control, Layers, Place, among, check_layers, check_window
-from dattn.control.map_store import MapStore, on_latents, word_maps
+from dattn.control.map_store import MapStore, at_level, on_latents, word_maps
 from dattn.control.words import Phrase
 
 TOKENS = 16**2
@@ -63,11 +63,8 @@ class LocalBlend(Control):
 
     def acts(self, place: Place) -> bool:
         """Where text is seen, at one size of the picture."""
-        if place.kind == "self" or not among(self.layers, place):
-            return False
-        levels = {grid.visual for grid in self.stage.levels} or {place.grid.visual}
-        nearest = min(levels, key=lambda tokens: abs(tokens - TOKENS * place.grid.frames))
-        return self.layers is not None or place.grid.visual == nearest
+        chosen = among(self.layers, place) if self.layers is not None else at_level(self.stage, place, TOKENS)
+        return place.kind != "self" and chosen and not self.stage.again
 
     def edit(self, call: Call) -> Tensor:
         """Note the maps; attention as it is."""

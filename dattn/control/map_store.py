@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dattn.control.base import Call
+from dattn.control.base import Call, Place
 from dattn.control.stage import Stage
 from dattn.control.words import Phrase
 
@@ -92,3 +92,9 @@ def on_latents(maps: Tensor, latents: Tensor, mode: str = "nearest") -> Tensor:
         time = 1 if latents.shape[1] == frames and latents.shape[2] != frames else 2
         return resize(maps, (latents.shape[time], *latents.shape[3:]), mode).unsqueeze(3 - time)
     raise ValueError(f"latents of {tuple(latents.shape)}: maps of {tuple(maps.shape)} cannot be laid over them")
+
+
+def at_level(stage: Stage, place: Place, tokens: int) -> bool:
+    """Whether a place is among the layers whose picture has about so many tokens in a frame."""
+    levels = {grid.visual for grid in stage.levels} or {place.grid.visual}
+    return place.grid.visual == min(levels, key=lambda visual: abs(visual - tokens * place.grid.frames))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -21,21 +23,38 @@ def dense_lse(query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Ten
         [batch, heads, queries, head_dim], and [batch, heads, queries] in float32 or wider. A row that sees nothing
         gives 0 and -inf.
     """
-    rows = max(1, ROWS_AT_ONCE // max(1, key.shape[2]))
-    parts = []
-    for first in range(0, query.shape[2], rows):
-        part = slice(first, first + rows)
-        own = mask if mask is None or mask.shape[-2] == 1 else mask[..., part, :]
-        parts.append(_dense_lse(query[:, :, part], key, value, scale, own))
+    fused = _fused(query, key, value, scale) if mask is None else None
+    if fused is not None:
+        return fused
+    parts = [_summed(logits, value) for logits in logits_in_parts(query, key, scale, mask)]
     outputs, sums = zip(*parts, strict=True)
     return torch.cat(outputs, 2), torch.cat(sums, 2)
 
 
-def _dense_lse(query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def _fused(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor] | None:
+    """The same by PyTorch's own kernel, which holds no logits; None where it does not serve, or gives no gradient."""
+    graded = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
+    empty = 0 in (query.shape[2], key.shape[2])
+    if graded or empty or query.device.type != "cpu" or value.shape[-1] != query.shape[-1]:
+        return None
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, scale=scale)
+
+
+def logits_in_parts(query: Tensor, key: Tensor, scale: float, mask: Tensor | None) -> Iterator[Tensor]:
+    """Logits [batch, heads, some queries, keys] in float32 or wider, as many rows at a time as may be held."""
     wide = torch.promote_types(query.dtype, torch.float32)
-    logits = (query @ key.mT).to(wide) * scale
-    if mask is not None:
-        logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
+    rows = max(1, ROWS_AT_ONCE // max(1, key.shape[2]))
+    for first in range(0, query.shape[2], rows):
+        part = slice(first, first + rows)
+        logits = (query[:, :, part] @ key.mT).to(wide) * scale
+        own = mask if mask is None or mask.shape[-2] == 1 else mask[..., part, :]
+        if own is not None:
+            logits = logits.masked_fill(~own, -torch.inf) if own.dtype == torch.bool else logits + own
+        yield logits
+
+
+def _summed(logits: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Values weighted by the softmax of logits, and their LSE."""
     lse = logits.logsumexp(-1)
     weights = (logits - lse.masked_fill(lse == -torch.inf, 0)[..., None]).exp()
     return weights.to(value.dtype) @ value, lse

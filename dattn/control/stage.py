@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
+from dattn.adapters.text import Asked, Prompt, Prompts, Written, written
 from dattn.control.words import Phrase, Tokens, positions, tokenize
+from dattn.grid import TokenGrid
+
+AGAIN = "+again"
+"""Ends the name of a branch while a control runs the model once more."""
+OTHERS = ("prompt_2", "prompt_3", "prompt_4")
+"""Arguments of pipelines with a prompt for every encoder."""
+BATCHED = ("", "cond_uncond")
+"""Names of branches that may be several in one batch."""
 
 
 class Stage:
@@ -13,39 +24,110 @@ class Stage:
 
     Attributes:
         prompts: what the pipeline was asked for, one per picture or video before ``num_images_per_prompt``.
+        encoding: the arguments by name with which the pipeline first encoded them.
         step: the denoising step, from 0.
         steps: how many there are.
         branch: name of the guidance branch, or ``""``.
-        text_count: text tokens that the model was given in its last forward pass.
+        samples: pictures or videos that the pipeline was asked for; 0 if that is not known.
+        batch: how many the model was given in its last forward pass, of all guidance branches.
+        passes: its forward passes with a prompt since the last step.
+        texts: where the prompt was in the last one, for every sample where they differ.
+        text_count: text tokens that the model was given then.
+        sample: the one that a call of attention is for, where a model or a batch of unlike samples needs a call each.
+        latents: the tensor that the pipeline goes on with, until the next step; None where that is not known.
+        observe: runs the model on other arguments for a control that only looks at attention.
+        levels: the distinct grids of its layers in that pass, the largest first.
     """
 
-    def __init__(self, pipeline: Callable[[], Any], tokenizers: Sequence[str] = ("tokenizer",)) -> None:
+    def __init__(
+        self,
+        pipeline: Callable[[], Any],
+        tokenizers: Sequence[str] = ("tokenizer",),
+        written: Callable[[Any, str, Asked], Written] = written,
+        positive_first: Sequence[str] = (),
+    ) -> None:
         self._pipeline, self._tokenizers = pipeline, tokenizers
+        self._written, self._positive_first = written, positive_first
         self.prompts: tuple[str, ...] = ()
+        self.encoding: Mapping[str, Any] = {}
         self.step, self.steps = 0, 1
         self.branch = ""
-        self.text_count = 0
-        self._known: dict[str, list[Tokens]] = {}
+        self.samples = self.batch = self.passes = self.text_count = 0
+        self.texts: tuple[Prompt, ...] = (Prompt(),)
+        self.sample: int | None = None
+        self.latents: Tensor | None = None
+        self.observe: Callable[[Any, Mapping[str, Any]], None]
+        self.levels: tuple[TokenGrid, ...] = ()
+        self._known: dict[str, tuple[Written, list[Tokens]]] = {}
+        self._known_in: Mapping[str, Any] = self.encoding
 
     @property
     def pipeline(self) -> Any:
         """The pipeline, or None on a bare model."""
         return self._pipeline()
 
+    @property
+    def again(self) -> bool:
+        """Whether a control runs the model once more on inputs that it has seen."""
+        return self.branch.endswith(AGAIN)
+
+    def enter(self, texts: Prompts, batch: int) -> None:
+        """A forward pass of ``batch`` samples begins, with the prompt there."""
+        self.given(texts)
+        self.batch = batch
+        self.passes += self.text_count > 0
+
+    def given(self, texts: Prompts) -> None:
+        """The model is given the prompt there."""
+        self.texts = texts if isinstance(texts, tuple) else (texts,)
+        self.text_count = self.texts[0].count
+
     def rows(self, batch: int) -> slice:
-        """The samples of a batch that follow the prompt: all, none, or those behind the unconditional ones."""
-        if self.branch.startswith("uncond"):
-            return slice(0, 0)
-        if self.branch == "cond":
-            return slice(0, batch)
-        halves = bool(getattr(self.pipeline, "do_classifier_free_guidance", self.branch == "cond_uncond"))
-        return slice(batch // 2, batch) if halves and batch % 2 == 0 else slice(0, batch)
+        """The samples of a batch that follow the prompt: all, none, or those on one side of the unconditional ones."""
+        if self.sample is None:
+            return self._rows(batch)
+        return slice(0, int(self.sample in range(self.batch)[self._rows(self.batch)]))
 
     def prompt_of(self, rows: slice) -> list[tuple[int, int]]:
         """Every sample that follows a prompt, with the number of its prompt; 0 where the prompts are not known."""
-        count = rows.stop - rows.start
-        each = max(1, count // max(1, len(self.prompts)))
-        return [(rows.start + i, min(i // each, max(0, len(self.prompts) - 1))) for i in range(count)]
+        if self.sample is None:
+            return self._prompt_of(rows)
+        of = dict(self._prompt_of(self._rows(self.batch)))
+        return [(row, of[self.sample]) for row in range(rows.start, rows.stop)]
+
+    def _rows(self, batch: int) -> slice:
+        following, branches = self._branches(batch)
+        unit = self.samples * max(1, batch // self.batch) if self._told else batch // branches
+        return slice(following.start * unit, min(following.stop * unit, batch))
+
+    def _prompt_of(self, rows: slice) -> list[tuple[int, int]]:
+        count, prompts = rows.stop - rows.start, max(1, len(self.prompts))
+        following, _ = self._branches(rows.stop)
+        unit = max(1, self.samples if self._told else 0, count // max(1, len(following)))
+        return [(rows.start + i, i % unit * prompts // unit) for i in range(count)]
+
+    def _branches(self, batch: int) -> tuple[range, int]:
+        """Which guidance branches of a batch follow the prompt, and how many there are.
+
+        Where no branch has a name and each is a pass of its own, pipelines run the one that follows the prompt first.
+        """
+        branch = self.branch.removesuffix(AGAIN).removeprefix("pred_")  # guiders write pred_cond
+        told = self.encoding.get("do_classifier_free_guidance", branch == "cond_uncond" or None)
+        guided = getattr(self.pipeline, "do_classifier_free_guidance", told)
+        count = self.batch // self.samples if self._told else 2 if guided and batch % 2 == 0 else 1
+        if branch == "uncond":
+            return range(0), count
+        if branch not in BATCHED or guided is False:  # among them uncond_stg, which perturbs what follows the prompt
+            return range(count if self._told else 1), count if self._told else 1
+        if count == 1:
+            return range(0 if self._told and not branch and self.passes > 1 else 1), 1
+        names = type(self.pipeline).__name__
+        return range(1) if any(part in names for part in self._positive_first) else range(1, count), count
+
+    @property
+    def _told(self) -> bool:
+        """Whether the pipeline has told how many pictures or videos it makes, and the model was given as many."""
+        return self.samples > 0 and self.batch > 0 and self.batch % self.samples == 0
 
     def keys(self, phrase: Phrase, prompt: int, text: slice) -> list[int]:
         """Which keys of a call are a phrase of a prompt, ``text`` being those of all text tokens.
@@ -56,10 +138,21 @@ class Stage:
         return [text.start + i for i in self.positions(phrase, prompt, text.stop - text.start)]
 
     def tokens(self, prompt: str) -> list[Tokens]:
-        """A prompt as the model's text tokens, once for every tokenizer."""
+        """A prompt as the model's text tokens, once for every tokenizer.
+
+        Raises:
+            ValueError: its words cannot be told from the tokens, or another encoder was given another prompt.
+        """
+        alike = None, self.encoding.get("prompt")
+        other = next((name for name in OTHERS if self.encoding.get(name) not in alike), None)
+        if other is not None:
+            raise ValueError(f"{other}=: words are looked for in prompt=; leave it out, or give positions of tokens")
+        if self._known_in is not self.encoding:
+            self._known, self._known_in = {}, self.encoding
         if prompt not in self._known:
-            self._known[prompt] = self._tokenize(prompt)
-        return self._known[prompt]
+            written = self._written(self.pipeline, prompt, self.encoding)
+            self._known[prompt] = written, self._tokenize(written)
+        return self._placed(*self._known[prompt])
 
     def positions(self, phrase: Phrase, prompt: int = 0, count: int | None = None) -> list[int]:
         """Where a phrase of a prompt is among the model's text tokens.
@@ -67,14 +160,22 @@ class Stage:
         Raises:
             ValueError: it is not there.
         """
-        tokens = self.tokens(self.prompts[prompt]) if self.prompts else []
+        tokens = self.tokens(self.prompts[prompt]) if self.prompts and isinstance(phrase, str) else []
         return positions(phrase, tokens, self.text_count if count is None else count)
 
-    def _tokenize(self, prompt: str) -> list[Tokens]:
-        found: list[Tokens] = []
-        for name in self._tokenizers:
-            tokenizer = getattr(self.pipeline, name, None)
-            if tokenizer is not None:
-                start = sum(part.room for part in found)
-                found.append(tokenize(tokenizer, prompt, start))
-        return found
+    def _tokenize(self, written: Written) -> list[Tokens]:
+        names = [name for name in self._tokenizers if getattr(self.pipeline, name, None) is not None]
+        found = (getattr(self.pipeline, name, None) for name in names or ["tokenizer"])
+        return [tokenize(getattr(one, "tokenizer", one), written) for one in found if one is not None]  # of processors
+
+    def _placed(self, written: Written, found: Sequence[Tokens]) -> list[Tokens]:
+        """The tokens that the model is given, each tokenizer's behind those of the one before."""
+        counts = self.texts[(self.sample or 0) % len(self.texts)].counts
+        rooms = counts if len(counts) == len(found) else [part.room for part in found]
+        placed, start = [], 0
+        for part, room in zip(found, rooms, strict=True):
+            if self.text_count and part is found[-1]:
+                room = self.text_count - start
+            placed.append(part.within(start, room, written.dropped, written.last))
+            start += room
+        return placed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -32,23 +32,24 @@ class PipelineTap:
         for name, after in events.items():
             if hasattr(pipeline, name):
                 self._put(name, Tapped(getattr(pipeline, name), after))
-        if hasattr(pipeline, "encode_prompt"):
-            self._put("encode_prompt", _Heard(pipeline.encode_prompt, self._hear))
+        encode = next((name for name in ("encode_prompt", "_encode_prompt") if hasattr(pipeline, name)), None)
+        if encode is not None:
+            self._put(encode, _Heard(getattr(pipeline, encode), self._hear))
 
     def _put(self, name: str, tapped: Tapped) -> None:
         self._before[name] = vars(self.pipeline).get(name)
         setattr(self.pipeline, name, tapped)
 
     def _begin(self, result: Any) -> Any:
-        self._awaited, self._stage.prompts = True, ()
+        self._awaited, self._stage.prompts, self._stage.encoding, self._stage.samples = True, (), {}, 0
         return result
 
     def _prepared(self, result: Any) -> Any:
         return edited(result, self._edit)
 
-    def _hear(self, prompt: Any) -> None:
+    def _hear(self, arguments: Mapping[str, Any]) -> None:
         if self._awaited:
-            self._awaited = False
+            self._awaited, self._stage.encoding, prompt = False, arguments, arguments.get("prompt")
             self._stage.prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt or ())
 
     def remove(self) -> None:
@@ -63,12 +64,12 @@ class PipelineTap:
 
 
 class _Heard(Tapped):
-    """``encode_prompt``, whose prompt is told before it runs."""
+    """``encode_prompt``, whose arguments are told before it runs."""
 
-    def __init__(self, method: Callable[..., Any], hear: Callable[[Any], None]) -> None:
+    def __init__(self, method: Callable[..., Any], hear: Callable[[Mapping[str, Any]], None]) -> None:
         super().__init__(method, lambda result: result)
         self._hear = hear
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self._hear(inspect.signature(self._method).bind(*args, **kwargs).arguments.get("prompt"))
+        self._hear(inspect.signature(self._method).bind(*args, **kwargs).arguments)
         return super().__call__(*args, **kwargs)

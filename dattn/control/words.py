@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+from dattn.adapters.text import Written
 
 Phrase = str | int | Sequence[int]
 """A word or phrase of the prompt, or positions among the text tokens."""
+LONGEST = 10**9
+"""Stands for no limit."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,7 @@ class Tokens:
     Attributes:
         text: the prompt.
         ids: of every token, special ones too, without padding.
-        spans: first and last character + 1 of each; equal for special tokens.
+        spans: first and last character + 1 of each; equal for special tokens, outside of the text for a template's.
         start: position of the first among the model's text tokens.
         room: how many text tokens there may be; what a prompt has beyond is cut off.
     """
@@ -38,13 +42,32 @@ class Tokens:
         """Every word, as spaces divide them, and its tokens, counted from the first."""
         return [(match[0], self.covering(*match.span())) for match in re.finditer(r"\S+", self.text)]
 
+    @property
+    def seen(self) -> int:
+        """How many of them the model sees: of a text that is cut off, what stays before the special ones at its end."""
+        if len(self.ids) <= self.room:
+            return len(self.ids)
+        ending = next((i for i, (first, last) in enumerate(reversed(self.spans)) if last > first), 0)
+        return self.room - ending
+
+    def within(self, start: int, room: int, dropped: int = 0, last: bool = False) -> Tokens:
+        """Those that the model is given as ``room`` of its text tokens from ``start`` on.
+
+        Args:
+            dropped: how many the pipeline drops at the beginning.
+            last: whether they are at the end of that room.
+        """
+        ids, spans = self.ids[dropped:], self.spans[dropped:]
+        before = max(0, room - len(ids)) if last else 0
+        return replace(self, ids=ids, spans=spans, start=start + before, room=room - before)
+
     def covering(self, first: int, last: int) -> list[int]:
         """The tokens, counted from the first, that hold any of the characters from ``first`` up to ``last``."""
         return [i for i, (a, b) in enumerate(self.spans) if a < last and b > first]
 
 
-def tokenize(tokenizer: Any, text: str, start: int = 0) -> Tokens:
-    """A prompt as ``tokenizer`` writes it.
+def tokenize(tokenizer: Any, written: Written) -> Tokens:
+    """A prompt, in its template, as ``tokenizer`` writes it.
 
     Raises:
         ValueError: a tokenizer that does not tell where in the text a token comes from.
@@ -54,10 +77,13 @@ def tokenize(tokenizer: Any, text: str, start: int = 0) -> Tokens:
             f"{type(tokenizer).__name__} does not tell which characters a token stands for: load the pipeline with "
             "fast tokenizers, or give positions of tokens in place of words"
         )
-    encoded = tokenizer(text, return_offsets_mapping=True)
-    spans = [_trimmed(text, *span) for span in encoded["offset_mapping"]]
-    longest = min(getattr(tokenizer, "model_max_length", 10**9), 10**9)
-    return Tokens(text, tuple(encoded["input_ids"]), tuple(spans), start, longest)
+    text, before = written.before + written.prompt + written.after, len(written.before)
+    special = {} if written.special else {"add_special_tokens": False}
+    encoded = tokenizer(text, return_offsets_mapping=True, **special)
+    spans = (_trimmed(text, *span) for span in encoded["offset_mapping"])
+    longest = min(getattr(tokenizer, "model_max_length", LONGEST), LONGEST)
+    ids = tuple(encoded["input_ids"])
+    return Tokens(written.prompt, ids, tuple((a - before, b - before) for a, b in spans), 0, longest)
 
 
 def positions(phrase: Phrase, tokens: Sequence[Tokens], count: int) -> list[int]:
@@ -84,7 +110,7 @@ def positions(phrase: Phrase, tokens: Sequence[Tokens], count: int) -> list[int]
     found = [i for part in tokens for i in part.of(phrase)]
     if not found:
         raise ValueError(f"{phrase!r} is not in the prompt {tokens[0].text!r}: give words as they stand there")
-    inside = [i for part in tokens for i in part.of(phrase) if i < min(count, part.start + part.room)]
+    inside = [i for part in tokens for i in part.of(phrase) if i < min(count, part.start + part.seen)]
     if not inside:
         raise ValueError(f"{phrase!r} is beyond the {count} text tokens that the model sees: shorten the prompt")
     return inside

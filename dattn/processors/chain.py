@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
+from dattn.adapters.text import Prompt
 from dattn.control.base import Call, Control, Place, Runs
 from dattn.control.stage import Stage
 from dattn.grid import TokenGrid
@@ -25,47 +27,68 @@ class Chain:
         cross: whether the module looks at the prompt alone.
         index: position among the model's modules of its kind.
         count: how many of those there are.
+        level: of the module, where the prompt may be in its sequence; None where the model has modules for text.
     """
 
     def __init__(
-        self, controls: Sequence[Control], stage: Stage, name: str, cross: bool, index: int, count: int
+        self,
+        controls: Sequence[Control],
+        stage: Stage,
+        name: str,
+        cross: bool,
+        index: int,
+        count: int,
+        level: str | None = "",
     ) -> None:
         self._controls, self._stage = controls, stage
-        self._name, self._cross, self._index, self._count = name, cross, index, count
-        self._place: Place | None = None
+        self._name, self._cross, self._index, self._count, self._level = name, cross, index, count, level
+        self._places: list[Place] = []  # one for all samples, or one for each
         self._acting: list[Control] = []
+        self._calls = 0  # of attention in this pass, where each is for one sample
 
-    def enter(self, grid: TokenGrid | None) -> None:
-        """The model is called with this grid at this module; None where nothing can be done to it."""
-        self._place = None if grid is None else self._place_on(grid)
-        self._acting = [] if self._place is None else [c for c in self._controls if c.acts(self._place)]
+    def enter(self, grids: TokenGrid | tuple[TokenGrid, ...] | None) -> None:
+        """The model is called with this grid at this module, or one for every sample; None: nothing can be done."""
+        self._places = [] if grids is None else self._places_on(grids if isinstance(grids, tuple) else (grids,))
+        self._acting = [c for c in self._controls if self._places and c.acts(self._places[0])]
+        self._calls = 0
 
     @property
     def on(self) -> bool:
         """Whether any control acts here now."""
         return bool(self._acting)
 
-    def _place_on(self, grid: TokenGrid) -> Place:
-        stage, joint = self._stage, not self._cross and grid.tokens > grid.visual
-        visual = slice(grid.text_before, grid.text_before + grid.visual) if joint else slice(0, grid.visual)
-        text = slice(0, stage.text_count if self._cross else 0)
-        if joint:
-            first = 0 if grid.text_before else grid.visual
-            text = slice(first, first + (grid.text_before or grid.text_after))
-        kind = "cross" if self._cross else "joint" if joint else "self"
-        where = self._name, self._index, self._count, stage.step, stage.steps
-        return Place(kind, *where, grid, text, visual)
+    def _places_on(self, grids: Sequence[TokenGrid]) -> list[Place]:
+        texts = self._stage.texts
+        samples = range(max(len(grids), len(texts)))
+        places = [self._place_on(grids[i % len(grids)], texts[i % len(texts)]) for i in samples]
+        return places[:1] if all(place == places[0] for place in places) else places
 
-    def _place_of(self, query: Tensor, key: Tensor) -> Place | None:
+    def _place_on(self, grid: TokenGrid, text: Prompt) -> Place:
+        stage, count = self._stage, text.count or self._stage.text_count
+        keys = slice(0, count) if self._cross else self._shared(grid, text, count)
+        kind = "cross" if self._cross else "joint" if keys.stop > keys.start else "self"
+        where = self._name, self._index, self._count, stage.step, stage.steps
+        return Place(kind, *where, grid, keys, slice(grid.text_before, grid.text_before + grid.visual))
+
+    def _shared(self, grid: TokenGrid, text: Prompt, count: int) -> slice:
+        """Where the prompt is in the sequence that it shares with the picture; empty where it is not in it."""
+        if self._level != text.level:
+            return slice(0, 0)
+        behind = not grid.text_before if text.behind is None else text.behind
+        first = text.skip + (grid.text_before + grid.visual if behind else 0)
+        return slice(first, min(first + count, grid.tokens if behind else grid.text_before))
+
+    def _place_of(self, query: Tensor, key: Tensor, sample: int) -> Place | None:
         """The place of a call; None if it is not the one that this module is known for, such as an image prompt's."""
-        place = self._place
-        assert place is not None  # asked only while something acts
+        place = self._places[sample % len(self._places)]
+        text = self._stage.texts[sample % len(self._stage.texts)]
         if self._cross:
-            return place if key.shape[2] == place.text.stop and query.shape[2] == place.grid.visual else None
+            expected = place.grid.tokens, place.text.stop + text.beside
+            return place if (query.shape[2], key.shape[2]) == expected else None
         grid = resized(place.grid, query.shape[2])
         if grid is None or key.shape[2] != query.shape[2]:
             return None
-        return place if grid is place.grid else self._place_on(grid)
+        return place if grid is place.grid else self._place_on(grid, text)
 
     def run(
         self,
@@ -76,20 +99,36 @@ class Chain:
         scale: float | None,
         base: Callable[[Call], Tensor],
         base_pair: Callable[[Call], Pair],
+        sparse: bool = False,
     ) -> Tensor | None:
         """Attention under every control that acts here; None if this call is not for them.
 
-        ``base`` and ``base_pair`` compute it without any.
+        ``base`` and ``base_pair`` compute it without any, by a pattern where it is ``sparse``.
         """
-        place = self._place_of(query, key)
-        if place is None:
-            return None
         scale = query.shape[-1] ** -0.5 if scale is None else scale
-        runs = Runs(base, base_pair)
-        rows = self._stage.rows(len(query))
+        runs = Runs(base, base_pair, sparse)
         for control in self._acting:
             runs = _around(control, runs, base_pair)
-        return runs.inner(Call(query, key, value, mask, scale, place, rows, runs))
+        call = Call(query, key, value, mask, scale, self._places[0], slice(0, 0), runs)
+        if len(self._places) > 1 and len(self._places) == len(query):
+            each = [self._run(call.take(torch.tensor([i], device=query.device)), i) for i in range(len(query))]
+            found = [output for output in each if output is not None]
+            return torch.cat(found) if len(found) == len(each) else None
+        if len(query) == 1 < self._stage.batch:
+            self._calls += 1
+            return self._run(call, (self._calls - 1) % self._stage.batch)
+        return self._run(call, None)
+
+    def _run(self, call: Call, sample: int | None) -> Tensor | None:
+        """The output of a call for all samples, or for one of them."""
+        place = self._place_of(call.query, call.key, sample or 0)
+        if place is None:
+            return None
+        self._stage.sample = sample
+        try:
+            return call.runs.inner(replace(call, place=place, rows=self._stage.rows(len(call.query))))
+        finally:
+            self._stage.sample = None
 
 
 def _around(control: Control, runs: Runs, base_pair: Callable[[Call], Pair]) -> Runs:
@@ -98,4 +137,4 @@ def _around(control: Control, runs: Runs, base_pair: Callable[[Call], Pair]) -> 
     def edited(call: Call) -> Tensor:
         return control.edit(replace(call, runs=runs))
 
-    return Runs(edited, lambda call: (edited(call), base_pair(call)[1]))
+    return Runs(edited, lambda call: (edited(call), base_pair(call)[1]), runs.sparse, False)

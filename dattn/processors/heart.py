@@ -142,7 +142,7 @@ def _controlled(
         return call.aside() if ours is None else ours
 
     try:
-        return layer.chain.run(query, key, value, mask, scale, base, pair)
+        return layer.chain.run(query, key, value, mask, scale, base, pair, layer.active)
     finally:
         layer.part = 0
 

@@ -129,15 +129,21 @@ def _read(grid: Grids) -> TokenGrid | tuple[TokenGrid, ...] | Tensor | str:
 
 
 class _Branches:
-    """Learns the names of guidance branches, which pipelines announce with ``model.cache_context(name)``."""
+    """Learns the names of guidance branches, which pipelines announce with ``model.cache_context(name)``.
+
+    Attributes:
+        place: what else was said of the branch that runs.
+    """
 
     def __init__(self, patch: Patch, announce: Callable[..., Any]) -> None:
         self._patch, self._announce = patch, announce
+        self.place: dict[str, Any] = {}
         functools.update_wrapper(self, announce)
 
     @contextmanager
     def __call__(self, name: str, **kwargs: Any) -> Iterator[None]:
         self._patch.select(name)
+        self.place = kwargs
         try:
             with self._announce(name, **kwargs):
                 yield

@@ -104,7 +104,8 @@ def _code_with_heart(stock: type) -> Callable[..., Any] | None:
         names["F"] = _functional()
     else:
         return None
-    rebound = FunctionType(code.__code__, names, code.__name__, code.__defaults__, code.__closure__)
+    # A copy: a compiler keeps its results with the code, and they would look for the other function's names.
+    rebound = FunctionType(code.__code__.replace(), names, code.__name__, code.__defaults__, code.__closure__)
     rebound.__kwdefaults__ = code.__kwdefaults__
     return rebound
 

@@ -8,6 +8,8 @@ import dattn
 from dattn.control.stage import Stage
 from dattn.control.words import Tokens
 from dattn.processors.chain import Chain
+from dattn.processors.heart import key_mask_of
+from dattn.processors.layer import resized
 
 WIDTH = 8
 
@@ -54,7 +56,7 @@ def maps(query, key, allowed=None, scale=WIDTH**-0.5):
     return (logits if allowed is None else logits.masked_fill(~allowed, -torch.inf)).softmax(-1)
 
 
-def through(controls, own, kind, query, key, value, pattern=None, grid=None, index=0, count=1):
+def through(controls, own, kind, query, key, value, pattern=None, grid=None, index=0, count=1, mask=None):
     """The output of attention under controls; with a pattern by its block mask, otherwise by PyTorch."""
     grid = grid or grid_for(kind)
     for control in controls:
@@ -62,19 +64,26 @@ def through(controls, own, kind, query, key, value, pattern=None, grid=None, ind
         control.start()
     chain = Chain(controls, own, "attn", kind == "cross", index, count)
     chain.enter(grid)
-    options = {"backend": "torch"}
+
+    def patterned(call, **options):
+        key_mask = key_mask_of(call.mask, len(call.query), call.key.shape[2])
+        options |= {"key_mask": key_mask, "backend": "torch"}
+        own = resized(grid, call.query.shape[2])
+        return dattn.attention(call.query, call.key, call.value, pattern, own, **options)
 
     def base(call):
         if pattern is None:
             return torch.nn.functional.scaled_dot_product_attention(call.query, call.key, call.value, call.mask)
-        return dattn.attention(call.query, call.key, call.value, pattern, grid, **options)
+        return patterned(call)
 
     def pair(call):
         if pattern is None:
             return call.aside()
-        return dattn.attention(call.query, call.key, call.value, pattern, grid, return_lse=True, **options)
+        return patterned(call, return_lse=True)
 
-    return chain.run(query, key, value, None, None, base, pair) if chain.on else base_of(base, query, key, value)
+    if not chain.on:
+        return base_of(base, query, key, value)
+    return chain.run(query, key, value, mask, None, base, pair, pattern is not None)
 
 
 def base_of(base, query, key, value):

@@ -1,0 +1,114 @@
+"""``dattn controls``: what controls do on the demo models, judged by program, before and after."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from dattn.registry import pattern_from_string
+
+from .arguments import STOCK, Parser, add_model_options, at_least
+from .loading import Loaded, load
+from .record import provenance, write_json
+from .shapes.control_cases import CASES, Case, maker
+from .shapes.pictures import FRAMES
+from .sheet import sheet
+from .table import table
+
+EXAMPLES = """\
+  dattn controls
+  dattn controls --model shapes-sd --only "Replace, colour" AStar --cases 8
+  dattn controls --pattern "Radial(block_size=64)" """
+
+COLUMNS = ("control", "under", "wanted", "before", "after", "cases", "s per case")
+SHOWN = 4
+"""Cases of each control on its contact sheet."""
+
+
+def parser() -> Parser:
+    """The command's options."""
+    p = Parser("controls", "Judge controls on a demo model: the same noise without and with each.", EXAMPLES)
+    p.add_argument("--only", nargs="+", metavar="CONTROL", help=f"some of {', '.join(CASES)}")
+    p.add_argument("--pattern", default="stock", help="what runs under the controls (default: %(default)s)")
+    p.add_argument("--cases", type=at_least(1), default=24, help="of each control (default: %(default)s)")
+    p.add_argument("--steps", type=at_least(1), help="denoising steps (default: the model's own)")
+    p.add_argument("--frames", type=at_least(5), help="frames of a video (default: the model's own)")
+    folder = Path("outputs/controls")
+    p.add_argument("--output", type=Path, default=folder, metavar="DIR", help="(default: %(default)s)")
+    add_model_options(p)
+    return p
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command."""
+    options = parser().parse_args(argv)
+    names = options.only or list(CASES)
+    for name in names:
+        if name not in CASES:
+            raise ValueError(f"control {name!r}: choose from {', '.join(CASES)}")
+    pattern = None if options.pattern in STOCK else pattern_from_string(options.pattern)
+    loaded = load(options.model, options.device, options.dtype)
+    if loaded.native is None:
+        raise ValueError(f"{loaded.name} is no demo model: only pictures of Moving Shapes can be judged")
+    loaded.pipe.set_progress_bar_config(disable=True)
+    options.output.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    for name in names:
+        rows += _judged(name, loaded, pattern, options)
+        record = {"model": loaded.name, "rows": rows, **provenance("controls", argv)}
+        write_json(options.output / f"{loaded.name}-{_slug(options.pattern)}.json", record)
+    print(table(COLUMNS, [[row[column] for column in COLUMNS] for row in rows]))
+    return 0
+
+
+def _judged(name: str, loaded: Loaded, pattern: Any, options: Any) -> list[dict[str, Any]]:
+    """A row for each thing that a control is wanted to do, and its contact sheet."""
+    began = time.perf_counter()
+    native = loaded.native
+    assert native is not None
+    call = {"height": native.height, "width": native.width, "num_inference_steps": options.steps or native.steps}
+    call |= native.extra | ({} if native.guidance is None else {"guidance_scale": native.guidance})
+    if loaded.makes_video:
+        call["num_frames"] = options.frames or native.frames
+    make = maker(loaded.pipe, call, FRAMES, pattern)
+    cases = list(_counted(CASES[name](make, options.cases, loaded.makes_video), name, options.cases))
+    seconds = (time.perf_counter() - began) / len(cases)
+    _draw(cases[:SHOWN], name, options.output / f"{loaded.name}-{_slug(options.pattern)}-{_slug(name)}.png")
+    return [
+        {
+            "control": name,
+            "under": options.pattern,
+            "wanted": wanted,
+            "before": fmean(case.before[wanted] for case in cases),
+            "after": fmean(case.after[wanted] for case in cases),
+            "cases": len(cases),
+            "s per case": seconds,
+        }
+        for wanted in cases[0].after
+    ]
+
+
+def _counted(cases: Iterator[Case], name: str, count: int) -> Iterator[Case]:
+    """The cases, with a progress bar."""
+    from tqdm import tqdm
+
+    yield from tqdm(cases, desc=name, total=count, unit="case")
+
+
+def _draw(cases: Sequence[Case], title: str, path: Path) -> None:
+    """A contact sheet of some cases."""
+    clips = {f"{number}: {label}": clip for number, case in enumerate(cases) for label, clip in case.clips.items()}
+    pixels = {label: (np.clip(clip, 0, 1) * 255).round().astype(np.uint8) for label, clip in clips.items()}
+    still = all((clip == clip[:1]).all() for clip in pixels.values())
+    shown = {label: clip[:1] for label, clip in pixels.items()} if still else pixels
+    sheet(shown, title, cell=96).save(path)
+
+
+def _slug(text: str) -> str:
+    """A text as part of a file's name."""
+    return "-".join("".join(c if c.isalnum() else " " for c in text.lower()).split())

@@ -1,0 +1,44 @@
+"""Calls of attention in which keys are hidden, and pairs of output and LSE that count more or less."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import log
+
+import torch
+from torch import Tensor
+
+from dattn.control.base import Call
+
+
+def hide(call: Call, keys: Tensor) -> Call:
+    """The call without some keys, for all queries: bool [batch or 1, keys], True is hidden.
+
+    It runs by whatever pattern or backend the call runs by: a mask over keys is all that is added.
+    """
+    seen = ~keys[:, None, None].to(call.key.device)
+    if call.mask is None:
+        return replace(call, mask=seen)
+    if call.mask.dtype == torch.bool:
+        return replace(call, mask=call.mask & seen)
+    return replace(call, mask=call.mask.masked_fill(~seen, -torch.inf))
+
+
+def some(call: Call, queries: Tensor, keys: Tensor) -> Tensor:
+    """Attention of some queries over some keys, bool [queries] and [keys]: [batch, heads, some queries, head_dim].
+
+    Where neither a pattern nor another control has to see the whole sequence, no more than these are computed.
+    """
+    if call.runs.sparse or not call.runs.alone:
+        return hide(call, ~keys[None]).attend()[:, :, queries]
+    mask = call.mask
+    if mask is not None:
+        mask = (mask if mask.shape[-2] == 1 else mask[..., queries, :])[..., keys]
+    query, key, value = call.query[:, :, queries], call.key[:, :, keys], call.value[:, :, keys]
+    return replace(call, query=query, key=key, value=value, mask=mask).attend()
+
+
+def weighted(pair: tuple[Tensor, Tensor], weight: float) -> tuple[Tensor, Tensor]:
+    """Output and LSE of keys that count ``weight`` times, above 0."""
+    output, lse = pair
+    return output, lse + log(weight)

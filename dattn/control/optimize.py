@@ -1,0 +1,126 @@
+"""Controls that move the latents while a pipeline runs, so that a loss on word maps falls."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dattn.control.base import Call, Control, Layers, Place, among, check_layers
+from dattn.control.map_store import at_level, resize, word_maps
+from dattn.control.words import Phrase
+
+TOKENS = 16**2
+"""Maps come from the layers whose picture has this many tokens, or is nearest to that."""
+
+
+class Enough(Exception):
+    """All maps that a pass of the model was run for are there; the rest of the model need not run."""
+
+
+class Optimize(Control):
+    """Base of test-time optimisation: z ← z − α ∇_z L at the beginning of denoising steps.
+
+    Latents are local to a pipeline's call, so the tensor that ``prepare_latents`` or the scheduler's last step gave is
+    written to in place, and the model's input is made anew. The model runs as far as the last chosen layer, with
+    gradients for the latents alone; memory is bounded by choosing early layers.
+
+    Args:
+        words: the words or phrases whose maps count.
+        step_size: α at the first step; it falls to √½ of that over the call, as √(1 … ½).
+        layers: the layers whose maps count; by default those of 16 x 16 tokens, or the level nearest to that.
+
+    Raises:
+        ValueError: no words, or a step size of 0 or less.
+    """
+
+    def __init__(self, words: Sequence[Phrase], step_size: float = 20.0, layers: Layers = None) -> None:
+        self.words: list[Phrase] = [words] if isinstance(words, str) else list(words)
+        if not self.words:
+            raise ValueError("words=[]: give the words that the picture has to show, such as ['circle', 'square']")
+        if not step_size > 0:
+            raise ValueError(f"step_size={step_size!r}: give a number above 0; the published one is 20")
+        self.step_size, self.layers = step_size, check_layers(layers)
+        self._moved = -1
+        self._wanted, self._maps = 0, list[Tensor]()
+        self._looking = False
+
+    @abstractmethod
+    def move(self, latents: Tensor, arguments: Mapping[str, Any]) -> Tensor:
+        """The latents for the step that begins; ``arguments`` are the model's."""
+
+    def start(self) -> None:
+        """Forget the last call."""
+        self._moved = -1
+
+    def inputs(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Move the latents once in a step, where the prompt is followed."""
+        name, given = next(iter(arguments.items()))
+        latents = self.stage.latents
+        if self._looking or latents is None:
+            return arguments
+        rows = self.stage.rows(len(given))
+        if self._moved != self.stage.step and rows.stop > rows.start:
+            self._check(given, self._as_input(latents, given))
+            with torch.enable_grad():
+                moved = self.move(latents.detach().clone(), arguments)
+            latents.copy_(moved)
+            self._moved = self.stage.step
+        return arguments if self._moved != self.stage.step else {**arguments, name: self._as_input(latents, given)}
+
+    def _as_input(self, latents: Tensor, given: Tensor) -> Tensor:
+        """What a pipeline makes of latents for its model: scaled by the scheduler, once for every guidance branch."""
+        scheduler, stage = self.stage.pipeline.scheduler, self.stage
+        if hasattr(scheduler, "scale_model_input"):
+            time = scheduler.timesteps[len(scheduler.timesteps) - stage.steps + stage.step]
+            latents = scheduler.scale_model_input(latents, time)
+        return latents.repeat(len(given) // len(latents), *[1] * (latents.ndim - 1)).to(given.dtype)
+
+    def _check(self, given: Tensor, made: Tensor) -> None:
+        if given.shape != made.shape or not torch.allclose(given, made, atol=1e-3, rtol=1e-2):
+            raise ValueError(
+                f"{type(self).__name__}: this pipeline's model is not given the plain latents {tuple(made.shape)} but "
+                f"{tuple(given.shape)}, with something beside them, which is not supported"
+            )
+
+    def look(self, latents: Tensor, arguments: Mapping[str, Any]) -> Tensor:
+        """The maps of the words at such latents: [samples, words, frames, height, width], differentiable."""
+        name, given = next(iter(arguments.items()))
+        self._wanted, self._maps, self._looking = 0, [], True
+        try:
+            self.stage.observe(self, {**arguments, name: self._as_input(latents, given)})
+        except Enough:
+            pass
+        finally:
+            self._looking = False
+        if not self._maps:
+            raise ValueError(f"{type(self).__name__}: no layer looks at the prompt in {self.layers!r}: choose others")
+        frames, height, width = self._maps[0].shape[-3:]
+        return torch.stack([resize(maps, (frames, height, width)) for maps in self._maps]).mean(0)
+
+    def acts(self, place: Place) -> bool:
+        """Where text is seen, while maps are looked for."""
+        chosen = among(self.layers, place) if self.layers is not None else at_level(self.stage, place, TOKENS)
+        acts = self._looking and place.kind != "self" and chosen
+        self._wanted += acts
+        return acts
+
+    def edit(self, call: Call) -> Tensor:
+        """Take the maps; attention as it is, until there is enough."""
+        self._maps.append(self.maps_of(call))
+        if len(self._maps) == self._wanted:
+            raise Enough
+        return call.attend()
+
+    def maps_of(self, call: Call) -> Tensor:
+        """The maps of a layer, [samples, words, frames, height, width]."""
+        return word_maps(call, self.stage, [self.words]).mean(1).float()
+
+    def descend(self, latents: Tensor, loss: Tensor) -> Tensor:
+        """Latents after a step down the gradient of a loss that was computed at them."""
+        (gradient,) = torch.autograd.grad(loss, latents)
+        share = self.stage.step / max(1, self.stage.steps - 1)
+        return (latents - self.step_size * (1 - share / 2) ** 0.5 * gradient).detach()

@@ -1,0 +1,168 @@
+"""AttendAndExcite and AStar: their losses equal the definitions, and latents move where those fall."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+
+import dattn
+from dattn.control import AStar, AttendAndExcite
+from dattn.control.a_star import overlap, retention, segregation
+from dattn.control.attend_and_excite import smooth
+
+from .stages import maps, qkv, stage, through
+
+MODELS = Path(__file__).parents[2] / "assets" / "models"
+
+
+def test_segregation_and_retention():
+    rng = np.random.default_rng(0)
+    a, b, c = rng.random((3, 2, 3))
+    share = lambda x, y: np.minimum(x, y).sum() / (x + y).sum()
+    stacked = torch.tensor(np.stack([a, b, c]))[None, :, None]
+    assert np.isclose(segregation(stacked), share(a, b) + share(a, c) + share(b, c))
+    kept = (stacked.roll(1, -1) > 0.5).double()
+    ones = [1 - share(x, k) for x, k in zip((a, b, c), kept[0, :, 0].numpy(), strict=True)]
+    assert np.isclose(retention(stacked, kept), sum(ones))
+
+
+def test_overlap_is_a_half_at_most():
+    one = torch.rand(4, 5)
+    assert torch.allclose(overlap(one, one), torch.full((4,), 0.5))
+    assert overlap(torch.tensor([1.0, 0]), torch.tensor([0.0, 1])) == 0
+    assert overlap(torch.zeros(3), torch.zeros(3)) == 0
+
+
+def test_smoothing_has_the_published_weights():
+    dot = torch.zeros(1, 5, 5)
+    dot[0, 2, 2] = 1
+    spread = smooth(dot)[0]
+    assert torch.allclose(spread[2, 2:4], torch.tensor([0.332, 0.122]), atol=1e-3)
+    assert torch.allclose(spread[1, 1], torch.tensor(0.045), atol=1e-3)
+    assert torch.allclose(smooth(torch.ones(2, 3, 4)), torch.ones(2, 3, 4))
+
+
+def naive_excitation(p, words):
+    """1 - largest value of the smoothed maps of words, the worst word."""
+    shares = (100 * p.mean(0)[:, 1:-1]).softmax(-1)
+    best = []
+    for word in words:
+        grid = np.pad(shares[:, word - 1].view(4, 5).numpy(), 1, mode="reflect")
+        kernel = np.exp(-(np.add.outer(np.arange(-1, 2) ** 2, np.arange(-1, 2) ** 2)))
+        kernel /= kernel.sum()
+        best.append(max((grid[y : y + 3, x : x + 3] * kernel).sum() for y in range(4) for x in range(5)))
+    return max(1 - b for b in best)
+
+
+def test_the_loss_of_attend_and_excite():
+    query, key, value = qkv(2, 3, 20, 12)
+    control, own = AttendAndExcite(["red", "circle"]), stage("a red circle", "a red circle")
+    control._looking = True
+    found = []
+    keep, control.maps_of = control.maps_of, lambda call: found.append(keep(call)) or found[-1]
+    try:
+        through([control], own, "cross", query, key, value)
+    except Exception as stop:  # enough maps
+        assert type(stop).__name__ == "Enough"
+    p = maps(query, key)
+    wanted = sum(naive_excitation(sample, (2, 3)) for sample in p)
+    assert abs(float(control.loss(found[0])) - wanted) < 1e-5
+
+
+@pytest.fixture(scope="module", params=["shapes-sd", "shapes-flux", "shapes-wan"])
+def demo(request):
+    pipe = DiffusionPipeline.from_pretrained(MODELS / request.param)
+    pipe.set_progress_bar_config(disable=True)
+    call = {"height": 64, "width": 64, "num_inference_steps": 3, "output_type": "latent", "return_dict": False}
+    call["prompt"] = "a red circle above a blue square" + (", both moving right" if "wan" in request.param else "")
+    call |= {"shapes-sd": {"guidance_scale": 3.0}, "shapes-wan": {"num_frames": 5, "guidance_scale": 3.0}}.get(
+        request.param, {"max_sequence_length": 16, "true_cfg_scale": 3.0, "negative_prompt": ""}
+    )
+    return pipe, call
+
+
+def run(pipe, call):
+    return pipe(generator=torch.Generator().manual_seed(0), **call)[0]
+
+
+class Noted(AStar):
+    """Keeps the loss before every move, and that after it."""
+
+    def descend(self, latents, loss):
+        moved = super().descend(latents, loss)
+        with torch.no_grad():
+            after = self.look(moved, self.arguments)
+        self.losses.append((float(loss.detach()), float(segregation_of(after))))
+        return moved
+
+    def move(self, latents, arguments):
+        self.arguments = arguments
+        self._before = None
+        return super().move(latents, arguments)
+
+
+def segregation_of(maps_):
+    from dattn.control.a_star import _unit
+
+    return segregation(_unit(maps_))
+
+
+def test_small_moves_lower_the_loss(demo):
+    pipe, call = demo
+    stock = run(pipe, call)
+    control = Noted(["circle", "square"], step_size=0.5)
+    control.losses = []
+    with control.on(pipe):
+        moved = run(pipe, call)
+    assert len(control.losses) == 3
+    assert all(after < before for before, after in control.losses), control.losses
+    assert (moved - stock).abs().max() > 1e-4
+    assert torch.equal(run(pipe, call), stock)
+
+
+def test_outside_of_its_window_nothing_moves(demo):
+    pipe, call = demo
+    stock = run(pipe, call)
+    with AttendAndExcite(["circle", "square"], window=(0, 0), bounds={}).on(pipe):
+        assert torch.equal(run(pipe, call), stock)
+    with AttendAndExcite(["circle", "square"], step_size=1.0, window=(0, 0.4), bounds={0.0: 0.9}, most=2).on(pipe):
+        assert (run(pipe, call) - stock).abs().max() > 1e-5
+
+
+def test_with_a_pattern(demo):
+    pipe, call = demo
+    with dattn.apply(pipe, dattn.Neighborhood(3)):
+        sparse = run(pipe, call)
+        with AStar(["circle", "square"], step_size=1.0).on(pipe):
+            assert (run(pipe, call) - sparse).abs().max() > 1e-4
+        assert torch.equal(run(pipe, call), sparse)
+
+
+def test_only_the_layers_asked_for_run(demo):
+    pipe, call = demo
+    seen = []
+
+    class First(AStar):
+        def maps_of(self, call):
+            seen.append(call.place.index)
+            return super().maps_of(call)
+
+    with First(["circle", "square"], layers=[0]).on(pipe):
+        run(pipe, call)
+    assert seen == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "message"),
+    [
+        (AStar, {"words": []}, "give the words"),
+        (AStar, {"words": ["red"], "step_size": 0}, "above 0"),
+        (AStar, {"words": ["red"], "threshold": 2}, "of maps in"),
+        (AttendAndExcite, {"words": ["red"], "bounds": {0: 3}}, "from 0 to 1"),
+    ],
+)
+def test_wrong_arguments(kind, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        kind(**arguments)
