@@ -1,0 +1,49 @@
+"""``dattn controls`` judges edits of the demo models, before and after."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dattn.apps.shapes.control_cases import amount, centers, kept_place
+from dattn.apps.shapes.world import Object, Scene
+
+MODELS = Path(__file__).parents[2] / "assets" / "models"
+
+
+def scene(color="red", x=0.3, y=0.4, motion="moving right"):
+    return Scene((Object(color, "circle", motion, x, y, 0.15, 0.02),)).render(9, 64) / 255
+
+
+def test_places_are_compared_on_the_torus():
+    assert np.allclose(centers(scene(), "red")[0], (0.3, 0.4), atol=0.02)
+    assert kept_place(scene(), "red", scene("blue"), "blue")
+    assert kept_place(scene(x=0.98), "red", scene("blue", x=0.01), "blue")
+    assert not kept_place(scene(), "red", scene("blue", y=0.55), "blue")
+    assert not kept_place(scene(), "red", scene("blue", motion="moving left"), "blue")
+
+
+def test_an_amount_is_the_share_of_a_colour():
+    assert abs(amount(scene(), "red") - np.pi * 0.15**2) < 0.01 and amount(scene(), "green") == 0
+
+
+def test_a_study_writes_rates_and_a_sheet(dattn_command, tmp_path):
+    words = ["--model", MODELS / "shapes-flux", "--cases", "1", "--steps", "2", "--output", tmp_path]
+    outcome = dattn_command("controls", "--only", "Replace, colour", "Reweight x 0", *words)
+    assert outcome.code == 0, outcome.err
+    record = json.loads((tmp_path / "shapes-flux-stock.json").read_text())
+    assert [row["wanted"] for row in record["rows"]] == ["as edited", "place kept", "colour gone"]
+    assert all(0 <= row["after"] <= 1 and row["cases"] == 1 for row in record["rows"])
+    assert record["command"].startswith("dattn controls") and record["versions"]["torch"]
+    assert (tmp_path / "shapes-flux-stock-replace-colour.png").stat().st_size > 1000
+    assert "Replace, colour" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["--only", "Replace"], "choose from"), (["--pattern", "Radal()"], "Radal"), (["--cases", "0"], "at least 1")],
+)
+def test_wrong_words(dattn_command, words, message):
+    outcome = dattn_command("controls", *words)
+    assert outcome.code == 2 and message in outcome.err
