@@ -7,13 +7,13 @@ step number, so a compiled graph has none to guard on.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
-from types import MethodType
 from typing import Any
 
 from torch import Tensor
+
+from dattn.tapped import Tap, Tapped, edited
 
 Amount = int | float
 
@@ -73,7 +73,7 @@ class Clock:
         self._on_move()
 
 
-class SchedulerTap:
+class SchedulerTap(Tap):
     """Tells a clock what a scheduler is asked to do; ``remove`` leaves the instance as it was.
 
     Args:
@@ -83,19 +83,13 @@ class SchedulerTap:
     """
 
     def __init__(self, scheduler: Any, clock: Clock, edit: Callable[[Tensor], Tensor] | None = None) -> None:
+        super().__init__(scheduler)
         self.scheduler = scheduler
         self._clock, self._edit = clock, edit
-        self._before: dict[str, Any] = {}
-        for name, after in self._events().items():
+        events = {"set_timesteps": self._begun, "set_begin_index": self._begun, "step": self._stepped}
+        for name, after in events.items():
             if hasattr(scheduler, name):
-                self._wrap(name, after)
-
-    def _events(self) -> dict[str, Callable[[Any], Any]]:
-        return {"set_timesteps": self._begun, "set_begin_index": self._begun, "step": self._stepped}
-
-    def _wrap(self, name: str, after: Callable[[Any], Any]) -> None:
-        self._before[name] = vars(self.scheduler).get(name)
-        setattr(self.scheduler, name, Tapped(getattr(self.scheduler, name), after))
+                self.put(name, Tapped(getattr(scheduler, name), after))
 
     def _begun(self, result: Any) -> Any:
         self.begin()
@@ -111,43 +105,3 @@ class SchedulerTap:
         """Start a call with the timesteps that the scheduler holds, from its begin index on."""
         first = getattr(self.scheduler, "begin_index", None) or 0
         self._clock.begin(max(len(self.scheduler.timesteps) - first, 1))
-
-    def remove(self) -> None:
-        """Take the wrappers off; one that someone has since replaced is left alone."""
-        for name, before in self._before.items():
-            if not isinstance(vars(self.scheduler).get(name), Tapped):
-                continue
-            if before is None:
-                delattr(self.scheduler, name)
-            else:
-                setattr(self.scheduler, name, before)
-
-
-def edited(result: Any, edit: Callable[[Tensor], Tensor]) -> Any:
-    """What a method gave, with its first tensor edited: a tensor, a tuple, or an output of Diffusers."""
-    if isinstance(result, Tensor):
-        return edit(result)
-    if isinstance(result, tuple):
-        return edit(result[0]), *result[1:]
-    first = next(iter(result.keys()))
-    result[first] = edit(result[first])
-    return result
-
-
-class Tapped:
-    """A method whose result goes through ``after``; a deep copy of its owner gets the plain method."""
-
-    def __init__(self, method: Callable[..., Any], after: Callable[[Any], Any]) -> None:
-        self._method = method
-        self._after = after
-        functools.update_wrapper(self, method)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The method, and after it ``after``."""
-        return self._after(self._method(*args, **kwargs))
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., Any]:
-        method = self._method
-        if not isinstance(method, MethodType):
-            return method
-        return MethodType(method.__func__, memo.get(id(method.__self__), method.__self__))

@@ -9,11 +9,11 @@ from typing import Any
 from torch import Tensor
 
 from dattn.control.stage import Stage
-from dattn.schedule import Tapped, edited
+from dattn.tapped import Tap, Tapped, edited
 
 
-class PipelineTap:
-    """Wraps three methods on one pipeline *instance*; ``remove`` leaves it as it was.
+class PipelineTap(Tap):
+    """Wraps three methods on one pipeline *instance*.
 
     A call of a pipeline begins with ``check_inputs``. The first ``encode_prompt`` after that is told the prompt; some
     pipelines encode the negative one in a second call.
@@ -25,20 +25,15 @@ class PipelineTap:
     """
 
     def __init__(self, pipeline: Any, stage: Stage, edit: Callable[[Tensor], Tensor]) -> None:
-        self.pipeline = pipeline
+        super().__init__(pipeline)
         self._stage, self._awaited, self._edit = stage, True, edit
-        self._before: dict[str, Any] = {}
         events = {"check_inputs": self._begin, "prepare_latents": self._prepared}
         for name, after in events.items():
             if hasattr(pipeline, name):
-                self._put(name, Tapped(getattr(pipeline, name), after))
+                self.put(name, Tapped(getattr(pipeline, name), after))
         encode = next((name for name in ("encode_prompt", "_encode_prompt") if hasattr(pipeline, name)), None)
         if encode is not None:
-            self._put(encode, _Heard(getattr(pipeline, encode), self._hear))
-
-    def _put(self, name: str, tapped: Tapped) -> None:
-        self._before[name] = vars(self.pipeline).get(name)
-        setattr(self.pipeline, name, tapped)
+            self.put(encode, _Heard(getattr(pipeline, encode), self._hear))
 
     def _begin(self, result: Any) -> Any:
         self._awaited, self._stage.prompts, self._stage.encoding, self._stage.samples = True, (), {}, 0
@@ -51,16 +46,6 @@ class PipelineTap:
         if self._awaited:
             self._awaited, self._stage.encoding, prompt = False, arguments, arguments.get("prompt")
             self._stage.prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt or ())
-
-    def remove(self) -> None:
-        """Take the wrappers off; one that someone has since replaced is left alone."""
-        for name, before in self._before.items():
-            if not isinstance(vars(self.pipeline).get(name), Tapped):
-                continue
-            if before is None:
-                delattr(self.pipeline, name)
-            else:
-                setattr(self.pipeline, name, before)
 
 
 class _Heard(Tapped):

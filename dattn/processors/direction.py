@@ -19,7 +19,7 @@ from dattn.control.stage import AGAIN, Stage
 from dattn.grid import TokenGrid
 from dattn.processors.chain import Chain
 from dattn.processors.layer import Layer
-from dattn.schedule import edited
+from dattn.tapped import edited
 
 
 class Direction:
