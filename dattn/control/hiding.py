@@ -24,6 +24,16 @@ def hide(call: Call, keys: Tensor) -> Call:
     return replace(call, mask=call.mask.masked_fill(~seen, -torch.inf))
 
 
+def cut(call: Call, queries: Tensor, keys: Tensor) -> Call:
+    """A call of some of its queries on some of its keys, int64 each."""
+    mask = call.mask
+    if mask is not None:
+        mask = mask if mask.shape[-2] == 1 else mask[..., queries, :]
+        mask = mask if mask.shape[-1] == 1 else mask[..., keys]
+    query, key, value = call.query[:, :, queries], call.key[:, :, keys], call.value[:, :, keys]
+    return replace(call, query=query, key=key, value=value, mask=mask)
+
+
 def some(call: Call, queries: Tensor, keys: Tensor) -> Tensor:
     """Attention of some queries over some keys, bool [queries] and [keys]: [batch, heads, some queries, head_dim].
 
@@ -31,11 +41,7 @@ def some(call: Call, queries: Tensor, keys: Tensor) -> Tensor:
     """
     if call.runs.sparse or not call.runs.alone:
         return hide(call, ~keys[None]).attend()[:, :, queries]
-    mask = call.mask
-    if mask is not None:
-        mask = (mask if mask.shape[-2] == 1 else mask[..., queries, :])[..., keys]
-    query, key, value = call.query[:, :, queries], call.key[:, :, keys], call.value[:, :, keys]
-    return replace(call, query=query, key=key, value=value, mask=mask).attend()
+    return cut(call, *(chosen.nonzero().flatten() for chosen in (queries, keys))).attend()
 
 
 def weighted(pair: tuple[Tensor, Tensor], weight: float) -> tuple[Tensor, Tensor]:

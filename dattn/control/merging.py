@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-ROWS_AT_ONCE = 2**22
-"""Logits of at most so many pairs per sample and head are held at once, so that memory is not tokens²."""
+PAIRS_AT_ONCE = 2**26
+"""Logits of at most so many pairs, of all samples and heads, are held at once: memory is not tokens²."""
 
 
 def dense_lse(query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -43,7 +43,7 @@ def _fused(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Ten
 def logits_in_parts(query: Tensor, key: Tensor, scale: float, mask: Tensor | None) -> Iterator[Tensor]:
     """Logits [batch, heads, some queries, keys] in float32 or wider, as many rows at a time as may be held."""
     wide = torch.promote_types(query.dtype, torch.float32)
-    rows = max(1, ROWS_AT_ONCE // max(1, key.shape[2]))
+    rows = max(1, PAIRS_AT_ONCE // max(1, len(query) * query.shape[1] * key.shape[2]))
     for first in range(0, query.shape[2], rows):
         part = slice(first, first + rows)
         logits = (query[:, :, part] @ key.mT).to(wide) * scale

@@ -10,21 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dattn.control.base import Call
-from dattn.control.hiding import hide
+from dattn.control.hiding import cut, hide
 from dattn.control.merging import merge
 from dattn.control.region_plan import Part, Plan
 
 Pair = tuple[Tensor, Tensor]
-
-
-def cut(call: Call, queries: Tensor, keys: Tensor) -> Call:
-    """A call of some of its queries on some of its keys, int64 each."""
-    mask = call.mask
-    if mask is not None:
-        mask = mask if mask.shape[-2] == 1 else mask[..., queries, :]
-        mask = mask if mask.shape[-1] == 1 else mask[..., keys]
-    query, key, value = call.query[:, :, queries], call.key[:, :, keys], call.value[:, :, keys]
-    return replace(call, query=query, key=key, value=value, mask=mask)
 
 
 def cross(call: Call, plan: Plan, texts: Sequence[Tensor]) -> Tensor:

@@ -99,7 +99,7 @@ def test_masks_are_respected(kind, shape, added):
 def test_the_largest_key_is_found_a_few_rows_at_a_time(monkeypatch):
     query, key, value = qkv(1, 2, 20, 20)
     whole = second_pass(Perturb("argmax"), stage("a cat"), "self", query, key, value)
-    monkeypatch.setattr(merging, "ROWS_AT_ONCE", 60)
+    monkeypatch.setattr(merging, "PAIRS_AT_ONCE", 120)
     assert [part.shape[2] for part in merging.logits_in_parts(query, key, 1.0, None)] == [3] * 6 + [2]
     assert torch.equal(second_pass(Perturb("argmax"), stage("a cat"), "self", query, key, value), whole)
 
