@@ -174,7 +174,8 @@ class Handle:
 
     def report(self) -> Report:
         """Layer by layer: pattern, grid, density, backend, FLOPs saved and why; ``print`` it, or ``to_dict``."""
-        return report.build(self.layers, self.settings, self._clock)
+        names = [type(control).__name__ for control in self._controls]
+        return report.build(self.layers, self.settings, self._clock, names)
 
     def save_recipe(self, path: str | Path) -> None:
         """Write pattern and schedule as JSON, with the model and the grid of its first layer."""

@@ -74,6 +74,7 @@ class Report:
     steps_dense: int | None
     ran: bool
     layers: tuple[Row, ...]
+    controls: tuple[str, ...] = ()
 
     @property
     def flops_share(self) -> float | None:
@@ -98,6 +99,8 @@ class Report:
             f"attention: {self.attention or 'stock'} ({self.source})",
             f"dense layers: {self.dense_layers}; dense steps: {self.dense_steps}{self._dense_note()}",
         ]
+        if self.controls:
+            head.append(f"controls: {', '.join(self.controls)}")
         if not self.ran:
             return [*head, "no pattern has run yet: this is what will happen"]
         if self.flops_share is not None:
@@ -111,8 +114,8 @@ class Report:
         return f" = {self.steps_dense} of {self.steps}{every}"
 
 
-def build(layers: Sequence[Layer], settings: Settings, clock: Clock) -> Report:
-    """The report of a handle's layers as they are now."""
+def build(layers: Sequence[Layer], settings: Settings, clock: Clock, controls: Sequence[str] = ()) -> Report:
+    """The report of a handle's layers as they are now; ``controls`` names those that act, innermost first."""
     total = clock.total
     return Report(
         attention=describe(settings.attention),
@@ -123,6 +126,7 @@ def build(layers: Sequence[Layer], settings: Settings, clock: Clock) -> Report:
         steps_dense=None if total is None else resolve_amount(settings.dense_steps, total),
         ran=any(layer.run for layer in layers),
         layers=tuple(_row(layer) for layer in layers),
+        controls=tuple(controls),
     )
 
 

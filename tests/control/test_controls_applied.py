@@ -96,6 +96,7 @@ def test_on_keeps_pattern_and_controls_that_are_there(demo):
     both = run(pipe, call)
     with Reweight({"circle": 0.0}).on(pipe) as same:
         assert same is handle and len(handle.controls) == 2
+        assert "controls: Reweight, Reweight" in str(handle.report())
         assert (run(pipe, call) - both).abs().max() > 1e-3
     assert len(handle.controls) == 1 and torch.equal(run(pipe, call), both)
     handle.remove()
