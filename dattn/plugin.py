@@ -220,6 +220,8 @@ class Handle:
     def _forget(self) -> None:
         for layer in self.layers:
             layer.forget()
+        if self._pipeline_tap is not None:
+            self._pipeline_tap.rearm()
         for control in self._controls:
             control.start()
 
@@ -377,6 +379,11 @@ def controlling(target: Any, control: Control) -> Iterator[Handle]:
         with apply(target, control=control) as own:
             yield own
         return
+    if handle._pipeline() is None and not isinstance(target, nn.Module):
+        raise ValueError(
+            f"{type(control).__name__}: dattn was applied to the model inside this pipeline, where prompts and steps are "
+            "not known; apply it to the pipeline"
+        )
     handle.add(control)
     try:
         yield handle

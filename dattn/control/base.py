@@ -132,7 +132,12 @@ class Control:
 
     A control belongs to one handle at a time, and what it keeps to one denoising call. A subclass is one small file
     that overrides some of the methods below; each does nothing by itself.
+
+    Attributes:
+        keeps_sums: whether queries, keys and masks stay as they are, so that the log-sum-exp of a call does too.
     """
+
+    keeps_sums = False
 
     _stage: Stage | None = None
 

@@ -28,6 +28,8 @@ class Emphasize(Control):
         ValueError: no words, or weights that are no numbers.
     """
 
+    keeps_sums = True
+
     def __init__(self, weights: Mapping[Phrase, float], window: Window = 1.0, layers: Layers = None) -> None:
         wrong = [w for w in weights.values() if not isinstance(w, int | float) or not isfinite(w)]
         if wrong or not weights:

@@ -46,15 +46,16 @@ class FromSource(Control):
         self.cross, self.inject = check_window("cross", cross), check_window("inject", inject)
         self.words = {word: check_window(f"words[{word!r}]", window) for word, window in (words or {}).items()}
         self.max_tokens, self.layers = max_tokens, check_layers(layers)
-        self._folds: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self._folds: dict[int, tuple[Tensor, Tensor]] = {}
 
     def start(self) -> None:
-        """Forget how the last call's prompts correspond.
-
-        Raises:
-            ValueError: a call without edited prompts, or words that are in none of them.
-        """
+        """Forget how the last call's prompts correspond."""
         self._folds = {}
+
+    def _check(self) -> None:
+        """Raise where a call has no edited prompts, words are in none of them, or samples do not meet."""
+        if self.stage.sample is not None:
+            raise ValueError(f"{type(self).__name__}: this model attends to each sample by itself, so none sees a source")
         edited = self.stage.prompts[1:]
         if not edited:
             raise ValueError(
@@ -79,6 +80,8 @@ class FromSource(Control):
 
     def edit(self, call: Call) -> Tensor:
         """Attention of all samples, those of edited prompts after the source."""
+        if not self._folds:
+            self._check()
         pairs = self.stage.prompt_of(call.rows)
         each = max(1, len(pairs) // max(1, len(self.stage.prompts)))
         rows = torch.arange(len(call.query), device=call.query.device)
@@ -98,31 +101,36 @@ class FromSource(Control):
         folded, own = call.value.clone(), torch.zeros_like(call.value)
         for row, prompt in pairs:
             if prompt > 0:
-                fold, weight = self._fold(prompt, call.place)
-                folded[row] = fold.to(call.value) @ call.value[row]
-                own[row] = weight.to(call.value)[:, None] * call.value[row]
+                fold, weight = self._fold(prompt, call)
+                folded[row] = fold @ call.value[row]
+                own[row] = weight[:, None] * call.value[row]
         output = call.take(rows).with_values(folded).attend()
         return output + call.with_values(own).attend() if own.any() else output
 
-    def _fold(self, prompt: int, place: Place) -> tuple[Tensor, Tensor]:
+    def _fold(self, prompt: int, call: Call) -> tuple[Tensor, Tensor]:
         """F [keys, keys] and w [keys] for an edited prompt at a step."""
-        if (prompt, place.step) not in self._folds:
-            self._folds[prompt, place.step] = self._scheduled(prompt, place)
-        return self._folds[prompt, place.step]
-
-    def _scheduled(self, prompt: int, place: Place) -> tuple[Tensor, Tensor]:
+        place = call.place
         count = place.text.stop - place.text.start
+        if prompt not in self._folds:
+            fold, weight = self._correspondences(prompt, count)
+            self._folds[prompt] = fold.to(call.value), weight.to(call.value)
+        fold, weight = self._folds[prompt]
+        follows = torch.full((count,), float(within(self.cross, place.step, place.steps)))
+        for word, window in self.words.items():
+            if any(part.of(word) for part in self.stage.tokens(self.stage.prompts[prompt])):
+                follows[self.stage.positions(word, prompt, count)] = float(within(window, place.step, place.steps))
+        follows = follows.to(call.value)
+        return fold * follows, 1 - follows * (1 - weight)
+
+    def _correspondences(self, prompt: int, count: int) -> tuple[Tensor, Tensor]:
+        """F and w where every token follows the source, for all tokenizers together."""
         fold, weight = torch.eye(count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
         olds, news = (self.stage.tokens(self.stage.prompts[i]) for i in (0, prompt))
         for old, new in zip(olds, news, strict=True):
             room = min(new.room, count - new.start)
             part = slice(new.start, new.start + room)
             fold[part, part], weight[part] = self.correspondence(replace(old, room=room), replace(new, room=room))
-        follows = torch.full((count,), float(within(self.cross, place.step, place.steps)), dtype=torch.float64)
-        for word, window in self.words.items():
-            if any(part.of(word) for part in news):
-                follows[self.stage.positions(word, prompt, count)] = float(within(window, place.step, place.steps))
-        return fold * follows, 1 - follows * (1 - weight)
+        return fold, weight
 
     def correspondence(self, source: Tokens, target: Tokens) -> tuple[Tensor, Tensor]:
         """F [room, room] and w [room] of an edited prompt, for one tokenizer: A' = A_source · F + A ⊙ w."""

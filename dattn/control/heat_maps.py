@@ -40,6 +40,8 @@ class HeatMaps(Control):
         ValueError: no words, or something else to keep apart.
     """
 
+    keeps_sums = True
+
     def __init__(
         self,
         words: Sequence[Phrase],

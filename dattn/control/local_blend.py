@@ -33,6 +33,8 @@ class LocalBlend(Control):
         ValueError: thresholds or a start outside [0, 1].
     """
 
+    keeps_sums = True
+
     def __init__(
         self,
         words: Sequence[Phrase | Sequence[str]],
@@ -50,12 +52,11 @@ class LocalBlend(Control):
         self._stores: list[MapStore] = []
 
     def start(self) -> None:
-        """Forget the last call's maps.
-
-        Raises:
-            ValueError: not as many words as prompts.
-        """
+        """Forget the last call's maps."""
         self._stores = []
+
+    def _check(self) -> None:
+        """Raise where there are not as many words as prompts."""
         for name, given in (("words", self.words), ("subtract", self.subtract)):
             if given is not None and len(given) != len(self.stage.prompts):
                 count = len(self.stage.prompts)
@@ -68,6 +69,8 @@ class LocalBlend(Control):
 
     def edit(self, call: Call) -> Tensor:
         """Note the maps; attention as it is."""
+        if not self._stores:
+            self._check()
         if call.rows.stop > call.rows.start:
             for number, phrases in enumerate(filter(None, (self.words, self.subtract))):
                 maps = word_maps(call, self.stage, self._together(phrases, call.place), total=True)

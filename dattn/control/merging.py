@@ -46,7 +46,7 @@ def logits_in_parts(query: Tensor, key: Tensor, scale: float, mask: Tensor | Non
     rows = max(1, PAIRS_AT_ONCE // max(1, len(query) * query.shape[1] * key.shape[2]))
     for first in range(0, query.shape[2], rows):
         part = slice(first, first + rows)
-        logits = (query[:, :, part] @ key.mT).to(wide) * scale
+        logits = (query[:, :, part].to(wide) * scale) @ key.to(wide).mT  # as precise as PyTorch's kernels
         own = mask if mask is None or mask.shape[-2] == 1 else mask[..., part, :]
         if own is not None:
             logits = logits.masked_fill(~own, -torch.inf) if own.dtype == torch.bool else logits + own

@@ -37,6 +37,8 @@ class Optimize(Control):
         ValueError: no words, or a step size of 0 or less.
     """
 
+    keeps_sums = True
+
     def __init__(self, words: Sequence[Phrase], step_size: float = 20.0, layers: Layers = None) -> None:
         self.words: list[Phrase] = [words] if isinstance(words, str) else list(words)
         if not self.words:

@@ -80,6 +80,10 @@ class Perturb(Control):
         self._perturbing, self._reached = False, set[int]()
         self._shift: tuple[int, Tensor] | None = None  # the step that it is of
 
+    def start(self) -> None:
+        """Forget the last call."""
+        self._shift = None
+
     def of(self, pairs: Sequence[Sequence[int]]) -> Perturb:
         """The same for other heads, by layer and head."""
         return Perturb(self.kind, self.strength, self.scale, pairs, None, self.window, self.spare_text)

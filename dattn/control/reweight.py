@@ -15,9 +15,9 @@ from dattn.control.words import Phrase
 class Reweight(Control):
     """Multiply how much the picture looks at words: A' = A ⊙ c (Hertz et al., "Prompt-to-Prompt", 2022).
 
-    In cross-attention that is attention with values multiplied by c. In joint attention only queries of the picture
-    are changed: o' = o + Σ_j (c_j − 1) a_j v_j over the words' tokens j. With ``renormalize`` what is taken from one
-    word goes to the others, as if log c were added to the logits: o' ÷ (1 + Σ_j (c_j − 1) a_j).
+    That is attention with values multiplied by c, in joint attention for queries of the picture alone. With
+    ``renormalize`` what is taken from one word goes to the others, as if log c were added to the logits: it is divided
+    by attention with c in place of the values. A query that is left with nothing gives 0.
 
     Args:
         weights: a factor for every word or phrase; 0 removes it, negative ones work against it.
@@ -27,6 +27,8 @@ class Reweight(Control):
     Raises:
         ValueError: no words, factors that are no numbers, or with ``renormalize`` below 0.
     """
+
+    keeps_sums = True
 
     def __init__(self, weights: Mapping[Phrase, float], window: Window = 1.0, renormalize: bool = False) -> None:
         wrong = {word: c for word, c in weights.items() if not isinstance(c, int | float) or not isfinite(c)}
@@ -43,16 +45,16 @@ class Reweight(Control):
 
     def edit(self, call: Call) -> Tensor:
         """Attention with the words' weights multiplied, for the samples that follow the prompt."""
-        factors = self._factors(call)
-        if call.place.kind == "cross" and not self.renormalize:
-            return call.with_values(call.value * factors[:, None, :, None].to(call.value)).attend()
-        tokens = (factors != 1).any(0).nonzero().flatten()
-        some = call.columns(tokens.tolist()) * (factors[:, tokens] - 1)[:, None, None].to(call.value)
-        queries = torch.zeros_like(call.query[:1, :1, :, :1])
-        queries[:, :, call.place.visual] = 1
-        some = some * queries
-        output = call.attend() + some @ call.value[:, :, tokens]
-        return output / (1 + some.sum(-1, keepdim=True)) if self.renormalize else output
+        factors = self._factors(call)[:, None, :, None].to(call.value)
+        scaled = call.with_values(call.value * factors).attend()
+        if self.renormalize:
+            sums = call.with_values(factors.expand_as(call.value)).attend()[..., :1]
+            scaled = scaled / sums.clamp(min=torch.finfo(sums.dtype).tiny)
+        if call.place.kind == "cross":
+            return scaled
+        output = call.attend().clone()
+        output[:, :, call.place.visual] = scaled[:, :, call.place.visual]
+        return output
 
     def _factors(self, call: Call) -> Tensor:
         """Of every sample and key: [batch, keys]."""

@@ -107,7 +107,8 @@ class SharedKeys(Control):
         return union[0]
 
     def _with_window(self, call: Call) -> Tensor:
-        branch, chosen = self.stage.branch, _Frames(call, self.bank.frames, frames_apart(call, self.stage))
+        branch = f"{self.stage.branch} {self.stage.passes}"  # some pipelines give their branches no names
+        chosen = _Frames(call, self.bank.frames, frames_apart(call, self.stage))
         found = self.bank.seen(call.place, branch)
         self.bank.keep(call.place, branch, chosen.of(call.key), chosen.of(call.value))
         if found is None:

@@ -39,6 +39,10 @@ class PipelineTap(Tap):
         self._awaited, self._stage.prompts, self._stage.encoding, self._stage.samples = True, (), {}, 0
         return result
 
+    def rearm(self) -> None:
+        """Denoising begins: what is encoded from now on belongs to another call."""
+        self._awaited = True
+
     def _prepared(self, result: Any) -> Any:
         return edited(result, self._edit)
 

@@ -137,4 +137,10 @@ def _around(control: Control, runs: Runs, base_pair: Callable[[Call], Pair]) -> 
     def edited(call: Call) -> Tensor:
         return control.edit(replace(call, runs=runs))
 
-    return Runs(edited, lambda call: (edited(call), base_pair(call)[1]), runs.sparse, False)
+    def pair(call: Call) -> Pair:
+        if not control.keeps_sums:
+            name = type(control).__name__
+            raise ValueError(f"{name} changes what keys weigh, which a control after it has to know: give {name} last")
+        return edited(call), base_pair(call)[1]
+
+    return Runs(edited, pair, runs.sparse, False)
