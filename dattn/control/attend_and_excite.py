@@ -20,9 +20,9 @@ SHARPNESS = 100.0
 class AttendAndExcite(Optimize):
     """Move the latents until some place looks at each of the words (Chefer et al., SIGGRAPH 2023).
 
-    The map of every token is taken at 16 x 16, times 100, through a softmax over the prompt's tokens, and smoothed;
-    with A_s the largest value of word s, the loss is L = max_s (1 − A_s). At some steps the latents are moved again and
-    again until every A_s reaches a bound.
+    The mean map of every token over heads and layers of 16 x 16, times 100, goes through a softmax over the prompt's
+    tokens and is smoothed; with A_s the largest value of word s, the loss is L = max_s (1 − A_s). At some steps within
+    the window, latents are moved again and again until every A_s of their sample reaches a bound.
 
     Args:
         words: the subjects.
@@ -49,42 +49,40 @@ class AttendAndExcite(Optimize):
             raise ValueError(f"bounds={bounds!r}: shares of the steps and values of maps, all from 0 to 1")
 
     def move(self, latents: Tensor, arguments: Mapping[str, Any]) -> Tensor:
-        """One move, or at some steps as many as it takes."""
+        """One move, or at some steps as many before it as it takes."""
         stage = self.stage
+        if not within(self.window, stage.step, stage.steps):
+            return latents
         bound = next((b for s, b in self.bounds.items() if round(s * stage.steps) == stage.step), None)
-        if bound is not None:
-            for _ in range(self.most):
-                latents, loss = self._moved_once(latents, arguments)
-                if loss <= 1 - bound:
-                    break
-        if within(self.window, stage.step, stage.steps):
-            latents, _ = self._moved_once(latents, arguments)
-        return latents
-
-    def _moved_once(self, latents: Tensor, arguments: Mapping[str, Any]) -> tuple[Tensor, float]:
+        for _ in range(0 if bound is None else self.most):
+            latents = latents.detach().requires_grad_()
+            losses = self.losses(self.look(latents, arguments))
+            wanting = losses.detach() > 1 - (bound or 0)
+            if not wanting.any():
+                break
+            moved = self.descend(latents, losses.sum())
+            latents = moved.where(wanting.view(-1, *[1] * (moved.ndim - 1)), latents.detach())
         latents = latents.detach().requires_grad_()
-        loss = self.loss(self.look(latents, arguments))
-        return self.descend(latents, loss), float(loss.detach())
+        return self.descend(latents, self.losses(self.look(latents, arguments)).sum())
 
-    def loss(self, maps: Tensor) -> Tensor:
-        """max_s (1 − A_s), summed over samples; ``maps`` is [samples, words, frames, height, width]."""
-        best = maps.flatten(3).amax(3).mean(2)
-        return (1 - best).clamp(min=0).amax(1).sum()
+    def losses(self, maps: Tensor) -> Tensor:
+        """max_s (1 − A_s) of every sample; ``maps`` of all tokens are [samples, tokens, frames, height, width]."""
+        stage, each, worst = self.stage, max(1, len(maps) // max(1, len(self.stage.prompts))), []
+        for number, looks in enumerate(maps):
+            prompt, count = number // each, len(looks)
+            inner = _inner(stage.tokens(stage.prompts[prompt])[0].spans if stage.prompts else (), count)
+            rivals = torch.zeros_like(looks)
+            rivals[inner] = (SHARPNESS * looks[inner]).softmax(0)
+            chosen = [rivals[stage.positions(word, prompt, count)].mean(0) for word in self.words]
+            best = smooth(torch.stack(chosen)).flatten(2).amax(2).mean(1)
+            worst.append((1 - best).clamp(min=0).amax())
+        return torch.stack(worst)
 
     def maps_of(self, call: Call) -> Tensor:
-        """Maps that compete for every place, smoothed."""
-        place, stage = call.place, self.stage
-        count = place.text.stop - place.text.start
+        """Maps of all text tokens, which compete for every place."""
+        place = call.place
         looks = call.conditional().columns(range(place.text.start, place.text.stop))
-        looks = looks[:, :, place.visual].mean(1).float()
-        maps = []
-        for sample, (_, prompt) in zip(looks, stage.prompt_of(call.rows), strict=True):
-            inner = _inner(stage.tokens(stage.prompts[prompt])[0].spans if stage.prompts else (), count)
-            rivals = torch.zeros_like(sample)
-            rivals[:, inner] = (SHARPNESS * sample[:, inner]).softmax(-1)
-            chosen = [rivals[:, stage.positions(word, prompt, count)].mean(-1) for word in self.words]
-            maps.append(smooth(torch.stack(chosen).unflatten(1, place.grid.shape)))
-        return torch.stack(maps)
+        return looks[:, :, place.visual].mean(1).float().mT.unflatten(2, place.grid.shape)
 
 
 def _inner(spans: Sequence[tuple[int, int]], count: int) -> slice:

@@ -47,6 +47,7 @@ class Optimize(Control):
             raise ValueError(f"step_size={step_size!r}: give a number above 0; the published one is 20")
         self.step_size, self.layers = step_size, check_layers(layers)
         self._moved = -1
+        self._dtype: torch.dtype | None = None
         self._wanted, self._maps = 0, list[Tensor]()
         self._looking = False
 
@@ -58,15 +59,24 @@ class Optimize(Control):
         """Forget the last call."""
         self._moved = -1
 
+    def prepared(self, latents: Tensor) -> Tensor:
+        """A copy: some pipelines go on with the very tensor that their user gave them."""
+        self._dtype = latents.dtype
+        return latents.clone()
+
+    def stepped(self, latents: Tensor) -> Tensor:
+        """In the precision in which the call began: what a pipeline would cast would be a copy out of reach."""
+        return latents if self._dtype is None else latents.to(self._dtype)
+
     def inputs(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
         """Move the latents once in a step, where the prompt is followed."""
-        name, given = next(iter(arguments.items()))
-        latents = self.stage.latents
-        if self._looking or latents is None:
+        if self._looking:
             return arguments
+        name, given = next(iter(arguments.items()))
+        latents = self._checked(given)
         rows = self.stage.rows(len(given))
         if self._moved != self.stage.step and rows.stop > rows.start:
-            self._check(given, self._as_input(latents, given))
+            self._compare(given, self._as_input(latents, given))
             with torch.enable_grad():
                 moved = self.move(latents.detach().clone(), arguments)
             latents.copy_(moved)
@@ -81,7 +91,23 @@ class Optimize(Control):
             latents = scheduler.scale_model_input(latents, time)
         return latents.repeat(len(given) // len(latents), *[1] * (latents.ndim - 1)).to(given.dtype)
 
-    def _check(self, given: Tensor, made: Tensor) -> None:
+    def _checked(self, given: Any) -> Tensor:
+        """The pipeline's latents.
+
+        Raises:
+            ValueError: they are not known, or the model is given something else than a batch of them.
+        """
+        name, latents = type(self).__name__, self.stage.latents
+        if latents is None or not isinstance(given, Tensor):
+            raise ValueError(
+                f"{name} moves the latents of a pipeline, which has to call its model with one tensor of them; "
+                "apply it to such a pipeline, not to a bare model"
+            )
+        if self.stage.samples > 1 and len(self.stage.texts) > 1:
+            raise ValueError(f"{name}: this model attends to each sample by itself; call the pipeline for one at a time")
+        return latents
+
+    def _compare(self, given: Tensor, made: Tensor) -> None:
         if given.shape != made.shape or not torch.allclose(given, made, atol=1e-3, rtol=1e-2):
             raise ValueError(
                 f"{type(self).__name__}: this pipeline's model is not given the plain latents {tuple(made.shape)} but "
@@ -91,17 +117,18 @@ class Optimize(Control):
     def look(self, latents: Tensor, arguments: Mapping[str, Any]) -> Tensor:
         """The maps of the words at such latents: [samples, words, frames, height, width], differentiable."""
         name, given = next(iter(arguments.items()))
-        self._wanted, self._maps, self._looking = 0, [], True
+        self._wanted, found, self._looking = 0, list[Tensor](), True
+        self._maps = found
         try:
             self.stage.observe(self, {**arguments, name: self._as_input(latents, given)})
         except Enough:
             pass
         finally:
-            self._looking = False
-        if not self._maps:
+            self._maps, self._looking = [], False
+        if not found:
             raise ValueError(f"{type(self).__name__}: no layer looks at the prompt in {self.layers!r}: choose others")
-        frames, height, width = self._maps[0].shape[-3:]
-        return torch.stack([resize(maps, (frames, height, width)) for maps in self._maps]).mean(0)
+        frames, height, width = found[0].shape[-3:]
+        return torch.stack([resize(maps, (frames, height, width)) for maps in found]).mean(0)
 
     def acts(self, place: Place) -> bool:
         """Where text is seen, while maps are looked for."""
@@ -112,7 +139,8 @@ class Optimize(Control):
 
     def edit(self, call: Call) -> Tensor:
         """Take the maps; attention as it is, until there is enough."""
-        self._maps.append(self.maps_of(call))
+        if call.rows.stop > call.rows.start:
+            self._maps.append(self.maps_of(call))
         if len(self._maps) == self._wanted:
             raise Enough
         return call.attend()
@@ -122,7 +150,7 @@ class Optimize(Control):
         return word_maps(call, self.stage, [self.words]).mean(1).float()
 
     def descend(self, latents: Tensor, loss: Tensor) -> Tensor:
-        """Latents after a step down the gradient of a loss that was computed at them."""
+        """Latents after a step down the gradient of a loss that was computed at them, summed over samples."""
         (gradient,) = torch.autograd.grad(loss, latents)
         share = self.stage.step / max(1, self.stage.steps - 1)
         return (latents - self.step_size * (1 - share / 2) ** 0.5 * gradient).detach()

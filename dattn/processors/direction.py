@@ -81,11 +81,16 @@ class Direction:
     def _observe(self, observer: Control, arguments: Mapping[str, Any]) -> None:
         """Run the model on ``arguments`` as ``observer`` might hand them on, beside the pass that begins."""
         self._observer = observer
+        learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         try:
+            for parameter in learning:  # gradients are for the inputs alone
+                parameter.requires_grad_(False)
             with self._named(self.stage.branch + AGAIN):
                 self.model(**arguments)
         finally:
             self._observer = None
+            for parameter in learning:
+                parameter.requires_grad_(True)
 
     @property
     def _first(self) -> int:

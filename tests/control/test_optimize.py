@@ -68,7 +68,7 @@ def test_the_loss_of_attend_and_excite():
         assert type(stop).__name__ == "Enough"
     p = maps(query, key)
     wanted = sum(naive_excitation(sample, (2, 3)) for sample in p)
-    assert abs(float(control.loss(found[0])) - wanted) < 1e-5
+    assert abs(float(control.losses(found[0]).sum()) - wanted) < 1e-5
 
 
 @pytest.fixture(scope="module", params=["shapes-sd", "shapes-flux", "shapes-wan"])
@@ -127,8 +127,42 @@ def test_outside_of_its_window_nothing_moves(demo):
     stock = run(pipe, call)
     with AttendAndExcite(["circle", "square"], window=(0, 0), bounds={}).on(pipe):
         assert torch.equal(run(pipe, call), stock)
+    with AttendAndExcite(["circle", "square"], window=(0.4, 0.4), bounds={0.0: 0.9}).on(pipe):
+        assert torch.equal(run(pipe, call), stock)
     with AttendAndExcite(["circle", "square"], step_size=1.0, window=(0, 0.4), bounds={0.0: 0.9}, most=2).on(pipe):
         assert (run(pipe, call) - stock).abs().max() > 1e-5
+
+
+def test_the_users_own_latents_are_not_written_to(demo):
+    pipe, call = demo
+    with AStar(["circle", "square"], step_size=1.0).on(pipe):
+        latents = pipe(generator=torch.Generator().manual_seed(0), **{**call, "num_inference_steps": 1})[0]
+        noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(1))
+        before = noise.clone()
+        once = pipe(**call, latents=noise)[0]
+        assert torch.equal(noise, before)
+        assert torch.equal(pipe(**call, latents=noise)[0], once)
+
+
+def test_a_bound_that_is_reached_costs_one_move(demo):
+    pipe, call = demo
+    moves = []
+
+    class Counts(AttendAndExcite):
+        def descend(self, latents, loss):
+            moves.append(self.stage.step)
+            return super().descend(latents, loss)
+
+    with Counts(["circle", "square"], window=1.0, bounds={0.0: 0.0}).on(pipe):
+        run(pipe, call)
+    assert moves == [0, 1, 2]
+
+
+def test_a_bare_model_has_no_latents_to_move(demo):
+    pipe, call = demo
+    model = getattr(pipe, "unet", None) or pipe.transformer
+    with dattn.apply(model, control=AStar([0])), pytest.raises(ValueError, match="not to a bare model"):
+        run(pipe, call)
 
 
 def test_with_a_pattern(demo):
