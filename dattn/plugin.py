@@ -120,7 +120,8 @@ class Handle:
         self._tap: SchedulerTap | None = None
         self._controls: list[Control] = []
         adapter = parts[0].adapter
-        self._stage = Stage(self._pipeline, adapter.tokenizers, adapter.written, adapter.positive_first)
+        text = adapter.tokenizers, adapter.written, adapter.positive_first
+        self._stage = Stage(self._pipeline, *text, adapter.frames_first)
         self._pipeline_tap: PipelineTap | None = None
 
     def _install(self) -> None:
@@ -381,8 +382,8 @@ def controlling(target: Any, control: Control) -> Iterator[Handle]:
         return
     if handle._pipeline() is None and not isinstance(target, nn.Module):
         raise ValueError(
-            f"{type(control).__name__}: dattn was applied to the model inside this pipeline, where prompts and steps are "
-            "not known; apply it to the pipeline"
+            f"{type(control).__name__}: dattn was applied to the model inside this pipeline, where neither prompts nor "
+            "steps are known; apply it to the pipeline"
         )
     handle.add(control)
     try:

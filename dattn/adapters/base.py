@@ -141,6 +141,7 @@ class Adapter:
         written: from the pipeline, a prompt, and what ``encode_prompt`` was called with, to what is tokenized; raises
             ``ValueError`` where the words' tokens cannot be told.
         positive_first: parts of names of pipelines that put the samples that follow the prompt before the others.
+        frames_first: whether the latents of a video are [batch, frames, channels, height, width].
     """
 
     family: str
@@ -157,3 +158,4 @@ class Adapter:
     prompt: Callable[[Any, Mapping[str, Any]], Prompts] = texts.prompt
     written: Callable[[Any, str, Asked], Written] = texts.written
     positive_first: tuple[str, ...] = ()
+    frames_first: bool = False

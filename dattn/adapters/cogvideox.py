@@ -27,4 +27,5 @@ ADAPTER = Adapter(
     video=True,
     sites=sites,
     grids=grids,
+    frames_first=True,
 )

@@ -55,7 +55,9 @@ class FromSource(Control):
     def _check(self) -> None:
         """Raise where a call has no edited prompts, words are in none of them, or samples do not meet."""
         if self.stage.sample is not None:
-            raise ValueError(f"{type(self).__name__}: this model attends to each sample by itself, so none sees a source")
+            raise ValueError(
+                f"{type(self).__name__}: this model attends to each sample by itself, so none sees a source"
+            )
         edited = self.stage.prompts[1:]
         if not edited:
             raise ValueError(

@@ -54,6 +54,7 @@ class HeatMaps(Control):
         self.words: list[Phrase] = [words] if isinstance(words, str) else list(words)
         if not self.words:
             raise ValueError("words=[]: give the words whose maps are wanted, such as ['circle']")
+        by = [by] if isinstance(by, str) else by
         if set(by) - set(KEPT):
             raise ValueError(f"by={by!r}: maps are kept apart by {', '.join(KEPT)}")
         self.size, self.window, self.layers = size, check_window("window", window), check_layers(layers)
@@ -79,7 +80,7 @@ class HeatMaps(Control):
     def _note(self, place: Place, maps: Tensor) -> None:
         """Take in ``[samples, heads, phrases, frames, height, width]``."""
         largest = self.stage.levels[0].shape if self.stage.levels else place.grid.shape
-        size: Size = (largest[0], *(self.size or largest[1:]))
+        size: Size = (maps.shape[-3], *(self.size or largest[1:]))
         step, layer = place.step if "step" in self.by else None, place.index if "layer" in self.by else None
         heads = enumerate(maps.unbind(1)) if "head" in self.by else [(None, maps.mean(1))]
         for head, part in heads:

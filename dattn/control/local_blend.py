@@ -75,7 +75,8 @@ class LocalBlend(Control):
             for number, phrases in enumerate(filter(None, (self.words, self.subtract))):
                 maps = word_maps(call, self.stage, self._together(phrases, call.place), total=True)
                 if len(self._stores) <= number:
-                    self._stores.append(MapStore(call.place.grid.shape))
+                    frames, height, width = maps.shape[-3:]
+                    self._stores.append(MapStore((frames, height, width)))
                 self._stores[number].add(maps.mean(1).detach())
         return call.attend()
 
@@ -101,7 +102,7 @@ class LocalBlend(Control):
     def _mask(self, latents: Tensor, maps: Tensor, threshold: float, pool: bool) -> Tensor:
         """Where maps [samples, frames, height, width] exceed a threshold, as a bool that multiplies latents."""
         maps = F.max_pool2d(maps, 3, stride=1, padding=1) if pool else maps
-        laid = on_latents(maps, latents)
+        laid = on_latents(maps, latents, self.stage.frames_first)
         return laid > threshold * laid.flatten(1).amax(1).view(-1, *[1] * (laid.ndim - 1))
 
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dattn.control.base import Call, Place
+from dattn.control.samples import frames_apart
 from dattn.control.stage import Stage
 from dattn.control.words import Phrase
 
@@ -21,8 +22,14 @@ def word_maps(call: Call, stage: Stage, phrases: list[list[Phrase]], total: bool
         total: the sum over the tokens of a phrase in place of their mean.
 
     Returns:
-        [samples, heads, phrases, frames, height, width]: probabilities, differentiable.
+        [samples, heads, phrases, frames, height, width]: probabilities, differentiable. Frames that are samples of
+        the batch become frames of one.
+
+    Raises:
+        ValueError: one of several samples, of a model that attends to each by itself.
     """
+    if stage.sample is not None and stage.samples > 1:
+        raise ValueError("this model attends to each sample by itself: for maps of words call the pipeline for one")
     place, pairs = call.place, stage.prompt_of(call.rows)
     keys = [
         [stage.keys(phrase, prompt, place.text) for phrase in phrases[prompt % len(phrases)]] for _, prompt in pairs
@@ -34,7 +41,9 @@ def word_maps(call: Call, stage: Stage, phrases: list[list[Phrase]], total: bool
     for sample, of_sample in enumerate(keys):
         for phrase, found in enumerate(of_sample):
             choice[sample, phrase, [tokens.index(key) for key in found]] = 1 if total else 1 / len(found)
-    return torch.einsum("shfyxt,spt->shpfyx", looks, choice)
+    maps = torch.einsum("shfyxt,spt->shpfyx", looks, choice)
+    apart = frames_apart(call, stage)
+    return maps if apart == 1 else maps.unflatten(0, (-1, apart)).movedim(1, -4).flatten(-4, -3)
 
 
 def resize(maps: Tensor, size: Size, mode: str = "bicubic") -> Tensor:
@@ -77,19 +86,20 @@ class MapStore:
         return self._sum / self._count
 
 
-def on_latents(maps: Tensor, latents: Tensor, mode: str = "nearest") -> Tensor:
+def on_latents(maps: Tensor, latents: Tensor, frames_first: bool = False, mode: str = "nearest") -> Tensor:
     """Maps ``[samples, frames, height, width]`` in a shape that multiplies latents, whichever way those are laid out.
+
+    Videos are ``[samples, channels, frames, height, width]``, or with ``frames_first`` frames before channels.
 
     Raises:
         ValueError: latents of a layout that is not known.
     """
-    frames = maps.shape[1]
     if latents.ndim == 3 and latents.shape[1] == maps[0].numel():  # packed: tokens, channels
         return maps.flatten(1)[..., None]
     if latents.ndim == 4:
         return resize(maps, (1, *latents.shape[2:]), mode)
     if latents.ndim == 5:
-        time = 1 if latents.shape[1] == frames and latents.shape[2] != frames else 2
+        time = 1 if frames_first else 2
         return resize(maps, (latents.shape[time], *latents.shape[3:]), mode).unsqueeze(3 - time)
     raise ValueError(f"latents of {tuple(latents.shape)}: maps of {tuple(maps.shape)} cannot be laid over them")
 

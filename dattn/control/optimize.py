@@ -104,7 +104,9 @@ class Optimize(Control):
                 "apply it to such a pipeline, not to a bare model"
             )
         if self.stage.samples > 1 and len(self.stage.texts) > 1:
-            raise ValueError(f"{name}: this model attends to each sample by itself; call the pipeline for one at a time")
+            raise ValueError(
+                f"{name}: this model attends to each sample by itself; call the pipeline for one at a time"
+            )
         return latents
 
     def _compare(self, given: Tensor, made: Tensor) -> None:

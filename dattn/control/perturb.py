@@ -80,7 +80,7 @@ class Perturb(Control):
         self._perturbing, self._reached = False, set[int]()
         self._shift: tuple[int, Tensor] | None = None  # the step that it is of
 
-    def start(self) -> None:
+    def removed(self) -> None:
         """Forget the last call."""
         self._shift = None
 

@@ -15,7 +15,13 @@ def frames_apart(call: Call, stage: Stage) -> int:
 
 
 def branches(call: Call, stage: Stage) -> list[Branch]:
-    """The samples of a call by guidance branch and prompt; of one prompt for all, by picture."""
+    """The samples of a call by guidance branch and prompt; of one prompt for all, by picture.
+
+    Raises:
+        ValueError: a call for one of several samples.
+    """
+    if stage.sample is not None and stage.samples > 1:
+        raise ValueError("this model attends to each sample by itself, so that none sees another")
     batch, prompts, apart = len(call.query), len(stage.prompts), frames_apart(call, stage)
     size = stage.samples * apart
     if not size or batch % size:

@@ -23,6 +23,7 @@ class Stage:
     """One per handle; the handle writes, controls read.
 
     Attributes:
+        frames_first: whether the latents of a video have frames before channels.
         prompts: what the pipeline was asked for, one per picture or video before ``num_images_per_prompt``.
         encoding: the arguments by name with which the pipeline first encoded them.
         step: the denoising step, from 0.
@@ -45,9 +46,10 @@ class Stage:
         tokenizers: Sequence[str] = ("tokenizer",),
         written: Callable[[Any, str, Asked], Written] = written,
         positive_first: Sequence[str] = (),
+        frames_first: bool = False,
     ) -> None:
         self._pipeline, self._tokenizers = pipeline, tokenizers
-        self._written, self._positive_first = written, positive_first
+        self._written, self._positive_first, self.frames_first = written, positive_first, frames_first
         self.prompts: tuple[str, ...] = ()
         self.encoding: Mapping[str, Any] = {}
         self.step, self.steps = 0, 1

@@ -108,13 +108,15 @@ def test_wrong_arguments(arguments):
         ((2, 4, 6, 8), (2, 1, 6, 8)),
         ((2, 5, 1, 6, 8), (2, 1, 1, 6, 8)),
         ((2, 5, 3, 6, 8), (2, 1, 3, 6, 8)),
-        ((2, 3, 5, 6, 8), (2, 3, 1, 6, 8)),
+        ((2, 3, 5, 6, 8, "frames first"), (2, 3, 1, 6, 8)),
+        ((2, 3, 3, 6, 8, "frames first"), (2, 3, 1, 6, 8)),
     ],
 )
 def test_maps_are_laid_over_latents(shape, wanted):
+    first, shape = "frames first" in shape, shape[:5]
     frames = 3 if len(shape) == 5 and 3 in shape[1:3] else 1
     maps_ = torch.rand(2, frames, 12 // frames // 4 if len(shape) == 3 else 3, 4)
-    laid = on_latents(maps_, torch.zeros(shape))
+    laid = on_latents(maps_, torch.zeros(shape), first)
     assert tuple(laid.shape) == wanted and (torch.zeros(shape) * laid).shape == torch.Size(shape)
 
 
@@ -186,3 +188,21 @@ def test_only_the_level_nearest_to_its_size_counts():
         seen.append(control.acts(place))
     assert seen == [False, True, False]
     assert Replace().acts(place)
+
+
+def test_frames_that_are_samples_become_frames():
+    query, key, value = qkv(6, 2, 20, 12)
+    control, own = HeatMaps(["red"]), stage("a red circle", "a red square")
+    own.batch = own.samples = 2
+    through([control], own, "cross", query, key, value)
+    assert control["red"].shape == (2, 3, 4, 5)
+    wanted = maps(query, key)[..., 2].mean(1).view(2, 3, 4, 5)
+    assert (control["red"] - wanted).abs().max() < 1e-6
+
+
+def test_one_of_several_samples_has_no_map():
+    query, key, value = qkv(1, 2, 20, 12)
+    control, own = HeatMaps(["red"]), stage("a red circle", "a red square")
+    own.batch = own.samples = 2
+    with pytest.raises(ValueError, match="each sample by itself"):
+        through([control], own, "cross", query, key, value)
