@@ -8,12 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dattn.control.base import Call, Control, Layers, Place, among, check_layers, check_window
-from dattn.control.map_store import MapStore, at_level, on_latents, word_maps
+from dattn.control.base import Call, Control, Layers, Place, check_layers, check_window
+from dattn.control.map_store import MapStore, on_latents, tells_words, word_maps
 from dattn.control.words import Phrase
-
-TOKENS = 16**2
-"""Maps come from the layers whose picture has this many tokens, or is nearest to that."""
 
 
 class LocalBlend(Control):
@@ -64,8 +61,7 @@ class LocalBlend(Control):
 
     def acts(self, place: Place) -> bool:
         """Where text is seen, at one size of the picture."""
-        chosen = among(self.layers, place) if self.layers is not None else at_level(self.stage, place, TOKENS)
-        return place.kind != "self" and chosen and not self.stage.again
+        return not self.stage.again and tells_words(self.layers, self.stage, place)
 
     def edit(self, call: Call) -> Tensor:
         """Note the maps; attention as it is."""

@@ -6,12 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dattn.control.base import Call, Place
+from dattn.control.base import Call, Layers, Place, among
 from dattn.control.samples import frames_apart
 from dattn.control.stage import Stage
 from dattn.control.words import Phrase
 
 Size = tuple[int, int, int]
+TOKENS = 16**2
+"""Of a frame, in the layers whose maps the methods' authors found to tell words apart."""
 
 
 def word_maps(call: Call, stage: Stage, phrases: list[list[Phrase]], total: bool = False) -> Tensor:
@@ -104,7 +106,9 @@ def on_latents(maps: Tensor, latents: Tensor, frames_first: bool = False, mode: 
     raise ValueError(f"latents of {tuple(latents.shape)}: maps of {tuple(maps.shape)} cannot be laid over them")
 
 
-def at_level(stage: Stage, place: Place, tokens: int) -> bool:
-    """Whether a place is among the layers whose picture has about so many tokens in a frame."""
+def tells_words(layers: Layers, stage: Stage, place: Place) -> bool:
+    """Whether a place sees text and is chosen; with None, whether it is of the level that is nearest to ``TOKENS``."""
+    if place.kind == "self" or layers is not None:
+        return place.kind != "self" and among(layers, place)
     levels = {grid.visual for grid in stage.levels} or {place.grid.visual}
-    return place.grid.visual == min(levels, key=lambda visual: abs(visual - tokens * place.grid.frames))
+    return place.grid.visual == min(levels, key=lambda visual: abs(visual - TOKENS * place.grid.frames))

@@ -43,10 +43,11 @@ def _fused(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Ten
 def logits_in_parts(query: Tensor, key: Tensor, scale: float, mask: Tensor | None) -> Iterator[Tensor]:
     """Logits [batch, heads, some queries, keys] in float32 or wider, as many rows at a time as may be held."""
     wide = torch.promote_types(query.dtype, torch.float32)
+    keys = key.to(wide).mT
     rows = max(1, PAIRS_AT_ONCE // max(1, len(query) * query.shape[1] * key.shape[2]))
     for first in range(0, query.shape[2], rows):
         part = slice(first, first + rows)
-        logits = (query[:, :, part].to(wide) * scale) @ key.to(wide).mT  # as precise as PyTorch's kernels
+        logits = (query[:, :, part].to(wide) * scale) @ keys  # as precise as PyTorch's kernels
         own = mask if mask is None or mask.shape[-2] == 1 else mask[..., part, :]
         if own is not None:
             logits = logits.masked_fill(~own, -torch.inf) if own.dtype == torch.bool else logits + own

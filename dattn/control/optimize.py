@@ -9,12 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dattn.control.base import Call, Control, Layers, Place, among, check_layers
-from dattn.control.map_store import at_level, resize, word_maps
+from dattn.control.base import Call, Control, Layers, Place, check_layers
+from dattn.control.map_store import resize, tells_words, word_maps
 from dattn.control.words import Phrase
-
-TOKENS = 16**2
-"""Maps come from the layers whose picture has this many tokens, or is nearest to that."""
 
 
 class Enough(Exception):
@@ -134,8 +131,7 @@ class Optimize(Control):
 
     def acts(self, place: Place) -> bool:
         """Where text is seen, while maps are looked for."""
-        chosen = among(self.layers, place) if self.layers is not None else at_level(self.stage, place, TOKENS)
-        acts = self._looking and place.kind != "self" and chosen
+        acts = self._looking and tells_words(self.layers, self.stage, place)
         self._wanted += acts
         return acts
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dattn.apps.shapes.control_cases import amount, centers, kept_place
+from dattn.apps.shapes.control_cases import centers, kept_place, present
 from dattn.apps.shapes.world import Object, Scene
 
 MODELS = Path(__file__).parents[2] / "assets" / "models"
@@ -24,8 +24,12 @@ def test_places_are_compared_on_the_torus():
     assert not kept_place(scene(), "red", scene("blue", motion="moving left"), "blue")
 
 
-def test_an_amount_is_the_share_of_a_colour():
-    assert abs(amount(scene(), "red") - np.pi * 0.15**2) < 0.01 and amount(scene(), "green") == 0
+def test_what_is_missing_has_kept_no_place():
+    empty = Scene(()).render(9, 64) / 255
+    assert present(scene(), "red") and not present(scene(), "green") and not present(empty, "red")
+    assert not kept_place(empty, "red", empty, "blue") and not kept_place(scene(), "red", empty, "red")
+    half = np.concatenate([scene()[:4], empty[:5]])
+    assert not present(half, "red")
 
 
 def test_a_study_writes_rates_and_a_sheet(dattn_command, tmp_path):
@@ -33,7 +37,7 @@ def test_a_study_writes_rates_and_a_sheet(dattn_command, tmp_path):
     outcome = dattn_command("controls", "--only", "Replace, colour", "Reweight x 0", *words)
     assert outcome.code == 0, outcome.err
     record = json.loads((tmp_path / "shapes-flux-stock.json").read_text())
-    assert [row["wanted"] for row in record["rows"]] == ["as edited", "place kept", "colour gone"]
+    assert [row["wanted"] for row in record["rows"]] == ["as edited", "place kept", "no such colour"]
     assert all(0 <= row["after"] <= 1 and row["cases"] == 1 for row in record["rows"])
     assert record["command"].startswith("dattn controls") and record["versions"]["torch"]
     assert (tmp_path / "shapes-flux-stock-replace-colour.png").stat().st_size > 1000
