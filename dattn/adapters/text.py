@@ -83,7 +83,8 @@ def cleaned(pipeline: Any, prompt: str, asked: Asked) -> str:
     """A prompt as its pipeline cleans it, in one of the two ways that Diffusers' pipelines have."""
     if hasattr(pipeline, "_text_preprocessing"):
         return str(pipeline._text_preprocessing(prompt, clean_caption=bool(asked.get("clean_caption")))[0])
-    return str(getattr(sys.modules.get(type(pipeline).__module__), "prompt_clean", str)(prompt))
+    found = (getattr(sys.modules.get(kind.__module__), "prompt_clean", None) for kind in type(pipeline).__mro__)
+    return str(next(filter(None, found), str)(prompt))
 
 
 def in_template(template: str, prompt: str, dropped: int = 0, last: bool = False) -> Written:

@@ -20,6 +20,7 @@ from dattn.control.reposition import Reposition
 from dattn.control.reweight import Reweight
 from dattn.control.shared_keys import SharedKeys
 from dattn.control.split_context import SplitContext
+from dattn.control.subject_keys import SubjectKeys
 
 __all__ = [
     "AStar",
@@ -43,5 +44,6 @@ __all__ = [
     "Reweight",
     "SharedKeys",
     "SplitContext",
+    "SubjectKeys",
     "head_hunt",
 ]

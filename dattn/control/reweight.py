@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import isfinite
 
 import torch
@@ -23,6 +23,7 @@ class Reweight(Control):
         weights: a factor for every word or phrase; 0 removes it, negative ones work against it.
         window: the denoising steps in which it acts.
         renormalize: whether every query's weights still sum to one.
+        prompts: numbers of the prompts that are changed, counted from 0; None is all.
 
     Raises:
         ValueError: no words, factors that are no numbers, or with ``renormalize`` below 0.
@@ -30,14 +31,20 @@ class Reweight(Control):
 
     keeps_sums = True
 
-    def __init__(self, weights: Mapping[Phrase, float], window: Window = 1.0, renormalize: bool = False) -> None:
+    def __init__(
+        self,
+        weights: Mapping[Phrase, float],
+        window: Window = 1.0,
+        renormalize: bool = False,
+        prompts: Sequence[int] | None = None,
+    ) -> None:
         wrong = {word: c for word, c in weights.items() if not isinstance(c, int | float) or not isfinite(c)}
         if wrong or not weights:
             raise ValueError(f'weights={weights!r}: give a factor for each word, such as {{"red": 2.0}}')
         if renormalize and min(weights.values()) < 0:
             raise ValueError(f"weights={weights!r}: with renormalize=True factors are 0 or more")
         self.weights, self.renormalize = dict(weights), renormalize
-        self.window = check_window("window", window)
+        self.window, self.prompts = check_window("window", window), None if prompts is None else frozenset(prompts)
 
     def acts(self, place: Place) -> bool:
         """In cross-attention and joint attention."""
@@ -60,6 +67,6 @@ class Reweight(Control):
         """Of every sample and key: [batch, keys]."""
         factors = torch.ones(len(call.query), call.key.shape[2], device=call.key.device)
         for row, prompt in self.stage.prompt_of(call.rows):
-            for word, factor in self.weights.items():
+            for word, factor in self.weights.items() if self.prompts is None or prompt in self.prompts else ():
                 factors[row, self.stage.keys(word, prompt, call.place.text)] = factor
         return factors

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from math import isfinite
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -45,7 +46,8 @@ class SharedKeys(Control):
         source: one of those.
         strength: how much a key of the source counts, 0 (off) or more.
         keyframes: frames for ``"keyframes"``, counted in latent frames, -1 the last.
-        item: the number of the prompt for ``"batch_item"``; with one prompt for all, of the picture.
+        item: the number of the prompt for ``"batch_item"``; with one prompt for all, of the picture. ``"previous"``:
+            for every prompt the one before it, while the first goes by itself.
         replace: see ``"batch_item"``.
         bank: for ``"previous_window"``; a new one by default, at ``.bank``.
         window: the denoising steps in which it acts.
@@ -62,7 +64,7 @@ class SharedKeys(Control):
         strength: float = 1.0,
         *,
         keyframes: Sequence[int] | None = None,
-        item: int = 0,
+        item: int | Literal["previous"] = 0,
         replace: bool = False,
         bank: KeyBank | None = None,
         window: Window = 1.0,
@@ -76,8 +78,8 @@ class SharedKeys(Control):
             raise ValueError(f'keyframes={keyframes!r}, source={source!r}: give frames with source="keyframes" alone')
         if replace and (source != "batch_item" or strength != 1):
             raise ValueError('replace=True: for source="batch_item" with strength=1, whose keys are then the only ones')
-        if not isinstance(item, int) or item < 0:
-            raise ValueError(f"item={item!r}: the number of a prompt, counted from 0")
+        if item != "previous" and (not isinstance(item, int) or item < 0):
+            raise ValueError(f"item={item!r}: the number of a prompt, counted from 0, or 'previous'")
         self.source, self.strength, self.item, self.replace = source, float(strength), item, replace
         self.frames = tuple(keyframes or (0,))
         self.bank = bank or KeyBank()
@@ -127,10 +129,11 @@ class SharedKeys(Control):
         """For every sample the one whose keys it sees: int64 [batch]."""
         sources = torch.arange(len(call.query))
         for branch in branches(call, self.stage):
-            if not self.item < len(branch) > 1:
+            if len(branch) < 2 or (self.item != "previous" and self.item >= len(branch)):
                 raise ValueError(f"item={self.item}: {len(branch)} prompts run together; call with two or more")
-            for samples in branch:
-                sources[samples] = torch.tensor(branch[self.item])
+            for number, samples in enumerate(branch):
+                item = max(0, number - 1) if self.item == "previous" else self.item
+                sources[samples] = torch.tensor(branch[item])
         return sources.to(call.key.device)
 
 

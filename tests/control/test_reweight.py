@@ -46,6 +46,16 @@ def test_unconditional_samples_are_left_alone():
     assert ((output - plain)[2:].abs().amax((1, 2, 3)) > 1e-3).all()
 
 
+def test_of_some_prompts_alone():
+    query, key, value = qkv(2, 2, 20, 12)
+    control = Reweight({"square": 0.0}, prompts=[1])
+    output = through([control], stage("a square", "a red square"), "cross", query, key, value)
+    factors = torch.ones(2, 12, dtype=value.dtype)
+    factors[1, 3] = 0.0
+    wanted = naive(maps(query, key), value, factors, slice(None), False)
+    assert (output - wanted).abs().max() < 1e-12
+
+
 def test_several_pictures_of_a_prompt_follow_it():
     query, key, value = qkv(4, 2, 20, 12)
     output = through([Reweight({"square": 0.0})], stage(*PROMPTS), "cross", query, key, value)
