@@ -15,7 +15,8 @@ from dattn.registry import pattern_from_string
 from .arguments import STOCK, Parser, add_model_options, at_least
 from .loading import Loaded, load
 from .record import provenance, write_json
-from .shapes.control_cases import CASES, Case, maker
+from .shapes.control_cases import CASES, names_for
+from .shapes.edits import Case, Maker
 from .shapes.pictures import FRAMES
 from .sheet import sheet
 from .table import table
@@ -47,14 +48,16 @@ def parser() -> Parser:
 def main(argv: Sequence[str]) -> int:
     """Run the command."""
     options = parser().parse_args(argv)
-    names = options.only or list(CASES)
-    for name in names:
-        if name not in CASES:
-            raise ValueError(f"control {name!r}: choose from {', '.join(CASES)}")
     pattern = None if options.pattern in STOCK else pattern_from_string(options.pattern)
     loaded = load(options.model, options.device, options.dtype)
     if loaded.native is None:
         raise ValueError(f"{loaded.name} is no demo model: only pictures of Moving Shapes can be judged")
+    names = options.only or names_for(loaded.makes_video)
+    for name in names:
+        if name not in names_for(loaded.makes_video):
+            raise ValueError(
+                f"control {name!r}: on {loaded.name} choose from {', '.join(names_for(loaded.makes_video))}"
+            )
     loaded.pipe.set_progress_bar_config(disable=True)
     options.output.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
@@ -75,8 +78,8 @@ def _judged(name: str, loaded: Loaded, pattern: Any, options: Any) -> list[dict[
     call |= native.extra | ({} if native.guidance is None else {"guidance_scale": native.guidance})
     if loaded.makes_video:
         call["num_frames"] = options.frames or native.frames
-    make = maker(loaded.pipe, call, FRAMES, pattern)
-    cases = list(_counted(CASES[name](make, options.cases, loaded.makes_video), name, options.cases))
+    make = Maker(loaded.pipe, call, None if loaded.makes_video else FRAMES, pattern)
+    cases = list(_counted(CASES[name](make, options.cases), name, options.cases))
     seconds = (time.perf_counter() - began) / len(cases)
     _draw(cases[:SHOWN], name, options.output / f"{loaded.name}-{_slug(options.pattern)}-{_slug(name)}.png")
     return [

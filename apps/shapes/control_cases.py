@@ -1,158 +1,129 @@
-"""Edits of Moving Shapes that a program can judge: for each control, what was wanted and whether it came.
-
-A case runs a demo pipeline without and with a control from the same noise, and reads both results with the judge.
-"""
+"""Edits of Moving Shapes that a program can judge: for each control, what was wanted and whether it came."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator
 
-import numpy as np
+from dattn.control import AStar, AttendAndExcite, Control, Perturb, Refine, Region, Regions, Replace, Reweight
 
-from dattn.control import AStar, AttendAndExcite, Control, Refine, Replace, Reweight
+from .captions import COLORS, SHAPES
+from .edits import Case, Maker, both_there, captions, inside, kept_place, other, present, sharpness
+from .judge import judge
+from .pipeline_cases import real_color, real_shape, two_prompts
 
-from .captions import COLORS, MOTIONS, SHAPES, parse_caption
-from .judge import PRESENT_AREA, color_cover, judge, track
-
-Clip = np.ndarray
-"""Frames [frames, height, width, 3] in [0, 1]; a picture stands still for some."""
-Make = Callable[[Sequence[str], int, Sequence[Control]], list[Clip]]
-"""From prompts, a seed that they share, and controls to a clip for each prompt."""
-STILL = 0.08
-"""A centre that is nowhere further off than this, as a share of the picture, has kept its place."""
+Cases = Callable[[Maker, int], Iterator[Case]]
+STRENGTHS = (0.25, 0.5, 0.75, 1.0)
+"""Of a perturbation."""
 
 
-@dataclass(frozen=True)
-class Case:
-    """One edit.
-
-    Attributes:
-        clips: what to show, by name.
-        before: criteria, and whether they hold without the control.
-        after: the same with it.
-    """
-
-    clips: dict[str, Clip]
-    before: dict[str, bool]
-    after: dict[str, bool]
-
-
-def captions(count: int, moving: bool) -> Iterator[tuple[np.random.Generator, str, str, str]]:
-    """For each of ``count`` cases random numbers, a colour, a shape, and words of motion (none where still)."""
-    for number in range(count):
-        rng = np.random.default_rng([7, number])
-        motion = f" {rng.choice([m for m in MOTIONS if m != 'standing still'])}" if moving else ""
-        yield rng, str(rng.choice(COLORS)), str(rng.choice(SHAPES)), motion
-
-
-def centers(clip: Clip, color: str) -> np.ndarray:
-    """Where a colour is in every frame, in [0, 1): float ``[frames, 2]``."""
-    cover = color_cover(np.asarray(clip, np.float32) * 255)
-    return track(cover[..., COLORS.index(color)]).center
-
-
-def kept_place(one: Clip, color: str, other: Clip, other_color: str) -> bool:
-    """Whether a colour of one clip is where another is in the other, all the time; not where either is missing."""
-    if not (present(one, color) and present(other, other_color)):
-        return False
-    offset = (centers(one, color) - centers(other, other_color) + 0.5) % 1 - 0.5
-    return bool(np.hypot(*offset.T).max() < STILL)
-
-
-def present(clip: Clip, color: str) -> bool:
-    """Whether a colour covers as much as an object does, in most frames."""
-    cover = color_cover(np.asarray(clip, np.float32) * 255)[..., COLORS.index(color)]
-    return bool((cover.mean((1, 2)) >= PRESENT_AREA).mean() > 0.5)
-
-
-def replace_color(make: Make, count: int, moving: bool) -> Iterator[Case]:
+def replace_color(make: Maker, count: int) -> Iterator[Case]:
     """Another colour, and nothing else."""
-    for number, (rng, color, shape, motion) in enumerate(captions(count, moving)):
-        new = str(rng.choice([c for c in COLORS if c != color]))
+    for number, (rng, color, shape, motion) in enumerate(captions(count, make.moving)):
+        new = other(rng, COLORS, color)
         source, edit = f"a {color} {shape}{motion}", f"a {new} {shape}{motion}"
         yield _edited(make, Replace(), source, edit, (color, new), number)
 
 
-def replace_shape(make: Make, count: int, moving: bool) -> Iterator[Case]:
+def replace_shape(make: Maker, count: int) -> Iterator[Case]:
     """Another shape in the same place."""
-    for number, (rng, color, shape, motion) in enumerate(captions(count, moving)):
-        new = str(rng.choice([s for s in SHAPES if s != shape]))
-        source, edit = f"a {color} {shape}{motion}", f"a {color} {new}{motion}"
+    for number, (rng, color, shape, motion) in enumerate(captions(count, make.moving)):
+        source, edit = f"a {color} {shape}{motion}", f"a {color} {other(rng, SHAPES, shape)}{motion}"
         yield _edited(make, Replace(), source, edit, (color, color), number)
 
 
-def refine_with_another(make: Make, count: int, moving: bool) -> Iterator[Case]:
+def refine_with_another(make: Maker, count: int) -> Iterator[Case]:
     """A second object is added; the first stays."""
-    for number, (rng, color, shape, motion) in enumerate(captions(count, moving)):
-        new, form = str(rng.choice([c for c in COLORS if c != color])), str(rng.choice(SHAPES))
+    for number, (rng, color, shape, motion) in enumerate(captions(count, make.moving)):
         source = f"a {color} {shape}{motion}"
-        edit = f"{source} and a {new} {form}{motion}"
+        edit = f"{source} and a {other(rng, COLORS, color)} {rng.choice(SHAPES)}{motion}"
         yield _edited(make, Refine(), source, edit, (color, color), number)
 
 
-def _edited(make: Make, control: Control, source: str, edit: str, colors: tuple[str, str], seed: int) -> Case:
+def _edited(make: Maker, control: Control, source: str, edit: str, colors: tuple[str, str], seed: int) -> Case:
     """The edited prompt on its own, and under a control beside its source."""
-    origin, alone = make([source, edit], seed, [])
+    origin, alone = make([source, edit], seed)
     _, edited = make([source, edit], seed, [control])
 
-    def criteria(clip: Clip) -> dict[str, bool]:
+    def criteria(clip: object) -> dict[str, float]:
         return {"as edited": judge(clip, edit).ok, "place kept": kept_place(origin, colors[0], clip, colors[1])}
 
     return Case({source: origin, edit: alone, f"{edit} (edited)": edited}, criteria(alone), criteria(edited))
 
 
-def reweight_to_nothing(make: Make, count: int, moving: bool) -> Iterator[Case]:
+def reweight_to_nothing(make: Maker, count: int) -> Iterator[Case]:
     """A colour word that counts nothing takes its colour away."""
-    for number, (_, color, shape, motion) in enumerate(captions(count, moving)):
+    for number, (_, color, shape, motion) in enumerate(captions(count, make.moving)):
         prompt = f"a {color} {shape}{motion}"
-        (plain,) = make([prompt], number, [])
+        (plain,) = make([prompt], number)
         (without,) = make([prompt], number, [Reweight({color: 0.0})])
         before, after = ({"no such colour": not present(clip, color)} for clip in (plain, without))
         yield Case({prompt: plain, f"{prompt}, {color} x 0": without}, before, after)
 
 
-def both_objects(kind: Callable[..., Control], make: Make, count: int, moving: bool) -> Iterator[Case]:
+def both_objects(kind: Callable[..., Control], make: Maker, count: int) -> Iterator[Case]:
     """Two objects, both there."""
-    for number, (rng, color, shape, motion) in enumerate(captions(count, moving)):
-        new, form = str(rng.choice([c for c in COLORS if c != color])), str(rng.choice(SHAPES))
+    for number, (rng, color, shape, motion) in enumerate(captions(count, make.moving)):
+        new, form = other(rng, COLORS, color), str(rng.choice(SHAPES))
         prompt = f"a {color} {shape}{motion} and a {new} {form}{motion}"
-        (plain,) = make([prompt], number, [])
+        (plain,) = make([prompt], number)
         (moved,) = make([prompt], number, [kind([f"{color} {shape}", f"{new} {form}"])])
-        before, after = ({"both there": _there(clip, prompt)} for clip in (plain, moved))
+        before, after = ({"both there": both_there(clip, prompt)} for clip in (plain, moved))
         yield Case({prompt: plain, f"{prompt}, {kind.__name__}": moved}, before, after)
 
 
-def _there(clip: Clip, prompt: str) -> bool:
-    """Whether every object has its colour, all the time."""
-    return all(o.color for o in judge(clip, parse_caption(prompt)).objects)
+def into_boxes(make: Maker, count: int) -> Iterator[Case]:
+    """Two objects, each in its half of the picture."""
+    still = " standing still" if make.moving else ""
+    for number, (rng, color, shape, _) in enumerate(captions(count, moving=False)):
+        new, form = other(rng, COLORS, color), str(rng.choice(SHAPES))
+        one, two = f"a {color} {shape}{still}", f"a {new} {form}{still}"
+        boxes = ((0, 0, 0.5, 1), (0.5, 0, 1, 1)) if rng.random() < 0.5 else ((0, 0, 1, 0.5), (0, 0.5, 1, 1))
+        prompt = f"{one} and {two}"
+        (plain,) = make([prompt], number)
+        (laid,) = make([prompt], number, [Regions([Region(one, boxes[0]), Region(two, boxes[1])])])
+        before, after = (
+            {
+                "both there": both_there(clip, prompt),
+                "each in its box": inside(clip, color, boxes[0]) and inside(clip, new, boxes[1]),
+            }
+            for clip in (plain, laid)
+        )
+        yield Case({prompt: plain, f"{prompt}, in boxes": laid}, before, after)
 
 
-CASES: dict[str, Callable[[Make, int, bool], Iterator[Case]]] = {
+def sharper_by_strength(make: Maker, count: int) -> Iterator[Case]:
+    """The further attention is perturbed, the sharper what is guided away from it."""
+    for number, (_, color, shape, motion) in enumerate(captions(count, make.moving)):
+        prompt = f"a {color} {shape}{motion}"
+        (plain,) = make([prompt], number)
+        guided = {u: make([prompt], number, [Perturb(strength=u)])[0] for u in STRENGTHS}
+        sharp = [sharpness(clip) for clip in (plain, *guided.values())]
+        measured = {
+            f"sharpness at {u:g}, in % of plain": s / sharp[0] for u, s in zip(STRENGTHS, sharp[1:], strict=True)
+        }
+        after = {"sharper step by step": sorted(sharp) == sharp, **measured}
+        before = {"sharper step by step": 0.0, **dict.fromkeys(measured, 1.0)}
+        yield Case({prompt: plain, **{f"{prompt}, strength {u:g}": clip for u, clip in guided.items()}}, before, after)
+
+
+CASES: dict[str, Cases] = {
     "Replace, colour": replace_color,
     "Replace, shape": replace_shape,
     "Refine, second object": refine_with_another,
     "Reweight x 0": reweight_to_nothing,
-    "AStar": lambda make, count, moving: both_objects(AStar, make, count, moving),
-    "AttendAndExcite": lambda make, count, moving: both_objects(AttendAndExcite, make, count, moving),
+    "Regions": into_boxes,
+    "AStar": lambda make, count: both_objects(AStar, make, count),
+    "AttendAndExcite": lambda make, count: both_objects(AttendAndExcite, make, count),
+    "Perturb": sharper_by_strength,
+    "two prompts": two_prompts,
+    "real picture, colour": real_color,
+    "real picture, shape": real_shape,
 }
 """What ``dattn controls`` judges."""
+OF_VIDEOS, OF_PICTURES = {"two prompts"}, {"real picture, colour", "real picture, shape"}
+"""Those that make no sense on the others."""
 
 
-def maker(pipe: Any, call: dict[str, Any], frames: int, pattern: Any = None) -> Make:
-    """How a demo pipeline makes clips; ``pattern`` runs under the controls."""
-    import torch
-
-    import dattn
-
-    def make(prompts: Sequence[str], seed: int, controls: Sequence[Control]) -> list[Clip]:
-        given = dict(call)
-        if "negative_prompt" in given:
-            given["negative_prompt"] = [given["negative_prompt"]] * len(prompts)
-        noise = [torch.Generator().manual_seed(seed) for _ in prompts]
-        with dattn.apply(pipe, pattern, control=controls):
-            made = pipe(list(prompts), generator=noise, output_type="np", return_dict=False, **given)[0]
-        return [np.broadcast_to(c, (frames, *c.shape)) if c.ndim == 3 else c for c in np.asarray(made)]
-
-    return make
+def names_for(moving: bool) -> list[str]:
+    """What can be judged on a model of videos, or of pictures."""
+    return [name for name in CASES if name not in (OF_PICTURES if moving else OF_VIDEOS)]

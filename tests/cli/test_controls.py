@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dattn.apps.shapes.control_cases import centers, kept_place, present
+from dattn.apps.shapes.edits import centers, inside, kept_place, largest_change, present, sharpness
 from dattn.apps.shapes.world import Object, Scene
 
 MODELS = Path(__file__).parents[2] / "assets" / "models"
@@ -32,6 +32,39 @@ def test_what_is_missing_has_kept_no_place():
     assert not present(half, "red")
 
 
+def test_a_box_holds_what_is_in_it_all_the_time():
+    assert inside(scene(motion="moving down"), "red", (0, 0, 0.5, 1))
+    assert not inside(scene(), "red", (0, 0, 0.35, 1)) and not inside(scene(), "blue", (0, 0, 1, 1))
+
+
+def test_sharpness_and_changes():
+    assert sharpness(scene()) > sharpness(scene() * 0.5) > sharpness(np.zeros((5, 8, 8, 3))) == 0
+    cut = np.concatenate([scene(), scene(y=0.8)])
+    assert (
+        largest_change(cut)
+        > 3 * largest_change(scene())
+        > 0
+        == largest_change(scene(motion="standing still")[:1].repeat(5, 0))
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "names"),
+    [
+        ("shapes-sd", ["Regions", "Perturb", "real picture, colour", "real picture, shape"]),
+        ("shapes-wan", ["two prompts"]),
+    ],
+)
+def test_every_kind_of_case_runs(dattn_command, tmp_path, model, names):
+    words = ["--model", MODELS / model, "--cases", "1", "--steps", "2", "--output", tmp_path]
+    outcome = dattn_command(
+        "controls", "--only", *names, *words, *(["--frames", "17"] if model == "shapes-wan" else [])
+    )
+    assert outcome.code == 0, outcome.err
+    rows = json.loads((tmp_path / f"{model}-stock.json").read_text())["rows"]
+    assert {row["control"] for row in rows} == set(names) and all(row["after"] >= 0 for row in rows)
+
+
 def test_a_study_writes_rates_and_a_sheet(dattn_command, tmp_path):
     words = ["--model", MODELS / "shapes-flux", "--cases", "1", "--steps", "2", "--output", tmp_path]
     outcome = dattn_command("controls", "--only", "Replace, colour", "Reweight x 0", *words)
@@ -46,7 +79,12 @@ def test_a_study_writes_rates_and_a_sheet(dattn_command, tmp_path):
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(["--only", "Replace"], "choose from"), (["--pattern", "Radal()"], "Radal"), (["--cases", "0"], "at least 1")],
+    [
+        (["--only", "Replace"], "choose from"),
+        (["--only", "real picture, shape"], "on shapes-wan choose from"),
+        (["--pattern", "Radal()"], "Radal"),
+        (["--cases", "0"], "at least 1"),
+    ],
 )
 def test_wrong_words(dattn_command, words, message):
     outcome = dattn_command("controls", *words)
