@@ -118,7 +118,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Options that say what runs, and on what."""
     group = parser.add_argument_group("model")
     group.add_argument(
-        "--model", metavar="FOLDER_OR_NAME", help="a Diffusers folder or hub name (default: the demo model)"
+        "--model", metavar="FOLDER_OR_NAME", help="a Diffusers folder, a hub name or a demo model (default: shapes-wan)"
     )
     group.add_argument("--device", help="cpu, cuda, cuda:1, mps, … (default: cuda where there is one)")
     group.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="(default: by device)")

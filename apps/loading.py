@@ -100,9 +100,15 @@ def resolve(model: str | None) -> Path | str:
         return folder
     folder = Path(model).expanduser()
     if not folder.exists():
+        demos = {demo.name: demo for demo in shipped()}
+        if model in demos:
+            return demos[model]
         if _is_hub_name(model):
             return model
-        raise ValueError(f"model {model}: no such folder; name a Diffusers folder or a hub name (owner/name)")
+        raise ValueError(
+            f"model {model}: no such folder; name a Diffusers folder, a hub name (owner/name)"
+            f"{''.join(f', {name}' for name in demos)}"
+        )
     if not (folder / "model_index.json").is_file():
         raise ValueError(f"model {model}: no Diffusers pipeline, it has no model_index.json; name another folder")
     return folder

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dattn.control import AStar, AttendAndExcite, Control, Perturb, Refine, Region, Regions, Replace, Reweight
 
 from .captions import COLORS, SHAPES
-from .edits import Case, Maker, both_there, captions, inside, kept_place, other, present, sharpness
+from .edits import Case, Clip, Maker, both_there, captions, inside, kept_place, other, present, sharpness
 from .judge import judge
 from .pipeline_cases import real_color, real_shape, two_prompts
 
@@ -44,7 +44,7 @@ def _edited(make: Maker, control: Control, source: str, edit: str, colors: tuple
     origin, alone = make([source, edit], seed)
     _, edited = make([source, edit], seed, [control])
 
-    def criteria(clip: object) -> dict[str, float]:
+    def criteria(clip: Clip) -> dict[str, float]:
         return {"as edited": judge(clip, edit).ok, "place kept": kept_place(origin, colors[0], clip, colors[1])}
 
     return Case({source: origin, edit: alone, f"{edit} (edited)": edited}, criteria(alone), criteria(edited))
