@@ -10,6 +10,7 @@ from dattn.control.heat_maps import HeatMaps
 from dattn.control.isolation import Isolation
 from dattn.control.key_bank import KeyBank
 from dattn.control.local_blend import LocalBlend
+from dattn.control.order_shift import OrderShift
 from dattn.control.perturb import Perturb
 from dattn.control.refine import Refine
 from dattn.control.region import Region
@@ -33,6 +34,7 @@ __all__ = [
     "Isolation",
     "KeyBank",
     "LocalBlend",
+    "OrderShift",
     "Perturb",
     "Place",
     "Refine",
