@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "patterns": ("patterns", "patterns and operators, their fields and defaults"),
     "models": ("models", "the models that can be made sparse"),
     "doctor": ("doctor", "what is installed here, and what would run"),
+    "train-lora": ("train_lora", "fine-tune a model with LoRA, under any attention"),
     "bench": ("benchmark", "how fast the kernels are"),
 }
 """Name on the command line: (module of dattn.apps with a ``main(argv)``, what it does)."""

@@ -1,0 +1,1 @@
+"""LoRA fine-tuning of any model that dattn serves, under any attention."""

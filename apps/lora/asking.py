@@ -1,0 +1,228 @@
+"""How a pipeline asks its model: found out by listening, so that training needs no code for any family.
+
+The pipeline is called with a stand-in for the model's forward pass. What it is given, besides latents and time, is what
+the pipeline makes of a prompt at a size: embeddings, masks, positions. From two steps follow how it writes the time,
+and whether the scheduler is given the model's output or what is opposite to it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Arguments = dict[str, Any]
+Size = tuple[int, int, int]
+"""Frames, height and width in pixels."""
+TIMES = ("timestep", "timesteps")
+
+
+class _Enough(Exception):
+    """The stand-in has heard what it was to hear."""
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How a pipeline asks its model at one size.
+
+    Attributes:
+        latents, time: the names of those arguments.
+        shape: of one sample's latents.
+        batched: names of the tensors with an entry for each sample; of nested ones as ``outer.inner``.
+        common: all other arguments.
+        sample: batched tensors of some prompt, to go by their shapes.
+        time_shape: of one sample's time, beyond the batch; () for a number.
+        factor, offset: the model's time is ``factor`` · the scheduler's + ``offset``.
+        sign: 1 where the scheduler is given the model's output, -1 where the opposite.
+    """
+
+    latents: str
+    time: str
+    shape: tuple[int, ...]
+    batched: tuple[str, ...]
+    common: Mapping[str, Any]
+    sample: Mapping[str, Tensor]
+    time_shape: tuple[int, ...]
+    factor: float
+    offset: float
+    sign: int
+
+    def arguments(self, latents: Tensor, times: Tensor, told: Mapping[str, Tensor]) -> Arguments:
+        """The model's arguments for a batch.
+
+        Args:
+            latents: [batch, …], noisy.
+            times: [batch], the scheduler's.
+            told: the batched tensors by name.
+        """
+        times = (self.factor * times + self.offset).view(-1, *[1] * len(self.time_shape))
+        given = {self.latents: latents, self.time: times.expand(-1, *self.time_shape)}
+        return nested(dict(self.common) | dict(told) | given)
+
+    def prediction(self, output: Any) -> Tensor:
+        """What the scheduler would be given, of what the model gives: [batch, …] as the latents."""
+        first = output if isinstance(output, Tensor) else output[0]
+        return self.sign * first[:, : self.shape[0]]  # learned variances come behind in channels
+
+
+def listen(pipeline: Any, model: nn.Module, size: Size, call: Mapping[str, Any]) -> Manner:
+    """How a pipeline asks ``model`` at a size.
+
+    Args:
+        call: further arguments of every call of the pipeline.
+
+    Raises:
+        ValueError: a pipeline that asks in a way that cannot be trained from text alone; the message says why.
+    """
+    heard = _heard(pipeline, model, ["a", "a"], size, call, steps=2)
+    (one,) = _heard(pipeline, model, ["a"], size, call, steps=1).asked
+    first, last = heard.asked[0], heard.asked[-1]
+    names = list(flat(first))
+    latents, time = names[0], next((name for name in TIMES if name in names), "")
+    if not time or len(heard.asked) != 2 or len(heard.stepped) < 2:
+        raise ValueError(_why(pipeline, f"asked its model {len(heard.asked)} times in two steps"))
+    two, single = flat(first), flat(one)
+    batched = [n for n in names if n not in (latents, time) and _grows(single.get(n), two[n])]
+    sample, times = heard.stepped[0][2], [float(stepped[1]) for stepped in heard.stepped]
+    if two[latents].shape != sample.shape:
+        raise ValueError(_why(pipeline, f"gives it {tuple(two[latents].shape)} for latents {tuple(sample.shape)}"))
+    told = [float(flat(asked)[time].flatten()[0]) for asked in (first, last)]
+    factor = (told[1] - told[0]) / (times[1] - times[0])
+    common = {name: value for name, value in two.items() if name not in (latents, time, *batched)}
+    return Manner(
+        latents,
+        time,
+        tuple(sample.shape[1:]),
+        tuple(batched),
+        common,
+        {name: single[name] for name in batched},
+        tuple(two[time].shape[1:]),
+        factor,
+        told[0] - factor * times[0],
+        _sign(pipeline, heard),
+    )
+
+
+def told(
+    pipeline: Any, model: nn.Module, manner: Manner, prompt: str, size: Size, call: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """What a pipeline tells its model of a prompt: the batched tensors by name, [1, …] each."""
+    (asked,) = _heard(pipeline, model, [prompt], size, call, steps=1).asked
+    return {name: flat(asked)[name].detach() for name in manner.batched}
+
+
+@dataclass
+class _Heard:
+    """Arguments of the model, outputs that it seemed to give, and arguments of the scheduler's steps."""
+
+    asked: list[Arguments]
+    gave: list[Tensor]
+    stepped: list[tuple[Tensor, Any, Tensor]]
+
+
+@torch.no_grad()
+def _heard(
+    pipeline: Any, model: nn.Module, prompts: Sequence[str], size: Size, call: Mapping[str, Any], steps: int
+) -> _Heard:
+    """What passes between pipeline, model and scheduler in a call."""
+    heard = _Heard([], [], [])
+    signature = inspect.signature(model.forward)
+
+    def stand_in(*args: Any, **kwargs: Any) -> Any:
+        asked = dict(signature.bind(*args, **kwargs).arguments)
+        if len(heard.asked) == len(heard.stepped):
+            heard.asked.append({name: value for name, value in asked.items() if name != "return_dict"})
+        if steps == 1:
+            raise _Enough
+        latents = next(iter(asked.values()))
+        heard.gave.append(torch.randn_like(latents))
+        return (heard.gave[-1],) if asked.get("return_dict") is False else _Output(sample=heard.gave[-1])
+
+    step = pipeline.scheduler.step
+    of_step = inspect.signature(step)
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        given = of_step.bind(*args, **kwargs).arguments
+        heard.stepped.append((next(iter(given.values())), given["timestep"], given["sample"]))
+        return step(*args, **kwargs)
+
+    with _in_place(model, "forward", stand_in), _in_place(pipeline.scheduler, "step", noted), suppress(_Enough):
+        pipeline(prompt=list(prompts), num_inference_steps=2, **_options(pipeline, model, size), **call)
+    return heard
+
+
+class _Output(dict[str, Any]):
+    """What models return where they are not asked for a tuple."""
+
+    __getattr__ = dict.__getitem__
+
+    def __getitem__(self, key: Any) -> Any:
+        return next(iter(self.values())) if key == 0 else super().__getitem__(key)
+
+
+def _options(pipeline: Any, model: nn.Module, size: Size) -> dict[str, Any]:
+    """Size, and no guidance: a model that has it as an input is told 1."""
+    takes = inspect.signature(type(pipeline).__call__).parameters
+    wanted = {"num_frames": size[0], "height": size[1], "width": size[2], "guidance_scale": 1.0}
+    return {name: value for name, value in wanted.items() if name in takes} | {"output_type": "latent"}
+
+
+@contextmanager
+def _in_place(owner: Any, name: str, method: Callable[..., Any]) -> Iterator[None]:
+    """Another method on one object."""
+    before = vars(owner).get(name)
+    object.__setattr__(owner, name, method)
+    try:
+        yield
+    finally:
+        object.__delattr__(owner, name)
+        if before is not None:
+            object.__setattr__(owner, name, before)
+
+
+def _grows(one: Any, two: Any) -> bool:
+    """Whether a tensor has an entry for each sample."""
+    tensors = isinstance(one, Tensor) and isinstance(two, Tensor) and one.ndim == two.ndim > 0
+    return tensors and len(two) == 2 * len(one) and one.shape[1:] == two.shape[1:]
+
+
+def _sign(pipeline: Any, heard: _Heard) -> int:
+    gave, given = heard.gave[0].float(), heard.stepped[0][0].float()
+    given = given.to(gave.device)
+    for sign in (1, -1):
+        if given.shape == gave.shape and torch.allclose(given, sign * gave, atol=1e-2, rtol=1e-2):
+            return sign
+    raise ValueError(_why(pipeline, "makes something else of its model's output"))
+
+
+def _why(pipeline: Any, what: str) -> str:
+    return (
+        f"{type(pipeline).__name__} {what}: dattn trains models that are given noisy latents and a prompt; use the "
+        "text-to-image or text-to-video pipeline of the model"
+    )
+
+
+def flat(arguments: Mapping[str, Any], prefix: str = "") -> Arguments:
+    """Arguments with those in mappings written as ``outer.inner``."""
+    found: Arguments = {}
+    for name, value in arguments.items():
+        inner = flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) and value else {prefix + name: value}
+        found |= inner
+    return found
+
+
+def nested(arguments: Mapping[str, Any]) -> Arguments:
+    """The opposite of ``flat``."""
+    found: Arguments = {}
+    for name, value in arguments.items():
+        *outer, inner = name.split(".")
+        place = found
+        for part in outer:
+            place = place.setdefault(part, {})
+        place[inner] = value
+    return found

@@ -1,0 +1,130 @@
+"""Latents and what a pipeline tells its model of captions, made once and kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from .asking import Manner, Size, listen, told
+from .clips import cut, fitting, read
+from .items import Item
+from .latents import latents_of
+
+Told = dict[str, Tensor]
+
+
+class Example(NamedTuple):
+    """A clip that is ready: its size, and the files of its latents and of its caption."""
+
+    size: Size
+    latents: Path
+    told: Path
+
+
+class Prepared(NamedTuple):
+    """All that training needs of data and pipeline.
+
+    Attributes:
+        examples: in the order of the data.
+        manners: how the pipeline asks its model, by size.
+        nothing: the files of the empty caption, by size.
+        skipped: what was left out, and why.
+    """
+
+    examples: list[Example]
+    manners: dict[Size, Manner]
+    nothing: dict[Size, Path]
+    skipped: list[str]
+
+
+class Cache:
+    """A folder of safetensors files, named by what they are made of: content, size and settings.
+
+    Args:
+        folder: made where it is not there.
+        pipeline: text encoders and autoencoder.
+        model: the one that is trained.
+        call: further arguments of the pipeline's calls.
+    """
+
+    def __init__(self, folder: Path, pipeline: Any, model: Any, call: Mapping[str, Any]) -> None:
+        self._folder, self._pipeline, self._model, self._call = folder, pipeline, model, call
+        folder.mkdir(parents=True, exist_ok=True)
+        parts = {
+            name: _weights(part)
+            for name, part in pipeline.components.items()
+            if isinstance(part, torch.nn.Module) and part is not model
+        }
+        self._made_by = {"pipeline": type(pipeline).__name__, "parts": parts, "call": dict(call)}
+
+    def prepare(self, items: Sequence[Item], buckets: Sequence[Size], quiet: bool = False) -> Prepared:
+        """Make what is missing.
+
+        Raises:
+            ValueError: not one file that can be used.
+        """
+        prepared = Prepared([], {}, {}, [])
+        for item in tqdm(items, desc="preparing", unit="file", disable=quiet):
+            try:
+                clip = read(item.path)
+                size = fitting(clip.shape[:3], buckets)
+                if size is None:
+                    raise ValueError(f"{item.path}: {len(clip)} frames are fewer than any bucket has")
+            except ValueError as error:
+                prepared.skipped.append(str(error))
+                continue
+            if size not in prepared.manners:
+                prepared.manners[size] = listen(self._pipeline, self._model, size, self._call)
+                prepared.nothing[size] = self._told("", size, prepared.manners[size])
+            manner = prepared.manners[size]
+            latents = self._kept(
+                ["latents", hashlib.sha256(clip.tobytes()).hexdigest(), clip.shape, size],
+                lambda c=clip, s=size, m=manner: {"latents": latents_of(self._pipeline, self._model, cut(c, s), m)},
+            )
+            prepared.examples.append(Example(size, latents, self._told(item.caption, size, manner)))
+        if not prepared.examples:
+            raise ValueError(f"none of {len(items)} files can be used: {'; '.join(prepared.skipped[:3])}")
+        return prepared
+
+    def _told(self, caption: str, size: Size, manner: Manner) -> Path:
+        return self._kept(
+            ["told", caption, size], lambda: told(self._pipeline, self._model, manner, caption, size, self._call)
+        )
+
+    def _kept(self, key: Any, make: Any) -> Path:
+        """The file of a key, which is made where it is not there; a file is there whole or not at all."""
+        name = hashlib.sha256(json.dumps([key, self._made_by], sort_keys=True, default=str).encode()).hexdigest()[:32]
+        path = self._folder / f"{key[0]}-{name}.safetensors"
+        if not path.exists():
+            part = path.with_suffix(f".{os.getpid()}.part")
+            save_file({name: tensor.contiguous().cpu() for name, tensor in make().items()}, part)
+            part.replace(path)
+        return path
+
+
+def _weights(module: torch.nn.Module) -> str:
+    """What tells a module's weights from others': a sum over each tensor's size and some of its numbers."""
+    told = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        some = tensor.detach().flatten()[:: max(1, tensor.numel() // 16)][:16].float().cpu()
+        told.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}{some.tolist()}".encode())
+    return told.hexdigest()
+
+
+def load_latents(example: Example) -> Tensor:
+    """[1, …] float32."""
+    return load_file(example.latents)["latents"]
+
+
+def load_told(path: Path) -> Told:
+    """The batched tensors of a caption, [1, …]."""
+    return load_file(path)

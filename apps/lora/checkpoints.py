@@ -1,0 +1,80 @@
+"""Checkpoints: LoRA, optimiser and position, in safetensors and JSON, there whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+
+class State(NamedTuple):
+    """What a checkpoint holds."""
+
+    step: int
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    told: dict[str, Any]
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Those of a folder, the oldest first."""
+    found = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdecimal()]
+    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+def write(folder: Path, state: State, limit: int | None = None) -> Path:
+    """Write a checkpoint, then drop the oldest beyond ``limit``."""
+    path = folder / f"checkpoint-{state.step}"
+    part = folder / f".checkpoint-{state.step}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    save_file({name: tensor.contiguous() for name, tensor in state.weights.items()}, part / "lora.safetensors")
+    save_file({name: tensor.contiguous() for name, tensor in state.optimizer.items()}, part / "optimizer.safetensors")
+    (part / "state.json").write_text(json.dumps({"step": state.step, **state.told}, indent=2))
+    shutil.rmtree(path, ignore_errors=True)
+    part.replace(path)
+    for old in checkpoints(folder)[: -limit or None] if limit else []:
+        shutil.rmtree(old)
+    return path
+
+
+def read(folder: Path, which: str) -> State | None:
+    """A checkpoint: its path, its name in ``folder``, or ``"latest"``, which may be none.
+
+    Raises:
+        ValueError: no such checkpoint.
+    """
+    if which == "latest":
+        found = checkpoints(folder)
+        if not found:
+            return None
+        path = found[-1]
+    else:
+        path = Path(which) if Path(which).is_dir() else folder / which
+    if not (path / "state.json").is_file():
+        raise ValueError(
+            f"resume_from_checkpoint {which}: no checkpoint there; {folder} has {[p.name for p in checkpoints(folder)]}"
+        )
+    told = json.loads((path / "state.json").read_text())
+    step = told.pop("step")
+    return State(step, load_file(path / "lora.safetensors"), load_file(path / "optimizer.safetensors"), told)
+
+
+def numbers_of(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The state of an optimiser whose state is tensors, by ``parameter.name``."""
+    state = optimizer.state_dict()["state"]
+    return {f"{i}.{name}": torch.as_tensor(x).cpu() for i, own in state.items() for name, x in own.items()}
+
+
+def restore_numbers(optimizer: torch.optim.Optimizer, numbers: dict[str, Tensor]) -> None:
+    """Put what ``numbers_of`` gave back."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in numbers.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

@@ -1,0 +1,114 @@
+"""What a run would cost, before it runs: tokens, FLOPs dense and sparse, memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from dattn import presets
+from dattn.adapters import Adapter, adapter_for
+from dattn.adapters.base import Inputs
+from dattn.grid import TokenGrid
+
+from .adapting import targets
+from .asking import Manner, Size, listen
+from .subject import subject_of
+
+PASSES = 3
+"""A forward pass and a backward pass of about twice its cost."""
+OF_ACTIVATIONS = 16
+"""Numbers that a layer keeps for its backward pass, for each token and channel: an estimate, not measured."""
+GIB = 2**30
+
+
+class Cost(NamedTuple):
+    """Of one example and step.
+
+    Attributes:
+        tokens: in the first layer's self-attention.
+        linear, dense, sparse: FLOPs of linear layers, of dense attention, and of attention under the pattern.
+    """
+
+    tokens: int
+    linear: float
+    dense: float
+    sparse: float
+
+
+def cost_of(model: nn.Module, manner: Manner, attention: Any) -> Cost:
+    """What a step on one example costs, forward and backward."""
+    adapter = adapter_for(model)
+    grids = _grids(adapter, model, manner)
+    dense = sparse = 0.0
+    for site in adapter.sites(model):
+        grid = grids[site.level]
+        if not isinstance(grid, TokenGrid):
+            continue
+        width = next(
+            m.out_features
+            for n, m in site.module.named_modules()
+            if n in ("to_q", "to_qkv") and isinstance(m, nn.Linear)
+        )
+        whole = 4.0 * grid.tokens**2 * width
+        density = 1.0 if attention is None or site.why else _density(attention, grid)
+        dense, sparse = dense + whole, sparse + whole * density
+    tokens = next(grid for grid in grids.values() if isinstance(grid, TokenGrid)).tokens
+    linear = 2.0 * tokens * sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
+    return Cost(tokens, PASSES * linear, PASSES * dense, PASSES * sparse)
+
+
+def _grids(adapter: Adapter, model: nn.Module, manner: Manner) -> Mapping[str, Any]:
+    told = {name: tensor[:1] for name, tensor in manner.sample.items()}
+    arguments = manner.arguments(torch.zeros(1, *manner.shape), torch.zeros(1), told)
+    return adapter.grids(model, Inputs((), arguments))
+
+
+def _density(attention: Any, grid: TokenGrid) -> float:
+    """The share of pairs that a pattern visits; 1 where it does not fit the grid or does not say."""
+    try:
+        return float(attention.mask(grid).density)
+    except AttributeError:
+        return float(getattr(attention, "density", 1.0))
+    except ValueError:
+        return 1.0
+
+
+def lines(options: Any, attention: Any, buckets: Sequence[Size], files: int) -> list[str]:
+    """What to print."""
+    subject = subject_of(options, attention, "cpu", "float32")
+    model = subject.model
+    adapter = adapter_for(model)
+    pattern = (
+        None if attention is None else presets.resolve(attention, adapter.family, type(model).__name__, 0, 0).attention
+    )
+    weights = sum(p.numel() for p in model.parameters())
+    lora = sum(_lora(model.get_submodule(name), options.rank) for name in targets(model, options.target_modules))
+    parts = f"{weights / 1e6:,.1f} M parameters, {lora / 1e6:,.2f} M to train (rank {options.rank})"
+    told = [f"{type(model).__name__}: {parts}; {files} files"]
+    for size in buckets:
+        cost = cost_of(model, listen(subject.pipeline, model, size, subject.call), pattern)
+        dense, sparse = cost.linear + cost.dense, cost.linear + cost.sparse
+        told += [
+            f"{'x'.join(map(str, size))}: {cost.tokens:,} tokens",
+            f"  FLOPs of a step, forward and backward: dense {dense:.3g} ({cost.dense / dense:.0%} attention), "
+            f"under {options.attention} {sparse:.3g}: at most {dense / sparse:.2f} x faster",
+            f"  memory (estimate, bf16): {_memory(model, cost.tokens, lora, options) / GIB:.1f} GiB",
+        ]
+    return told
+
+
+def _lora(layer: Any, rank: int) -> int:
+    return rank * (int(layer.in_features) + int(layer.out_features))
+
+
+def _memory(model: nn.Module, tokens: int, lora: int, options: Any) -> float:
+    """Bytes of weights, of LoRA with its optimiser, and of what the backward pass needs."""
+    weights = 2.0 * sum(p.numel() for p in model.parameters())
+    layers = len(adapter_for(model).sites(model))
+    width = max(module.in_features for module in model.modules() if isinstance(module, nn.Linear))
+    kept = 2.0 * tokens * width * options.train_batch_size
+    activations = kept * (layers + OF_ACTIVATIONS) if options.gradient_checkpointing else kept * layers * OF_ACTIVATIONS
+    return weights + 16.0 * lora + activations

@@ -1,0 +1,236 @@
+"""The training loop: accelerate around one step that is a function of seed and position."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import checkpoints
+from .adapting import restore, weights
+from .asking import Size
+from .cache import Prepared, load_latents, load_told
+from .objective import Objective
+from .order import Order
+
+VALIDATION = 2**40
+"""Positions of validation batches start here, where no training gets."""
+
+
+@dataclass
+class Settings:
+    """What a run is made of, beside data and model; see ``dattn train-lora --help``."""
+
+    output: Path
+    steps: int
+    batch: int = 1
+    accumulate: int = 1
+    learning_rate: float = 1e-4
+    lr_scheduler: str = "constant"
+    warmup: int = 0
+    weight_decay: float = 1e-4
+    clip: float = 1.0
+    weighting: str = "logit_normal"
+    dropout: float = 0.0
+    distill: bool = False
+    seed: int = 0
+    checkpoint_every: int = 500
+    checkpoint_limit: int | None = None
+    validate_every: int = 100
+    resume: str | None = None
+    told: dict[str, Any] = field(default_factory=dict)
+
+
+class Batch:
+    """Noisy latents of some examples, and what is to be predicted: the same for the same seed and position.
+
+    Args:
+        prepared: the data.
+        indices: of the examples, all of one size.
+        number: the batch's position.
+        levels: noise levels, [batch]; None draws them.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        objective: Objective,
+        settings: Settings,
+        indices: Sequence[int],
+        number: int,
+        device: Any,
+        levels: Tensor | None = None,
+    ) -> None:
+        generator = torch.Generator().manual_seed(hash((settings.seed, 1, number)) % 2**63)
+        examples = [prepared.examples[i] for i in indices]
+        size: Size = examples[0].size
+        clean = torch.cat([load_latents(example) for example in examples])
+        noise = torch.randn(clean.shape, generator=generator)
+        drawn = objective.levels(len(examples), settings.weighting, generator)
+        dropped = (torch.rand(len(examples), generator=generator) < settings.dropout).tolist()
+        told = [
+            load_told(prepared.nothing[size] if drop and levels is None else e.told)
+            for e, drop in zip(examples, dropped, strict=True)
+        ]
+        self.manner = prepared.manners[size]
+        latents, times, target = objective.noisy(clean, noise, drawn if levels is None else levels)
+        self.target = target.to(device)
+        self.arguments = self.manner.arguments(
+            latents.to(device),
+            times.to(device),
+            {name: _stacked(name, [one[name] for one in told]).to(device) for name in told[0]},
+        )
+
+
+def _stacked(name: str, tensors: list[Tensor]) -> Tensor:
+    if len({tensor.shape for tensor in tensors}) > 1:
+        raise ValueError(f"captions give {name} of different shapes: train with --train_batch_size 1")
+    return torch.cat(tensors)
+
+
+class Trainer:
+    """Trains the parameters of a model that want gradients.
+
+    Args:
+        accelerator: of accelerate.
+        model: with LoRA.
+        prepared: the data.
+        objective: what the model predicts.
+        settings: of the run.
+        moment: called with True before the teacher's pass and False before the student's, where one is distilled.
+    """
+
+    def __init__(
+        self,
+        accelerator: Any,
+        model: Any,
+        prepared: Prepared,
+        objective: Objective,
+        settings: Settings,
+        moment: Callable[[bool], None] = lambda teacher: None,
+    ) -> None:
+        from diffusers.optimization import get_scheduler
+
+        self.accelerator, self.plain, self.settings = accelerator, model, settings
+        self._prepared, self._objective, self._moment = prepared, objective, moment
+        self._learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(self._learning, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        self._rate = get_scheduler(
+            settings.lr_scheduler, optimizer, num_warmup_steps=settings.warmup, num_training_steps=settings.steps
+        )
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self._order = Order([example.size for example in prepared.examples], settings.batch, settings.seed)
+        self.step = 0
+
+    def resume(self) -> None:
+        """Go on from the checkpoint that the settings name."""
+        if self.settings.resume is None:
+            return
+        state = checkpoints.read(self.settings.output, self.settings.resume)
+        if state is None:
+            return
+        restore(self.plain, state.weights)
+        checkpoints.restore_numbers(self.optimizer.optimizer, state.optimizer)
+        self.step = state.step
+        for _ in range(state.step):
+            self._rate.step()
+        scaler = state.told.get("scaler")
+        if scaler and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(scaler)
+
+    def write(self) -> None:
+        """Write a checkpoint."""
+        scaler = self.accelerator.scaler
+        told = self.settings.told | ({"scaler": scaler.state_dict()} if scaler is not None else {})
+        numbers = checkpoints.numbers_of(self.optimizer.optimizer)
+        state = checkpoints.State(self.step, weights(self.plain), numbers, told)
+        checkpoints.write(self.settings.output, state, self.settings.checkpoint_limit)
+
+    def run(self, report: Callable[[dict[str, float]], None]) -> None:
+        """Train to the last step; a checkpoint is written where the user interrupts."""
+        self.model.train()
+        try:
+            while self.step < self.settings.steps:
+                began = time.perf_counter()
+                told = {"loss": self._one_step()}
+                told |= {"seconds": time.perf_counter() - began, "lr": self._rate.get_last_lr()[0]}
+                if self.settings.validate_every and self.step % self.settings.validate_every == 0:
+                    told["validation_loss"] = self.validation_loss()
+                report(told)
+                if self.step % self.settings.checkpoint_every == 0 and self.step < self.settings.steps:
+                    self._write_once()
+        except KeyboardInterrupt:
+            self._write_once()
+            raise
+
+    def _write_once(self) -> None:
+        """Write a checkpoint on the main process."""
+        if self.accelerator.is_main_process:
+            self.write()
+
+    def _one_step(self) -> float:
+        """All batches of a step; the mean loss over all processes."""
+        settings, accelerator = self.settings, self.accelerator
+        total = torch.zeros((), device=accelerator.device)
+        for part in range(settings.accumulate):
+            number = (self.step * settings.accumulate + part) * accelerator.num_processes + accelerator.process_index
+            last = part == settings.accumulate - 1
+            with nullcontext() if last else accelerator.no_sync(self.model):
+                loss = self._loss(number) / settings.accumulate
+                accelerator.backward(loss)
+            total += loss.detach()
+        if settings.clip:
+            accelerator.clip_grad_norm_(self._learning, settings.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self._rate.step()
+        self.step += 1
+        return float(accelerator.reduce(total, "mean"))
+
+    def _loss(self, number: int) -> Tensor:
+        """Of the batch at a position."""
+        batch = self._batch(self._order[number], number)
+        torch.manual_seed(hash((self.settings.seed, 2, number)) % 2**63)  # dropout inside the model
+        target = self._teacher(batch) if self.settings.distill else batch.target
+        with self.accelerator.autocast():
+            output = self.model(**batch.arguments, return_dict=False)
+        return nn.functional.mse_loss(batch.manner.prediction(output).float(), target.float())
+
+    def _batch(self, indices: Sequence[int], number: int, levels: Tensor | None = None) -> Batch:
+        return Batch(self._prepared, self._objective, self.settings, indices, number, self.accelerator.device, levels)
+
+    @torch.no_grad()
+    def _teacher(self, batch: Batch) -> Tensor:
+        """What the model predicts without LoRA and by stock attention."""
+        self._moment(True)
+        self.plain.disable_adapters()
+        try:
+            with self.accelerator.autocast():
+                return batch.manner.prediction(self.plain(**batch.arguments, return_dict=False))
+        finally:
+            self.plain.enable_adapters()
+            self._moment(False)
+
+    @torch.no_grad()
+    def validation_loss(self, examples: int = 8, levels: Sequence[float] = (0.2, 0.5, 0.8)) -> float:
+        """The loss at fixed noise and times, so that it can be compared over a run and between runs."""
+        self.plain.eval()
+        losses = []
+        for number, index in enumerate(range(min(examples, len(self._prepared.examples)))):
+            for level in levels:
+                batch = self._batch([index], VALIDATION + number, torch.tensor([level]))
+                with self.accelerator.autocast():
+                    output = self.plain(**batch.arguments, return_dict=False)
+                losses.append(nn.functional.mse_loss(batch.manner.prediction(output).float(), batch.target.float()))
+        self.plain.train()
+        return float(torch.stack(losses).mean())
+
+    def forward_arguments(self) -> dict[str, Any]:
+        """Arguments of one forward pass, for a check of what was saved."""
+        return self._batch([0], 0, torch.tensor([0.5])).arguments

@@ -1,0 +1,70 @@
+"""What a model is trained to predict: noise levels, noisy latents and targets, as the scheduler's config says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Latents with noise, and what is to be predicted of them.
+
+    Attributes:
+        kind: ``"flow"`` (x_s = (1 - s) x + s e, predict e - x), ``"epsilon"``, ``"v_prediction"`` or ``"sample"``
+            (x_t = sqrt(a_t) x + sqrt(1 - a_t) e).
+        alphas: the products a_t, [times]; None for flow.
+        shift: of the noise levels of flow: s -> shift s / (1 + (shift - 1) s).
+        times: how many there are.
+    """
+
+    kind: str
+    alphas: Tensor | None
+    shift: float
+    times: int
+
+    def levels(self, count: int, scheme: str, generator: torch.Generator) -> Tensor:
+        """Noise levels in (0, 1), float32 [count]: drawn evenly, or by ``logit_normal`` or ``mode``."""
+        from diffusers.training_utils import compute_density_for_timestep_sampling
+
+        drawn = compute_density_for_timestep_sampling(scheme, count, 0.0, 1.0, 1.29, generator=generator)
+        level = 1 - drawn.float()
+        return self.shift * level / (1 + (self.shift - 1) * level) if self.kind == "flow" else level
+
+    def noisy(self, clean: Tensor, noise: Tensor, levels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Noisy latents, the scheduler's times, and targets, for latents [batch, …] and levels [batch]."""
+        if self.alphas is None:
+            s = _over(levels, clean)
+            return (1 - s) * clean + s * noise, levels * self.times, noise - clean
+        times = (levels * self.times).long().clamp(max=self.times - 1)
+        a = self.alphas.to(levels)[times]
+        signal, rest = _over(a.sqrt(), clean), _over((1 - a).sqrt(), clean)
+        targets = {"epsilon": noise, "v_prediction": signal * noise - rest * clean, "sample": clean}
+        return signal * clean + rest * noise, times.float(), targets[self.kind]
+
+
+def objective_of(scheduler: Any) -> Objective:
+    """The objective of a scheduler's models.
+
+    Raises:
+        ValueError: a scheduler that tells of none that is known.
+    """
+    config = scheduler.config
+    times, kind = config.get("num_train_timesteps", 1000), config.get("prediction_type")
+    if type(scheduler).__name__.startswith("FlowMatch") or kind == "flow_prediction" or config.get("use_flow_sigmas"):
+        shift = config.get("shift") or config.get("flow_shift") or 1.0
+        return Objective("flow", None, float(shift), times)
+    alphas = getattr(scheduler, "alphas_cumprod", None)
+    if alphas is None or kind not in ("epsilon", "v_prediction", "sample"):
+        raise ValueError(
+            f"scheduler {type(scheduler).__name__} with prediction_type={kind!r}: dattn trains flow matching, epsilon, "
+            "v_prediction and sample"
+        )
+    return Objective(str(kind), alphas, 1.0, times)
+
+
+def _over(numbers: Tensor, like: Tensor) -> Tensor:
+    return numbers.view(-1, *[1] * (like.ndim - 1)).to(like)

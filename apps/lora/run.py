@@ -1,0 +1,187 @@
+"""One run: subject and data are brought together, the loop runs, and what it leaves is checked and told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import dattn
+
+from ..record import provenance, write_json
+from .adapting import add_lora, loaded_back, save, targets
+from .asking import Size
+from .cache import Cache, Prepared
+from .items import Item
+from .loop import Settings, Trainer
+from .objective import objective_of
+from .subject import Subject, subject_of
+
+SAME = 1e-3
+"""Outputs with a LoRA before and after saving differ at most by this share of the largest."""
+DTYPES = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+def train(options: Any, attention: Any, buckets: Sequence[Size], items: Sequence[Item], argv: Sequence[str]) -> None:
+    """Train, and write LoRA, recipe and record.
+
+    Raises:
+        ValueError: data or model that cannot be trained; a LoRA that does not load as it was trained.
+    """
+    accelerator = _accelerator(options)
+    first = accelerator.is_main_process
+    options.output.mkdir(parents=True, exist_ok=True)
+    subject = subject_of(options, attention, str(accelerator.device), DTYPES[accelerator.mixed_precision])
+    with accelerator.main_process_first():
+        cache = Cache(options.cache_dir or options.output / "cache", subject.pipeline, subject.model, subject.call)
+        prepared = cache.prepare(items, buckets, quiet=not first)
+    prompts = options.validation_prompts if first else []
+    before = subject.samples(prompts, buckets[0], options.seed)
+    subject.put_away()
+    names = targets(subject.model, options.target_modules)
+    learning = add_lora(subject.model, names, options.rank, options.lora_alpha or options.rank, options.seed)
+    if options.gradient_checkpointing:
+        subject.model.enable_gradient_checkpointing()
+    rest, objective = subject.sparse(options.distill), objective_of(subject.pipeline.scheduler)
+    trainer = Trainer(accelerator, subject.model, prepared, objective, _settings(options), rest)
+    trainer.resume()
+    if first:
+        _say(prepared, sum(p.numel() for p in learning), len(names), trainer.step, options.max_train_steps)
+    told = _run(trainer, options, accelerator)
+    if first:
+        trainer.write()
+        _finish(options, subject, trainer, prepared, told, argv)
+        _compare(options, subject, before, buckets[0])
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
+def _accelerator(options: Any) -> Any:
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+
+    kwargs = [DistributedDataParallelKwargs(find_unused_parameters=True)]
+    return Accelerator(
+        mixed_precision=options.mixed_precision,
+        log_with=options.report_to,
+        project_dir=str(options.output),
+        kwargs_handlers=kwargs,
+    )
+
+
+def _settings(options: Any) -> Settings:
+    return Settings(
+        output=options.output,
+        steps=options.max_train_steps,
+        batch=options.train_batch_size,
+        accumulate=options.gradient_accumulation_steps,
+        learning_rate=options.learning_rate,
+        lr_scheduler=options.lr_scheduler,
+        warmup=options.lr_warmup_steps,
+        weight_decay=options.adam_weight_decay,
+        clip=options.max_grad_norm,
+        weighting=options.weighting_scheme,
+        dropout=options.caption_dropout,
+        distill=options.distill,
+        seed=options.seed,
+        checkpoint_every=options.checkpointing_steps,
+        checkpoint_limit=options.checkpoints_total_limit,
+        validate_every=options.validation_steps,
+        resume=options.resume_from_checkpoint,
+        told={"rank": options.rank, "lora_alpha": options.lora_alpha or options.rank},
+    )
+
+
+def _say(prepared: Prepared, learning: int, layers: int, done: int, steps: int) -> None:
+    for line in prepared.skipped:
+        print(f"skipped: {line}")
+    examples = len(prepared.examples)
+    print(f"{learning:,} parameters in {layers} layers, {examples} examples, {done} of {steps} steps done")
+
+
+def _run(trainer: Trainer, options: Any, accelerator: Any) -> list[dict[str, float]]:
+    """The loop, with a progress bar, a line of JSON for every step, and a tracker."""
+    if options.report_to:
+        accelerator.init_trackers("dattn", {name: str(value) for name, value in vars(options).items()})
+    first, log = accelerator.is_main_process, options.output / "training.jsonl"
+    all_told: list[dict[str, float]] = []
+    bar = tqdm(total=options.max_train_steps, initial=trainer.step, desc="training", unit="step", disable=not first)
+
+    def report(told: dict[str, float]) -> None:
+        bar.update()
+        bar.set_postfix(loss=f"{told['loss']:.4f}", memory=_memory(accelerator.device))
+        all_told.append({"step": trainer.step, **told})
+        accelerator.log(told, step=trainer.step)
+        if first:
+            with log.open("a") as file:
+                file.write(json.dumps(all_told[-1]) + "\n")
+
+    with bar:
+        trainer.run(report)
+    return all_told
+
+
+def _memory(device: torch.device) -> str:
+    """The most that was in use so far of a GPU; what the process uses elsewhere."""
+    if device.type == "cuda":
+        return f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB"
+    import psutil
+
+    return f"{psutil.Process().memory_info().rss / 2**30:.1f} GiB"
+
+
+def _finish(
+    options: Any,
+    subject: Subject,
+    trainer: Trainer,
+    prepared: Prepared,
+    told: Sequence[Mapping[str, float]],
+    argv: Sequence[str],
+) -> None:
+    """LoRA, recipe and record; the LoRA is loaded back and compared.
+
+    Raises:
+        ValueError: it gives something else than in training.
+    """
+    output, arguments = options.output, trainer.forward_arguments()
+    path = save(subject.pipeline, subject.component, subject.model, output)
+    dattn.remove(subject.model)
+    error = loaded_back(subject.pipeline, subject.component, subject.model, output, arguments)
+    if not error <= SAME:
+        raise ValueError(
+            f"{path}: loaded back, it changes the model's output by {error:.2%}; the last checkpoint in {output} has "
+            "what was trained"
+        )
+    use = f"pipe.load_lora_weights({str(output)!r})"
+    if subject.attention is not None:
+        subject.write_recipe(output / "recipe.json", arguments)
+        use += f" and dattn.apply(pipe, {str(output / 'recipe.json')!r})"
+    record = {
+        "options": {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()},
+        "examples": len(prepared.examples),
+        "skipped": prepared.skipped,
+        "processes": trainer.accelerator.num_processes,
+        "loaded_back_error": error,
+        "seconds_per_step": float(np.median([one["seconds"] for one in told])) if told else None,
+        "last": told[-1] if told else None,
+        **provenance("train-lora", argv),
+    }
+    write_json(output / "run.json", record)
+    print(f"LoRA in {path}; use it with {use}")
+
+
+def _compare(options: Any, subject: Subject, before: Mapping[str, np.ndarray], size: Size) -> None:
+    """A picture of the validation prompts before, by the stock model, and after, with LoRA and under the pattern."""
+    if not before:
+        return
+    from ..sheet import sheet
+
+    subject.pipeline.to(subject.model.device)
+    with dattn.apply(subject.pipeline, subject.attention, dense_steps=0, **subject.schedule):
+        after = subject.samples(list(before), size, options.seed)
+    rows = {f"{prompt}, {when}": c[prompt] for prompt in before for when, c in (("before", before), ("after", after))}
+    sheet(rows, f"{options.model}, {options.max_train_steps} steps", cell=96).save(options.output / "validation.png")

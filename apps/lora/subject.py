@@ -1,0 +1,97 @@
+"""What is trained: a pipeline, one of its models, and the attention that it trains under."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import dattn
+
+from ..loading import load, native, resolve
+from .asking import Arguments, Size
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A pipeline whose model is trained.
+
+    Attributes:
+        pipeline: the stock pipeline.
+        component: the name of the model in it.
+        attention: what it trains under; None is stock.
+        schedule: ``dense_layers`` and ``backend`` for ``dattn.apply``.
+        call: further arguments of the pipeline's calls.
+    """
+
+    pipeline: Any
+    component: str
+    attention: Any
+    schedule: dict[str, Any]
+    call: dict[str, Any]
+
+    @property
+    def model(self) -> Any:
+        """The model that is trained."""
+        return getattr(self.pipeline, self.component)
+
+    def sparse(self, teacher: bool) -> Callable[[bool], None]:
+        """Put the pattern on the model; with a teacher, the call that lets it rest (True) and act again (False)."""
+        if self.attention is None:
+            return lambda rest: None
+        handle = dattn.apply(self.model, self.attention, dense_steps=int(teacher), **self.schedule)
+        if not teacher:
+            return lambda rest: None
+        handle.step(1, 2)
+        return lambda rest: handle.step(0 if rest else 1, 2)  # a dense step
+
+    def write_recipe(self, path: Path, arguments: Arguments) -> None:
+        """The pattern as a recipe, with the grid of a forward pass."""
+        with dattn.apply(self.model, self.attention, dense_steps=0, **self.schedule) as handle:
+            with torch.no_grad():
+                self.model(**arguments, return_dict=False)
+            handle.save_recipe(path)
+
+    def put_away(self) -> None:
+        """Move what is needed for data alone off the device."""
+        for name, part in self.pipeline.components.items():
+            if isinstance(part, torch.nn.Module) and name != self.component:
+                part.to("cpu")
+
+    def samples(self, prompts: Sequence[str], size: Size, seed: int) -> dict[str, np.ndarray]:
+        """A clip for each prompt, under what is applied: uint8 [frames, height, width, 3]."""
+        takes = inspect.signature(type(self.pipeline).__call__).parameters
+        wanted = dict(zip(("num_frames", "height", "width"), size, strict=True))
+        call = self.call | {name: value for name, value in wanted.items() if name in takes}
+        made = {}
+        for prompt in prompts:
+            generator = torch.Generator().manual_seed(seed)
+            clip = np.asarray(
+                self.pipeline(prompt, generator=generator, output_type="np", return_dict=False, **call)[0][0]
+            )
+            made[prompt] = (clip.reshape(-1, *clip.shape[-3:]) * 255).round().astype(np.uint8)
+        return made
+
+
+def subject_of(options: Any, attention: Any, device: str, dtype: str) -> Subject:
+    """Load what the options name.
+
+    Raises:
+        ValueError: no such model, or none such in the pipeline.
+    """
+    pipeline = load(str(options.model), device, dtype).pipe
+    pipeline.set_progress_bar_config(disable=True)
+    there = [name for name in ("transformer", "unet", "transformer_2") if getattr(pipeline, name, None) is not None]
+    component = options.component or there[0]
+    if component not in there:
+        raise ValueError(f"--component {component}: the pipeline has {', '.join(there)}")
+    source = resolve(str(options.model))
+    demo = native(source) if isinstance(source, Path) else None
+    own = {name: value for name, value in (demo.extra if demo else {}).items() if name == "max_sequence_length"}
+    dense = {} if options.dense_layers is None else {"dense_layers": options.dense_layers}
+    return Subject(pipeline, component, attention, {"backend": options.backend, **dense}, own | options.pipeline_args)

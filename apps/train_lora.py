@@ -1,0 +1,196 @@
+"""``dattn train-lora``: fine-tune a model of any family with LoRA, under any attention."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .arguments import STOCK, Parser, at_least, count_or_share
+
+EXAMPLES = """\
+  dattn train-lora --model shapes-wan --data clips/ --buckets 33x64x64 --attention radial --output my-lora
+  dattn train-lora --config wan.toml
+  accelerate launch -m dattn.apps.train_lora --config wan.toml
+
+Options may be written with - or _; a config file (.toml, .json) has the same names."""
+
+COMPONENTS = ("transformer", "transformer_2", "unet")
+
+
+def parser() -> Parser:
+    """The command's options."""
+    p = Parser("train-lora", "Fine-tune a model with LoRA, under any attention.", EXAMPLES)
+    p.add_argument("--config", type=Path, metavar="FILE", help="options in a .toml or .json file; those given here win")
+    group = p.add_argument_group("model")
+    group.add_argument(
+        "--model",
+        "--pretrained_model_name_or_path",
+        metavar="FOLDER_OR_NAME",
+        help="a Diffusers folder, hub name or demo model",
+    )
+    group.add_argument(
+        "--component", choices=COMPONENTS, help="which model of the pipeline (default: the first that it has)"
+    )
+    group.add_argument(
+        "--attention", default="stock", help="pattern, preset or recipe to train under (default: %(default)s)"
+    )
+    group.add_argument("--dense_layers", type=count_or_share, help="leading layers that stay dense")
+    group.add_argument("--backend", default="auto", help="attention backend of the pattern (default: %(default)s)")
+    group.add_argument(
+        "--pipeline_args",
+        type=_json,
+        default={},
+        metavar="JSON",
+        help="further arguments of the pipeline's calls, such as '{\"max_sequence_length\": 128}'",
+    )
+    group = p.add_argument_group("data")
+    group.add_argument(
+        "--data",
+        "--instance_data_dir",
+        type=Path,
+        metavar="PLACE",
+        help="a folder or .jsonl file of clips or pictures with captions",
+    )
+    group.add_argument(
+        "--buckets",
+        "--video_resolution_buckets",
+        nargs="+",
+        metavar="FxHxW",
+        help="sizes to train at, 49x480x832 or 512x512",
+    )
+    group.add_argument("--cache_dir", type=Path, help="for latents and text (default: OUTPUT/cache)")
+    group.add_argument(
+        "--caption_dropout", type=float, default=0.05, help="share of captions left out (default: %(default)s)"
+    )
+    group = p.add_argument_group("LoRA")
+    group.add_argument("--rank", type=at_least(1), default=32, help="(default: %(default)s)")
+    group.add_argument("--lora_alpha", type=at_least(1), help="(default: the rank)")
+    group.add_argument(
+        "--target_modules",
+        nargs="+",
+        default=[],
+        metavar="REGEX",
+        help="linear layers, by name or the end of it (default: those of attention)",
+    )
+    group = p.add_argument_group("training")
+    group.add_argument(
+        "--output", "--output_dir", type=Path, default=Path("outputs/lora"), help="(default: %(default)s)"
+    )
+    group.add_argument("--max_train_steps", type=at_least(1), default=1000, help="(default: %(default)s)")
+    group.add_argument("--train_batch_size", type=at_least(1), default=1, help="(default: %(default)s)")
+    group.add_argument("--gradient_accumulation_steps", type=at_least(1), default=1, help="(default: %(default)s)")
+    group.add_argument("--learning_rate", type=float, default=1e-4, help="(default: %(default)s)")
+    group.add_argument("--lr_scheduler", default="constant_with_warmup", help="(default: %(default)s)")
+    group.add_argument("--lr_warmup_steps", type=at_least(0), default=0, help="(default: %(default)s)")
+    group.add_argument("--adam_weight_decay", type=float, default=1e-4, help="(default: %(default)s)")
+    group.add_argument("--max_grad_norm", type=float, default=1.0, help="(default: %(default)s)")
+    group.add_argument(
+        "--weighting_scheme",
+        choices=("none", "logit_normal", "mode"),
+        default="logit_normal",
+        help="how noise levels are drawn (default: %(default)s)",
+    )
+    group.add_argument(
+        "--distill",
+        action="store_true",
+        help="match the model itself without LoRA and with stock attention, in place of the data's noise",
+    )
+    group.add_argument("--gradient_checkpointing", action="store_true", help="less memory, a third more time")
+    group.add_argument("--mixed_precision", choices=("no", "bf16", "fp16"), help="(default: accelerate's config)")
+    group.add_argument("--seed", type=at_least(0), default=0, help="(default: %(default)s)")
+    group = p.add_argument_group("while it runs")
+    group.add_argument("--checkpointing_steps", type=at_least(1), default=500, help="(default: %(default)s)")
+    group.add_argument("--checkpoints_total_limit", type=at_least(1), help="keep so many")
+    group.add_argument(
+        "--resume_from_checkpoint", metavar="latest|PATH", help="go on, to the same result as without the break"
+    )
+    group.add_argument(
+        "--validation_steps",
+        type=at_least(0),
+        default=100,
+        help="steps between validation losses; 0 for none (default: %(default)s)",
+    )
+    group.add_argument(
+        "--validation_prompts", nargs="+", default=[], metavar="TEXT", help="made before and after training"
+    )
+    group.add_argument("--report_to", choices=("tensorboard", "wandb"), help="tracker, through accelerate")
+    group.add_argument("--estimate", action="store_true", help="print tokens, FLOPs and memory, and train nothing")
+    return p
+
+
+def read_options(argv: Sequence[str]) -> argparse.Namespace:
+    """The options of the command line, over those of a config file.
+
+    Raises:
+        ValueError: what is wrong with them.
+    """
+    own = parser()
+    words = [word.replace("-", "_").replace("__", "--", 1) if word.startswith("--") else word for word in argv]
+    config = own.parse_args(words).config
+    if config is not None:
+        known = {action.dest for action in own._actions}
+        told = _read_config(config)
+        wrong = sorted(set(told) - known)
+        if wrong:
+            raise ValueError(f"{config}: unknown option {wrong[0]!r} (see dattn train-lora --help)")
+        own.set_defaults(
+            **{name: Path(x) if name in ("data", "output", "cache_dir") else x for name, x in told.items()}
+        )
+    options = own.parse_args(words)
+    for name in ("model", "data", "buckets"):
+        if not getattr(options, name):
+            raise ValueError(f"--{name} is missing (see dattn train-lora --help)")
+    if not 0 <= options.caption_dropout <= 1:
+        raise ValueError(f"--caption_dropout {options.caption_dropout}: a share, 0 to 1")
+    return options
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text()
+        told = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"config {path}: {error}") from None
+    return {name.replace("-", "_"): value for name, value in told.items()}
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON: {error}") from None
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command."""
+    options = read_options(argv)
+    from .lora.clips import bucket
+    from .lora.items import find_items
+
+    try:
+        buckets = [bucket(text) for text in options.buckets]
+    except argparse.ArgumentTypeError as error:
+        raise ValueError(f"--buckets {error}") from None
+    items = find_items(options.data)
+    attention = None if options.attention in STOCK else options.attention
+    if options.estimate:
+        from .lora.estimate import lines
+
+        print("\n".join(lines(options, attention, buckets, len(items))))
+    else:
+        from .lora.run import train
+
+        train(options, attention, buckets, items, argv)
+    return 0
+
+
+if __name__ == "__main__":
+    import sys
+
+    from .cli import main as dattn
+
+    sys.exit(dattn(["train-lora", *sys.argv[1:]]))

@@ -1,0 +1,221 @@
+"""Training as a user starts it: the LoRA that comes out, going on after a break, and what is refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file
+
+import dattn
+from dattn.apps.cli import main
+from dattn.apps.lora.adapting import PROJECTIONS, add_lora, targets, weights
+from dattn.apps.shapes.pictures import caption_of, draw_pictures, sample_picture
+from tests.pipelines.tiny import MODELS
+
+FLUX = ["--model", f"{MODELS}/shapes-flux", "--buckets", "32x32", "--rank", "2", "--lora_alpha", "6"]
+WEIGHTS = "pytorch_lora_weights.safetensors"
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    lines = []
+    for seed in range(5):
+        scene = sample_picture([5, seed], 1)
+        Image.fromarray(draw_pictures([scene], 64)[0]).save(folder / f"{seed}.png")
+        lines.append(json.dumps({"file_name": f"{seed}.png", "text": caption_of(scene)}))
+    (folder / "broken.png").write_bytes(b"nothing")
+    lines.append(json.dumps({"file_name": "broken.png", "text": "a red circle"}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def train(data, output, steps, *more):
+    words = ["train-lora", *FLUX, "--data", str(data), "--output", str(output), "--max_train_steps", str(steps)]
+    return main([*words, "--learning_rate", "1e-2", "--cache_dir", str(data / "cache"), *more])
+
+
+def same(one, other):
+    first, second = (load_file(folder / WEIGHTS) for folder in (one, other))
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_run_from_data_to_a_lora_that_stock_diffusers_loads(pictures, tmp_path, capsys):
+    options = ["--attention", "Neighborhood(3)", "--train_batch_size", "2", "--validation_steps", "2"]
+    assert train(pictures, tmp_path, 4, *options, "--validation_prompts", "a red circle") == 0
+    said = capsys.readouterr().out
+    assert "skipped: " in said and "broken.png: cannot be read" in said and "5 examples" in said
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert run["loaded_back_error"] < 1e-5 and run["examples"] == 5 and run["versions"]["peft"]
+    log = [json.loads(line) for line in (tmp_path / "training.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == [1, 2, 3, 4] and all("validation_loss" in line for line in log[1::2])
+    assert Image.open(tmp_path / "validation.png").width > 60
+    pipe = DiffusionPipeline.from_pretrained(f"{MODELS}/shapes-flux")
+    pipe.set_progress_bar_config(disable=True)
+    call = {"height": 32, "width": 32, "num_inference_steps": 2, "max_sequence_length": 16, "output_type": "pt"}
+    make = lambda: pipe("a red circle", generator=torch.Generator().manual_seed(0), **call).images
+    plain = make()
+    pipe.load_lora_weights(str(tmp_path))
+    adapted = make()
+    assert (adapted - plain).abs().max() > 1e-3
+    with dattn.apply(pipe, str(tmp_path / "recipe.json")) as handle:
+        assert not torch.equal(make(), adapted) and "Neighborhood" in str(handle.report())
+    pipe.unload_lora_weights()
+    assert torch.equal(make(), plain)
+    assert not list(tmp_path.rglob("*.bin")) + list(tmp_path.rglob("*.pt")) + list(tmp_path.rglob("*.pkl"))
+
+
+def test_going_on_is_never_having_stopped(pictures, tmp_path):
+    options = ["--checkpointing_steps", "2", "--gradient_accumulation_steps", "2", "--caption_dropout", "0.3"]
+    options += ["--lr_scheduler", "cosine", "--attention", "Neighborhood(3)"]
+    assert train(pictures, tmp_path / "whole", 5, *options) == 0
+    assert train(pictures, tmp_path / "broken", 5, *options) == 0
+    for gone in ("checkpoint-4", "checkpoint-5"):
+        (tmp_path / "broken" / gone / "state.json").unlink()
+        for file in (tmp_path / "broken" / gone).iterdir():
+            file.unlink()
+        (tmp_path / "broken" / gone).rmdir()
+    (tmp_path / "broken" / WEIGHTS).unlink()
+    assert train(pictures, tmp_path / "broken", 5, *options, "--resume_from_checkpoint", "latest") == 0
+    assert same(tmp_path / "whole", tmp_path / "broken")
+    assert train(pictures, tmp_path / "other", 5, *options, "--seed", "1") == 0
+    assert not same(tmp_path / "whole", tmp_path / "other")
+
+
+def test_checkpoints_are_limited(pictures, tmp_path):
+    assert train(pictures, tmp_path, 4, "--checkpointing_steps", "1", "--checkpoints_total_limit", "2") == 0
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-4"]
+
+
+def test_a_teacher_that_is_the_student_leaves_nothing_to_learn(pictures, tmp_path):
+    assert train(pictures, tmp_path / "same", 1, "--distill", "--validation_steps", "0") == 0
+    options = ["--distill", "--validation_steps", "0", "--attention", "Neighborhood(3)"]
+    assert train(pictures, tmp_path / "sparse", 1, *options) == 0
+    losses = [json.loads((tmp_path / name / "training.jsonl").read_text())["loss"] for name in ("same", "sparse")]
+    assert losses[0] == 0 < losses[1]
+
+
+def test_an_interrupted_run_leaves_a_checkpoint(pictures, tmp_path, monkeypatch):
+    from dattn.apps.lora.loop import Trainer
+
+    one_step = Trainer._one_step
+
+    def interrupted(self):
+        if self.step == 2:
+            raise KeyboardInterrupt
+        return one_step(self)
+
+    monkeypatch.setattr(Trainer, "_one_step", interrupted)
+    assert train(pictures, tmp_path, 4) == 130
+    assert (tmp_path / "checkpoint-2" / "state.json").is_file()
+
+
+def launched(processes, data, output, steps, *more):
+    """A run in processes of its own: one by accelerate, several by torchrun, as accelerate wants MPI for CPUs."""
+    own = ["-m", "dattn.apps.train_lora", *FLUX, "--data", str(data), "--cache_dir", str(data / "cache")]
+    own += ["--output", str(output), "--max_train_steps", str(steps), "--learning_rate", "1e-2", *more]
+    one = ["accelerate.commands.launch", "--cpu", "--num_processes", "1", "--num_machines", "1"]
+    one += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    several = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    return subprocess.Popen(
+        [sys.executable, "-m", *(one if processes == 1 else several), *own],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def test_two_processes_and_one_that_sees_as_much(pictures, tmp_path):
+    """Two processes with a batch each are one that accumulates two, up to the order of sums."""
+    two = launched(2, pictures, tmp_path / "two", 2, "--validation_steps", "0")
+    said, _ = two.communicate(timeout=300)
+    assert two.returncode == 0, said
+    assert json.loads((tmp_path / "two" / "run.json").read_text())["processes"] == 2
+    assert train(pictures, tmp_path / "one", 2, "--validation_steps", "0", "--gradient_accumulation_steps", "2") == 0
+    first, second = (load_file(tmp_path / name / WEIGHTS) for name in ("two", "one"))
+    moved = {name: tensor for name, tensor in second.items() if "lora_B" in name}
+    apart, whole = (
+        sum(float(x.square().sum()) for x in xs) for xs in ([first[n] - moved[n] for n in moved], moved.values())
+    )
+    assert apart < 1e-3 * whole, (apart, whole)
+
+
+def test_a_run_that_is_killed_goes_on(pictures, tmp_path):
+    options = ["--checkpointing_steps", "2", "--validation_steps", "0"]
+    run = launched(1, pictures, tmp_path / "killed", 500, *options)
+    until = time.monotonic() + 200
+    while not (tmp_path / "killed" / "checkpoint-4").is_dir() and time.monotonic() < until:
+        time.sleep(0.05)
+    os.killpg(run.pid, signal.SIGKILL)
+    run.communicate(timeout=60)
+    assert run.returncode != 0 and not (tmp_path / "killed" / WEIGHTS).exists()
+    done = max(int(path.name.partition("-")[2]) for path in (tmp_path / "killed").glob("checkpoint-*"))
+    steps = done + 1
+    assert train(pictures, tmp_path / "killed", steps, *options, "--resume_from_checkpoint", "latest") == 0
+    assert train(pictures, tmp_path / "whole", steps, *options) == 0
+    assert same(tmp_path / "killed", tmp_path / "whole")
+
+
+def test_options_may_come_from_a_file(pictures, tmp_path):
+    (tmp_path / "run.toml").write_text(
+        f'model = "{MODELS}/shapes-flux"\ndata = "{pictures}"\nbuckets = ["32x32"]\nmax_train_steps = 1\nrank = 3\n'
+        f'output = "{tmp_path}/out"\ncache-dir = "{pictures}/cache"\nvalidation_steps = 0\n'
+    )
+    assert main(["train-lora", "--config", str(tmp_path / "run.toml"), "--rank", "2"]) == 0
+    lora = load_file(tmp_path / "out" / WEIGHTS)
+    assert {tensor.shape[0] for name, tensor in lora.items() if "lora_A" in name} == {2}
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--buckets", "32x32"], "--model is missing"),
+        ([*FLUX, "--data", "nowhere"], "no such folder"),
+        ([*FLUX, "--data", "{data}", "--target_modules", "to_z"], "'to_z': no linear layer"),
+        ([*FLUX, "--data", "{data}", "--target_modules", "("], "no regular expression"),
+        ([*FLUX, "--data", "{data}", "--component", "unet"], "the pipeline has transformer"),
+        ([*FLUX, "--data", "{data}", "--attention", "Radal()"], "Radal"),
+        ([*FLUX, "--data", "{data}", "--buckets", "big"], "write FRAMESxHEIGHTxWIDTH"),
+        ([*FLUX, "--data", "{data}", "--buckets", "9x32x32"], "none of 6 files can be used"),
+        ([*FLUX, "--data", "{data}", "--resume_from_checkpoint", "checkpoint-9"], "no checkpoint there"),
+        (["--config", "{out}/none.toml"], "none.toml"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line(pictures, tmp_path, capsys, words, says):
+    filled = [word.format(data=pictures, out=tmp_path) for word in words]
+    assert main(["train-lora", *filled, "--output", str(tmp_path / "out"), "--cache_dir", str(pictures / "cache")]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("dattn train-lora:") and says in error
+
+
+def test_an_estimate_trains_nothing(pictures, tmp_path, capsys):
+    words = ["train-lora", "--model", "shapes-wan", "--data", str(pictures), "--buckets", "129x64x64", "--estimate"]
+    assert main([*words, "--attention", "Radial(block_size=64)", "--output", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "4,160 tokens" in said and "under Radial" in said and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["shapes-wan", "shapes-sd", "shapes-flux"])
+def test_layers_are_those_of_attention(name):
+    pipe = DiffusionPipeline.from_pretrained(f"{MODELS}/{name}")
+    model = getattr(pipe, "unet", None) or pipe.transformer
+    names = targets(model)
+    assert names and all(name.endswith(PROJECTIONS) for name in names)
+    assert targets(model, ["to_q"]) == sorted(name for name in names if name.endswith(".to_q"))
+    learning = add_lora(model, names, 2, 4, 0)
+    assert len(learning) == 2 * len(names) and all(p.dtype == torch.float32 for p in learning)
+    first = {name: tensor.clone() for name, tensor in weights(model).items()}
+    model.delete_adapters("default")
+    add_lora(model, names, 2, 4, 0)
+    assert all(torch.equal(tensor, weights(model)[name]) for name, tensor in first.items())
+    assert np.isfinite([float(tensor.abs().sum()) for tensor in first.values()]).all()
