@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from dattn.control import AStar, AttendAndExcite, Control, Perturb, Refine, Region, Regions, Replace, Reweight
 
@@ -32,11 +33,11 @@ def replace_shape(make: Maker, count: int) -> Iterator[Case]:
 
 
 def refine_with_another(make: Maker, count: int) -> Iterator[Case]:
-    """A second object is added; the first stays."""
+    """A second object is added; the first stays. What is new has a place of its own: attention is soon let go."""
     for number, (rng, color, shape, motion) in enumerate(captions(count, make.moving)):
         source = f"a {color} {shape}{motion}"
         edit = f"{source} and a {other(rng, COLORS, color)} {rng.choice(SHAPES)}{motion}"
-        yield _edited(make, Refine(), source, edit, (color, color), number)
+        yield _edited(make, Refine(inject=0.1), source, edit, (color, color), number)
 
 
 def _edited(make: Maker, control: Control, source: str, edit: str, colors: tuple[str, str], seed: int) -> Case:
@@ -50,14 +51,14 @@ def _edited(make: Maker, control: Control, source: str, edit: str, colors: tuple
     return Case({source: origin, edit: alone, f"{edit} (edited)": edited}, criteria(alone), criteria(edited))
 
 
-def reweight_to_nothing(make: Maker, count: int) -> Iterator[Case]:
-    """A colour word that counts nothing takes its colour away."""
+def without_color(factor: float, make: Maker, count: int) -> Iterator[Case]:
+    """A colour word that counts nothing, or less, takes its colour away."""
     for number, (_, color, shape, motion) in enumerate(captions(count, make.moving)):
         prompt = f"a {color} {shape}{motion}"
         (plain,) = make([prompt], number)
-        (without,) = make([prompt], number, [Reweight({color: 0.0})])
+        (without,) = make([prompt], number, [Reweight({color: factor})])
         before, after = ({"no such colour": not present(clip, color)} for clip in (plain, without))
-        yield Case({prompt: plain, f"{prompt}, {color} x 0": without}, before, after)
+        yield Case({prompt: plain, f"{prompt}, {color} x {factor:g}": without}, before, after)
 
 
 def both_objects(kind: Callable[..., Control], make: Maker, count: int) -> Iterator[Case]:
@@ -110,10 +111,11 @@ CASES: dict[str, Cases] = {
     "Replace, colour": replace_color,
     "Replace, shape": replace_shape,
     "Refine, second object": refine_with_another,
-    "Reweight x 0": reweight_to_nothing,
+    "Reweight x 0": partial(without_color, 0.0),
+    "Reweight x -1": partial(without_color, -1.0),
     "Regions": into_boxes,
-    "AStar": lambda make, count: both_objects(AStar, make, count),
-    "AttendAndExcite": lambda make, count: both_objects(AttendAndExcite, make, count),
+    "AStar": partial(both_objects, AStar),
+    "AttendAndExcite": partial(both_objects, AttendAndExcite),
     "Perturb": sharper_by_strength,
     "two prompts": two_prompts,
     "real picture, colour": real_color,

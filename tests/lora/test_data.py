@@ -15,6 +15,8 @@ from dattn.apps.lora.clips import bucket, cut, fitting, read
 from dattn.apps.lora.items import Item, find_items
 from dattn.apps.lora.order import Order
 from dattn.apps.media import write_video
+from dattn.apps.shapes.folder import main as folder_main
+from dattn.apps.shapes.world import sample_scene
 
 
 def picture(path, side=16):
@@ -122,3 +124,12 @@ def test_every_epoch_sees_all_once_in_batches_of_one_size(sizes, batch, seed):
     assert Order(sizes, batch, seed)[3] == order[3]  # wherever it starts
     many = Order(["a"] * 50, 1, seed)
     assert [many[i] for i in range(50)] != [many[50 + i] for i in range(50)] != [[i] for i in range(50)]
+
+
+def test_moving_shapes_as_a_folder(tmp_path):
+    for name, frames in (("clips", 5), ("pictures", 1)):
+        folder_main([str(tmp_path / name), "--count", "2", "--frames", str(frames), "--size", "32"])
+        items = find_items(tmp_path / name)
+        assert len(items) == 2 and len({item.caption for item in items}) == 2
+        assert read(items[0].path).shape == (frames, 32, 32, 3)
+        assert abs(read(items[0].path)[0].astype(int) - sample_scene((0, 0)).render(1, 32)[0]).mean() < 6
