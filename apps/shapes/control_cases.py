@@ -13,6 +13,8 @@ from .judge import judge
 from .pipeline_cases import real_color, real_shape, two_prompts
 
 Cases = Callable[[Maker, int], Iterator[Case]]
+SCALE = 1.0
+"""Of a perturbation; more soon overshoots on models this small."""
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 """Of a perturbation."""
 
@@ -97,7 +99,7 @@ def sharper_by_strength(make: Maker, count: int) -> Iterator[Case]:
     for number, (_, color, shape, motion) in enumerate(captions(count, make.moving)):
         prompt = f"a {color} {shape}{motion}"
         (plain,) = make([prompt], number)
-        guided = {u: make([prompt], number, [Perturb(strength=u)])[0] for u in STRENGTHS}
+        guided = {u: make([prompt], number, [Perturb(strength=u, scale=SCALE)])[0] for u in STRENGTHS}
         sharp = [sharpness(clip) for clip in (plain, *guided.values())]
         measured = {
             f"sharpness at {u:g}, in % of plain": s / sharp[0] for u, s in zip(STRENGTHS, sharp[1:], strict=True)
