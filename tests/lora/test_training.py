@@ -12,13 +12,16 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import dattn
 from dattn.apps.cli import main
-from dattn.apps.lora.adapting import PROJECTIONS, add_lora, targets, weights
+from dattn.apps.lora.adapting import PROJECTIONS, add_lora, loaded_back, save, targets, weights
+from dattn.apps.lora.asking import listen, told
 from dattn.apps.shapes.pictures import caption_of, draw_pictures, sample_picture
 from tests.pipelines.tiny import MODELS
+
+from .test_asking import CALLS, size_of, subject
 
 FLUX = ["--model", f"{MODELS}/shapes-flux", "--buckets", "32x32", "--rank", "2", "--lora_alpha", "6"]
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -203,6 +206,26 @@ def test_an_estimate_trains_nothing(pictures, tmp_path, capsys):
     assert main([*words, "--attention", "Radial(block_size=64)", "--output", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
     assert "4,160 tokens" in said and "under Radial" in said and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["wan", "sd", "flux", "sdxl", "sd3", "cogvideox"])
+def test_what_was_saved_is_compared(name, tmp_path):
+    """In every family stock Diffusers loads what was trained, alpha and all; a file that says less is noticed."""
+    pipe, model = subject(name)
+    size, call = size_of(name), CALLS.get(name, {})
+    manner = listen(pipe, model, size, call)
+    heard = told(pipe, model, manner, "a red circle", size, call)
+    arguments = manner.arguments(torch.randn(1, *manner.shape), torch.tensor([500.0]), heard)
+    for parameter in add_lora(model, targets(model), 2, 6, 0):
+        torch.nn.init.normal_(parameter, std=0.1)
+    component = "unet" if getattr(pipe, "unet", None) is model else "transformer"
+    try:
+        path = save(pipe, component, model, tmp_path)
+        assert loaded_back(pipe, component, model, tmp_path, arguments) < 1e-5
+        save_file(load_file(path), path)  # without its metadata alpha is taken for the rank
+        assert loaded_back(pipe, component, model, tmp_path, arguments) > 1e-3
+    finally:
+        model.delete_adapters("default")
 
 
 @pytest.mark.parametrize("name", ["shapes-wan", "shapes-sd", "shapes-flux"])
