@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -163,12 +164,25 @@ class Stage:
             ValueError: it is not there.
         """
         tokens = self.tokens(self.prompts[prompt]) if self.prompts and isinstance(phrase, str) else []
+        if isinstance(phrase, str) and tokens:
+            phrase = self._expanded(phrase, self._own_tokenizers[0])
         return positions(phrase, tokens, self.text_count if count is None else count)
 
     def _tokenize(self, written: Written) -> list[Tokens]:
+        prompt = written.prompt
+        return [tokenize(one, replace(written, prompt=self._expanded(prompt, one))) for one in self._own_tokenizers]
+
+    @property
+    def _own_tokenizers(self) -> list[Any]:
+        """The pipeline's tokenizers, those of processors too."""
         names = [name for name in self._tokenizers if getattr(self.pipeline, name, None) is not None]
         found = (getattr(self.pipeline, name, None) for name in names or ["tokenizer"])
-        return [tokenize(getattr(one, "tokenizer", one), written) for one in found if one is not None]  # of processors
+        return [getattr(one, "tokenizer", one) for one in found if one is not None]
+
+    def _expanded(self, text: str, tokenizer: Any) -> str:
+        """A text in which words that were learnt as several embeddings are as many, as the pipeline writes them."""
+        convert = getattr(self.pipeline, "maybe_convert_prompt", None)
+        return text if convert is None else str(convert(text, tokenizer))
 
     def _placed(self, written: Written, found: Sequence[Tokens]) -> list[Tokens]:
         """The tokens that the model is given, each tokenizer's behind those of the one before."""

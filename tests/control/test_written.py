@@ -20,6 +20,7 @@ from transformers import AutoTokenizer
 
 from dattn.adapters import ADAPTERS
 from dattn.adapters.text import Prompt
+from dattn.control import HeatMaps
 from dattn.control.stage import Stage
 
 from .test_words import chat, clip, t5
@@ -272,3 +273,16 @@ def test_another_call_may_write_its_prompt_in_another_way():
     behind = own.positions("circle")
     own.encoding = {"prompt": prompt}
     assert behind[0] == 2 + own.positions("circle")[0]  # two of the instructions' tokens are left
+
+
+def test_a_word_of_several_embeddings_is_all_of_them():
+    """Textual inversion with several vectors: the pipeline writes one word as many, and those after it move on."""
+    pipe = diffusers.DiffusionPipeline.from_pretrained(Path(__file__).parents[2] / "assets/models/shapes-sd")
+    pipe.tokenizer.add_tokens(["<toy>", "<toy>_1", "<toy>_2"])
+    pipe.text_encoder.resize_token_embeddings(len(pipe.tokenizer))
+    pipe.set_progress_bar_config(disable=True)
+    maps = HeatMaps(["<toy>", "circle"])
+    with maps.on(pipe):
+        pipe("a <toy> circle", height=32, width=32, num_inference_steps=1, output_type="latent")
+        found = [maps.stage.positions(word) for word in ("a", "<toy>", "circle")]
+    assert found == [[0], [1, 2, 3], [4]]
