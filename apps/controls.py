@@ -12,7 +12,8 @@ import numpy as np
 
 from dattn.registry import pattern_from_string
 
-from .arguments import STOCK, Parser, add_model_options, at_least
+from .arguments import STOCK, Parser, add_model_options, add_schedule_options, at_least
+from .generate import apply_options
 from .loading import Loaded, load
 from .record import provenance, write_json
 from .shapes.control_cases import CASES, names_for
@@ -41,6 +42,7 @@ def parser() -> Parser:
     p.add_argument("--frames", type=at_least(5), help="frames of a video (default: the model's own)")
     folder = Path("outputs/controls")
     p.add_argument("--output", type=Path, default=folder, metavar="DIR", help="(default: %(default)s)")
+    add_schedule_options(p)
     add_model_options(p)
     return p
 
@@ -78,7 +80,13 @@ def _judged(name: str, loaded: Loaded, pattern: Any, options: Any) -> list[dict[
     call |= native.extra | ({} if native.guidance is None else {"guidance_scale": native.guidance})
     if loaded.makes_video:
         call["num_frames"] = options.frames or native.frames
-    make = Maker(loaded.pipe, call, None if loaded.makes_video else FRAMES, pattern)
+    make = Maker(
+        loaded.pipe,
+        call,
+        None if loaded.makes_video else FRAMES,
+        pattern,
+        {} if pattern is None else apply_options(options),
+    )
     cases = list(_counted(CASES[name](make, options.cases), name, options.cases))
     seconds = (time.perf_counter() - began) / len(cases)
     _draw(cases[:SHOWN], name, options.output / f"{loaded.name}-{_slug(options.pattern)}-{_slug(name)}.png")

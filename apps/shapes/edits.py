@@ -43,12 +43,14 @@ class Maker:
         call: the arguments of every call.
         frames: for how many a picture stands still; None for videos.
         pattern: what runs under the controls.
+        schedule: further arguments of ``dattn.apply``.
     """
 
     pipe: Any
     call: dict[str, Any] = field(repr=False)
     frames: int | None = None
     pattern: Any = None
+    schedule: dict[str, Any] = field(default_factory=dict)
 
     @property
     def moving(self) -> bool:
@@ -69,7 +71,7 @@ class Maker:
         """What a pipeline on the same model makes of a call."""
         import dattn
 
-        with dattn.apply(pipe, self.pattern, control=controls):
+        with dattn.apply(pipe, self.pattern, control=controls, **self.schedule):
             made = pipe(output_type="np", return_dict=False, **call)[0]
         clips = np.asarray(made)
         return [np.broadcast_to(c, (self.frames, *c.shape)) if self.frames else c for c in clips]
