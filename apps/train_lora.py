@@ -91,8 +91,7 @@ def parser() -> Parser:
     group.add_argument(
         "--weighting_scheme",
         choices=("none", "logit_normal", "mode"),
-        default="logit_normal",
-        help="how noise levels are drawn (default: %(default)s)",
+        help="how noise levels are drawn (default: logit_normal where the model learns flow, none elsewhere)",
     )
     group.add_argument(
         "--distill",
@@ -112,7 +111,7 @@ def parser() -> Parser:
         "--validation_steps",
         type=at_least(0),
         default=100,
-        help="steps between validation losses; 0 for none (default: %(default)s)",
+        help="steps between losses of the first examples at fixed noise; 0 for none (default: %(default)s)",
     )
     group.add_argument(
         "--validation_prompts", nargs="+", default=[], metavar="TEXT", help="made before and after training"
@@ -129,18 +128,9 @@ def read_options(argv: Sequence[str]) -> argparse.Namespace:
         ValueError: what is wrong with them.
     """
     own = parser()
-    words = [word.replace("-", "_").replace("__", "--", 1) if word.startswith("--") else word for word in argv]
+    words = [_underscored(word) for word in argv]
     config = own.parse_args(words).config
-    if config is not None:
-        known = {action.dest for action in own._actions}
-        told = _read_config(config)
-        wrong = sorted(set(told) - known)
-        if wrong:
-            raise ValueError(f"{config}: unknown option {wrong[0]!r} (see dattn train-lora --help)")
-        own.set_defaults(
-            **{name: Path(x) if name in ("data", "output", "cache_dir") else x for name, x in told.items()}
-        )
-    options = own.parse_args(words)
+    options = own.parse_args([*(_words(config, own) if config is not None else []), *words])
     for name in ("model", "data", "buckets"):
         if not getattr(options, name):
             raise ValueError(f"--{name} is missing (see dattn train-lora --help)")
@@ -149,13 +139,33 @@ def read_options(argv: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _underscored(word: str) -> str:
+    """An option's name as the parser knows it; values stay."""
+    if not word.startswith("--"):
+        return word
+    name, *value = word[2:].split("=", 1)
+    return "=".join(["--" + name.replace("-", "_"), *value])
+
+
+def _words(path: Path, own: argparse.ArgumentParser) -> list[str]:
+    """A config file as words of the command line."""
     try:
         text = path.read_text()
         told = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except (OSError, ValueError) as error:
         raise ValueError(f"config {path}: {error}") from None
-    return {name.replace("-", "_"): value for name, value in told.items()}
+    words: list[str] = []
+    for name, value in told.items():
+        option = "--" + name.replace("-", "_")
+        if option not in own._option_string_actions:
+            raise ValueError(f"{path}: unknown option {name!r} (see dattn train-lora --help)")
+        if isinstance(value, bool):
+            words += [option] if value else []
+        elif isinstance(value, list):
+            words += [option, *map(str, value)]
+        else:
+            words.append(f"{option}={json.dumps(value) if isinstance(value, dict) else value}")
+    return words
 
 
 def _json(text: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -111,7 +111,7 @@ class Handle:
     def __init__(self, target: Any, parts: list[_Part], settings: Settings, backend: str) -> None:
         self.settings = settings
         self._parts, self._backend = parts, backend
-        self._pipeline = weakref.ref(target) if hasattr(target, "scheduler") else lambda: None
+        self._pipeline: Callable[[], Any] = weakref.ref(target) if hasattr(target, "scheduler") else lambda: None
         self._masks = MaskCache(4 * max(4, sum(len(part.sites) for part in parts)))
         self._patches: list[Patch] = []
         self._removed = False
@@ -121,7 +121,7 @@ class Handle:
         self._controls: list[Control] = []
         adapter = parts[0].adapter
         text = adapter.tokenizers, adapter.written, adapter.positive_first
-        self._stage = Stage(self._pipeline, *text, adapter.frames_first)
+        self._stage = Stage(lambda: self._pipeline(), *text, adapter.frames_first)
         self._pipeline_tap: PipelineTap | None = None
 
     def _install(self) -> None:
@@ -209,6 +209,25 @@ class Handle:
         for part, patch in zip(self._parts, self._patches, strict=True):
             patch.direct(Direction(part.model, part.adapter, patch.layers, part.prefix, self._controls, self._stage))
         if self._pipeline() is not None:
+            self._pipeline_tap = PipelineTap(self._pipeline(), self._stage, self._prepared)
+
+    @contextmanager
+    def _hearing(self, target: Any) -> Iterator[None]:
+        """Prompts, latents and steps are another pipeline's inside, which has the same models."""
+        before = self._pipeline
+        if isinstance(target, nn.Module) or before() is target:
+            yield
+            return
+        self._listen(weakref.ref(target))
+        try:
+            yield
+        finally:
+            self._listen(before)
+
+    def _listen(self, pipeline: Callable[[], Any]) -> None:
+        self._pipeline = pipeline
+        if self._pipeline_tap is not None:
+            self._pipeline_tap.remove()
             self._pipeline_tap = PipelineTap(self._pipeline(), self._stage, self._prepared)
 
     def _release(self) -> None:
@@ -385,11 +404,12 @@ def controlling(target: Any, control: Control) -> Iterator[Handle]:
             f"{type(control).__name__}: dattn was applied to the model inside this pipeline, where neither prompts nor "
             "steps are known; apply it to the pipeline"
         )
-    handle.add(control)
-    try:
-        yield handle
-    finally:
-        handle.drop(control)
+    with handle._hearing(target):
+        handle.add(control)
+        try:
+            yield handle
+        finally:
+            handle.drop(control)
 
 
 def _stock_reason(index: int, dense: set[int], chosen: set[int], attention: Any) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dattn.control import Control
+from dattn.pipelines.latents import encoded
 
 SINGLE = ("DDIMScheduler", "FlowMatchEulerDiscreteScheduler")
 """Schedulers whose step is linear in latents and prediction, and knows nothing of the steps before it."""
@@ -107,14 +108,10 @@ def backwards(pipeline: Any) -> Iterator[Backwards]:
         pipeline.scheduler = forwards
 
 
-@torch.no_grad()
 def latents_of(pipeline: Any, image: Any, height: int | None, width: int | None) -> Tensor:
     """A picture as the pipeline's latents, packed where it packs them: of a PIL image, array or tensor."""
-    vae = pipeline.vae
     pixels = pipeline.image_processor.preprocess(image, height=height, width=width)
-    pixels = pixels.to(device=pipeline._execution_device, dtype=vae.dtype)
-    latents = vae.encode(pixels).latent_dist.mode()
-    latents = (latents - (vae.config.get("shift_factor") or 0)) * vae.config.scaling_factor
+    latents = encoded(pipeline.vae, pixels).to(pipeline._execution_device)
     if not hasattr(pipeline, "_pack_latents"):
         return latents
     return pipeline._pack_latents(latents, *latents.shape)

@@ -134,10 +134,13 @@ class MultiPromptVideoPipeline(OnStock, DiffusionPipeline):
             return super().__call__(prompt=texts, negative_prompt=negative, num_frames=frames, **call)
 
     def _frames(self, num_frames: int | None) -> int:
-        """Frames of a segment; by default as the stock pipelines have them."""
-        if num_frames is not None:
-            return num_frames
-        return 81 if self.stock is WanPipeline else (self.transformer.config.sample_frames - 1) // 4 * 4 + 1
+        """Frames of a segment, rounded so that the stock pipeline neither rounds nor pads; by default its own."""
+        factor = self.vae_scale_factor_temporal
+        if num_frames is None:
+            num_frames = 81 if self.stock is WanPipeline else self.transformer.config.sample_frames
+        joined = 1 if self.transformer is None else getattr(self.transformer.config, "patch_size_t", None) or 1
+        latent = max(0, num_frames - 1) // factor + 1
+        return (-(-latent // joined) * joined - 1) * factor + 1
 
     def _layers(self) -> int:
         denoiser = self.transformer if self.transformer is not None else self.transformer_2

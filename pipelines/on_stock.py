@@ -75,6 +75,4 @@ class OnStock:
 @functools.cache
 def _on(cls: type[OnStock], stock: type[DiffusionPipeline]) -> type[OnStock]:
     """The class of both; under the name of the first."""
-    offload = {"model_cpu_offload_seq": stock.model_cpu_offload_seq}
-    told = {"__module__": cls.__module__, "__doc__": cls.__doc__, "stock": stock}
-    return type(cls.__name__, (cls, stock), told | offload)
+    return type(cls.__name__, (cls, stock), {"__module__": cls.__module__, "__doc__": cls.__doc__, "stock": stock})

@@ -28,6 +28,8 @@ from dattn.control.words import Phrase
 from dattn.pipelines.inversion import Path, backwards, latents_of
 from dattn.pipelines.on_stock import IMPLIED, OnStock
 
+OF_INVERSION = ("height", "width", "num_inference_steps", "timesteps", "sigmas", "max_sequence_length")
+"""Arguments of a call that the inversion of its picture shares."""
 METHODS: dict[str, type[FromSource]] = {"replace": Replace, "refine": Refine}
 
 
@@ -97,8 +99,9 @@ class PromptEditPipeline(OnStock, DiffusionPipeline):
         Args:
             prompt: of the picture; of a real one, what is to be seen.
             edits: one prompt or several, as the picture should be.
-            image: a real picture to edit (PIL image, array or tensor); it needs a ``DDIMScheduler``, with Flux and
-                Stable Diffusion 3 their own ``FlowMatchEulerDiscreteScheduler``.
+            image: a real picture to edit (PIL image, array or tensor), which gives the size where none is told; it
+                needs a ``DDIMScheduler``, with Flux and Stable Diffusion 3 their own
+                ``FlowMatchEulerDiscreteScheduler``.
             method: ``"replace"`` for words that are swapped, ``"refine"`` for others; ``"auto"`` replaces where every
                 edit has as many words as the prompt.
             reweight: factors for words of the edits.
@@ -125,6 +128,7 @@ class PromptEditPipeline(OnStock, DiffusionPipeline):
         if reweight:
             controls.append(Reweight(reweight, prompts=range(1, len(prompts))))
         if image is not None:
+            call = self._size_of(image) | call
             path = self._invert(image, prompt, inversion_guidance, call)
             call["latents"] = path[0].repeat(len(prompts), *[1] * (path[0].ndim - 1))
             controls.append(Path(path))
@@ -138,12 +142,17 @@ class PromptEditPipeline(OnStock, DiffusionPipeline):
 
     def _invert(self, image: Any, prompt: str, guidance: float, call: Mapping[str, Any]) -> list[torch.Tensor]:
         """The latents of a picture at every noise level, the most first."""
-        of_inversion = ("height", "width", "num_inference_steps", "max_sequence_length")
-        same = {name: call[name] for name in of_inversion if name in call}
+        same = {name: call[name] for name in OF_INVERSION if name in call}
         clean = latents_of(self, image, call.get("height"), call.get("width"))
         with backwards(self) as scheduler:
             super().__call__(prompt=prompt, guidance_scale=guidance, latents=clean, output_type="latent", **same)
         return scheduler.path[::-1]
+
+    def _size_of(self, image: Any) -> dict[str, int]:
+        """The size of a picture, in pixels that the model can have."""
+        height, width = self.image_processor.get_default_height_width(image)
+        unit = 2 * self.vae_scale_factor
+        return {"height": height // unit * unit, "width": width // unit * unit}
 
 
 def _method(method: str, prompts: Sequence[str]) -> type[FromSource]:

@@ -9,17 +9,26 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dattn.plugin import models_of
+
 Arguments = dict[str, Any]
 Size = tuple[int, int, int]
 """Frames, height and width in pixels."""
 TIMES = ("timestep", "timesteps")
+STEPS = 8
+"""Of the call that is listened to: enough for both of two models that share the noise levels."""
+SIMPLE = [(factor, offset) for factor in (1.0, -1.0, 0.001, -0.001) for offset in (0.0, 1.0, 1000.0)]
+"""How pipelines write the scheduler's time: (factor, offset)."""
+ROUNDED = 2**-7
+"""Of a time that a pipeline has rounded to bfloat16 on the way."""
 
 
 class _Enough(Exception):
@@ -79,20 +88,20 @@ def listen(pipeline: Any, model: nn.Module, size: Size, call: Mapping[str, Any])
     Raises:
         ValueError: a pipeline that asks in a way that cannot be trained from text alone; the message says why.
     """
-    heard = _heard(pipeline, model, ["a", "a"], size, call, steps=2)
-    (one,) = _heard(pipeline, model, ["a"], size, call, steps=1).asked
-    first, last = heard.asked[0], heard.asked[-1]
-    names = list(flat(first))
+    heard = _heard(pipeline, model, ["a", "a"], size, call, STEPS)
+    (one,) = _heard(pipeline, model, ["a"], size, call, 1).asked
+    if len(heard.asked) < 2 or len(heard.asked) != len(heard.stepped):
+        raise ValueError(_why(pipeline, f"asked its model {len(heard.asked)} times in {len(heard.stepped)} steps"))
+    two, single, names = flat(heard.asked[0]), flat(one), list(flat(heard.asked[0]))
     latents, time = names[0], next((name for name in TIMES if name in names), "")
-    if not time or len(heard.asked) != 2 or len(heard.stepped) < 2:
-        raise ValueError(_why(pipeline, f"asked its model {len(heard.asked)} times in two steps"))
-    two, single = flat(first), flat(one)
+    if not time:
+        raise ValueError(_why(pipeline, f"tells its model no time, but {', '.join(names)}"))
     batched = [n for n in names if n not in (latents, time) and _grows(single.get(n), two[n])]
-    sample, times = heard.stepped[0][2], [float(stepped[1]) for stepped in heard.stepped]
+    sample = heard.stepped[0][2]
     if two[latents].shape != sample.shape:
         raise ValueError(_why(pipeline, f"gives it {tuple(two[latents].shape)} for latents {tuple(sample.shape)}"))
-    told = [float(flat(asked)[time].flatten()[0]) for asked in (first, last)]
-    factor = (told[1] - told[0]) / (times[1] - times[0])
+    times = [float(stepped[1]) for stepped in heard.stepped]
+    factor, offset = _line(times, [float(flat(asked)[time].flatten()[0]) for asked in heard.asked])
     common = {name: value for name, value in two.items() if name not in (latents, time, *batched)}
     return Manner(
         latents,
@@ -103,7 +112,7 @@ def listen(pipeline: Any, model: nn.Module, size: Size, call: Mapping[str, Any])
         {name: single[name] for name in batched},
         tuple(two[time].shape[1:]),
         factor,
-        told[0] - factor * times[0],
+        offset,
         _sign(pipeline, heard),
     )
 
@@ -112,7 +121,7 @@ def told(
     pipeline: Any, model: nn.Module, manner: Manner, prompt: str, size: Size, call: Mapping[str, Any]
 ) -> dict[str, Tensor]:
     """What a pipeline tells its model of a prompt: the batched tensors by name, [1, …] each."""
-    (asked,) = _heard(pipeline, model, [prompt], size, call, steps=1).asked
+    (asked,) = _heard(pipeline, model, [prompt], size, call, 1).asked
     return {name: flat(asked)[name].detach() for name in manner.batched}
 
 
@@ -127,33 +136,68 @@ class _Heard:
 
 @torch.no_grad()
 def _heard(
-    pipeline: Any, model: nn.Module, prompts: Sequence[str], size: Size, call: Mapping[str, Any], steps: int
+    pipeline: Any, model: nn.Module, prompts: Sequence[str], size: Size, call: Mapping[str, Any], most: int
 ) -> _Heard:
-    """What passes between pipeline, model and scheduler in a call."""
+    """What passes between pipeline, model and scheduler in a call, until the model has been asked ``most`` times."""
     heard = _Heard([], [], [])
-    signature = inspect.signature(model.forward)
+    signature, awaited = inspect.signature(model.forward), False
 
-    def stand_in(*args: Any, **kwargs: Any) -> Any:
+    def stand_in(own: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        nonlocal awaited
         asked = dict(signature.bind(*args, **kwargs).arguments)
-        if len(heard.asked) == len(heard.stepped):
+        gave = _random_output(own, next(iter(asked.values())))
+        if own is model and not awaited:
+            awaited = True
             heard.asked.append({name: value for name, value in asked.items() if name != "return_dict"})
-        if steps == 1:
-            raise _Enough
-        latents = next(iter(asked.values()))
-        heard.gave.append(torch.randn_like(latents))
-        return (heard.gave[-1],) if asked.get("return_dict") is False else _Output(sample=heard.gave[-1])
+            heard.gave.append(gave)
+            if len(heard.asked) == most:
+                raise _Enough
+        return (gave,) if asked.get("return_dict") is False else _Output(sample=gave)
 
     step = pipeline.scheduler.step
     of_step = inspect.signature(step)
 
     def noted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal awaited
         given = of_step.bind(*args, **kwargs).arguments
-        heard.stepped.append((next(iter(given.values())), given["timestep"], given["sample"]))
+        if awaited:
+            heard.stepped.append((next(iter(given.values())), given["timestep"], given["sample"]))
+        awaited = False
         return step(*args, **kwargs)
 
-    with _in_place(model, "forward", stand_in), _in_place(pipeline.scheduler, "step", noted), suppress(_Enough):
-        pipeline(prompt=list(prompts), num_inference_steps=2, **_options(pipeline, model, size), **call)
+    options = {**call, "prompt": list(prompts), "num_inference_steps": STEPS, **_options(pipeline, size)}
+    with ExitStack() as stack:
+        for one in models_of(pipeline).values():
+            stack.enter_context(_in_place(one, "forward", partial(stand_in, one)))
+        stack.enter_context(_in_place(pipeline.scheduler, "step", noted))
+        stack.enter_context(suppress(_Enough))
+        try:
+            with torch.no_grad():
+                pipeline(**options)
+        except (TypeError, RuntimeError, AttributeError, KeyError, IndexError) as error:
+            raise ValueError(_why(pipeline, f"cannot be listened to ({type(error).__name__}: {error})")) from error
+    del heard.asked[len(heard.stepped) + (most == 1) :]
     return heard
+
+
+def _random_output(model: Any, latents: Tensor) -> Tensor:
+    """What a model may give for latents: of as many channels as it has, learned variances among them."""
+    channels = latents.shape[1]
+    wider = latents.ndim > 3 and getattr(model.config, "out_channels", None) == 2 * channels
+    return torch.randn_like(torch.cat([latents, latents], 1) if wider else latents)
+
+
+def _line(times: Sequence[float], told: Sequence[float]) -> tuple[float, float]:
+    """Factor and offset from the scheduler's times to the model's, whatever rounding is on the way."""
+    for factor, offset in SIMPLE:
+        pairs = [(factor * time, had) for time, had in zip(times, told, strict=True)]
+        if all(abs(scaled + offset - had) <= ROUNDED * (abs(scaled) + abs(offset)) for scaled, had in pairs):
+            return factor, offset
+    last = max(range(len(times)), key=lambda i: abs(times[i] - times[0]))
+    if times[last] == times[0]:
+        return 1.0, told[0] - times[0]
+    factor = (told[last] - told[0]) / (times[last] - times[0])
+    return factor, told[0] - factor * times[0]
 
 
 class _Output(dict[str, Any]):
@@ -165,7 +209,7 @@ class _Output(dict[str, Any]):
         return next(iter(self.values())) if key == 0 else super().__getitem__(key)
 
 
-def _options(pipeline: Any, model: nn.Module, size: Size) -> dict[str, Any]:
+def _options(pipeline: Any, size: Size) -> dict[str, Any]:
     """Size, and no guidance: a model that has it as an input is told 1."""
     takes = inspect.signature(type(pipeline).__call__).parameters
     wanted = {"num_frames": size[0], "height": size[1], "width": size[2], "guidance_scale": 1.0}
@@ -193,7 +237,7 @@ def _grows(one: Any, two: Any) -> bool:
 
 def _sign(pipeline: Any, heard: _Heard) -> int:
     gave, given = heard.gave[0].float(), heard.stepped[0][0].float()
-    given = given.to(gave.device)
+    gave = gave[:, : given.shape[1]].to(given.device) if gave.ndim == given.ndim else gave
     for sign in (1, -1):
         if given.shape == gave.shape and torch.allclose(given, sign * gave, atol=1e-2, rtol=1e-2):
             return sign

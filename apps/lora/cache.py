@@ -75,25 +75,41 @@ class Cache:
         prepared = Prepared([], {}, {}, [])
         for item in tqdm(items, desc="preparing", unit="file", disable=quiet):
             try:
-                clip = read(item.path)
-                size = fitting(clip.shape[:3], buckets)
-                if size is None:
-                    raise ValueError(f"{item.path}: {len(clip)} frames are fewer than any bucket has")
+                content, size = self._size(item.path, buckets)
             except ValueError as error:
                 prepared.skipped.append(str(error))
                 continue
             if size not in prepared.manners:
                 prepared.manners[size] = listen(self._pipeline, self._model, size, self._call)
                 prepared.nothing[size] = self._told("", size, prepared.manners[size])
-            manner = prepared.manners[size]
-            latents = self._kept(
-                ["latents", hashlib.sha256(clip.tobytes()).hexdigest(), clip.shape, size],
-                lambda c=clip, s=size, m=manner: {"latents": latents_of(self._pipeline, self._model, cut(c, s), m)},
-            )
-            prepared.examples.append(Example(size, latents, self._told(item.caption, size, manner)))
+            prepared.examples.append(self._example(item, content, size, prepared.manners[size]))
         if not prepared.examples:
             raise ValueError(f"none of {len(items)} files can be used: {'; '.join(prepared.skipped[:3])}")
         return prepared
+
+    def _size(self, path: Path, buckets: Sequence[Size]) -> tuple[str, Size]:
+        """What a file is known by, and its bucket.
+
+        Raises:
+            ValueError: a file that cannot be used.
+        """
+        content = _content(path)
+        shape = load_file(self._kept(["shape", content], lambda: {"shape": torch.tensor(read(path).shape[:3])}))[
+            "shape"
+        ]
+        size = fitting(shape.tolist(), buckets)
+        if size is None:
+            raise ValueError(f"{path}: {int(shape[0])} frames are fewer than any bucket has")
+        return content, size
+
+    def _example(self, item: Item, content: str, size: Size, manner: Manner) -> Example:
+        """An item, made ready; a file that is known is not decoded again."""
+
+        def latents() -> dict[str, Tensor]:
+            return {"latents": latents_of(self._pipeline, self._model, cut(read(item.path), size), manner)}
+
+        kept = self._kept(["latents", content, size], latents)
+        return Example(size, kept, self._told(item.caption, size, manner))
 
     def _told(self, caption: str, size: Size, manner: Manner) -> Path:
         return self._kept(
@@ -109,6 +125,19 @@ class Cache:
             save_file({name: tensor.contiguous().cpu() for name, tensor in make().items()}, part)
             part.replace(path)
         return path
+
+
+def _content(path: Path) -> str:
+    """What tells a file's content from others'.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def _weights(module: torch.nn.Module) -> str:

@@ -28,7 +28,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def write(folder: Path, state: State, limit: int | None = None) -> Path:
-    """Write a checkpoint, then drop the oldest beyond ``limit``."""
+    """Write a checkpoint, then drop the oldest of those before it beyond ``limit``."""
     path = folder / f"checkpoint-{state.step}"
     part = folder / f".checkpoint-{state.step}.part"
     shutil.rmtree(part, ignore_errors=True)
@@ -38,7 +38,7 @@ def write(folder: Path, state: State, limit: int | None = None) -> Path:
     (part / "state.json").write_text(json.dumps({"step": state.step, **state.told}, indent=2))
     shutil.rmtree(path, ignore_errors=True)
     part.replace(path)
-    for old in checkpoints(folder)[: -limit or None] if limit else []:
+    for old in [one for one in checkpoints(folder) if one != path][: 1 - limit or None] if limit else []:
         shutil.rmtree(old)
     return path
 

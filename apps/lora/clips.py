@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from math import log
 from pathlib import Path
 
 import numpy as np
@@ -34,14 +35,14 @@ def read(path: Path) -> np.ndarray:
     Raises:
         ValueError: a file that is neither, or cannot be read.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     from ..media import read_video
 
     try:
         if path.suffix.lower() in PICTURES:
             with Image.open(path) as picture:
-                return np.asarray(picture.convert("RGB"))[None]
+                return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))[None]
         return np.asarray(read_video(path))[..., :3]
     except (OSError, UnidentifiedImageError, ValueError, StopIteration, IndexError) as error:
         raise ValueError(f"{path}: cannot be read ({error or type(error).__name__})") from None
@@ -53,9 +54,13 @@ def fitting(shape: Sequence[int], buckets: Sequence[Size]) -> Size | None:
     if not short:
         return None
     frames = max(one[0] for one in short)
-    return min(
-        (one for one in short if one[0] == frames), key=lambda one: abs(np.log(one[1] * shape[2] / one[2] / shape[1]))
-    )
+    return min((one for one in short if one[0] == frames), key=lambda one: _apart(shape, one))
+
+
+def _apart(shape: Sequence[int], size: Size) -> tuple[float, float]:
+    """How far a clip's proportions are from a size's, then how far their areas are."""
+    (_, height, width), (_, tall, wide) = shape, size
+    return round(abs(log(tall * width / wide / height)), 6), abs(log(tall * wide / height / width))
 
 
 def cut(clip: np.ndarray, size: Size) -> Tensor:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dattn.adapters import adapter_for
+from dattn.pipelines.latents import encoded
 
 from .asking import Manner
 
 
-@torch.no_grad()
 def latents_of(pipeline: Any, model: Any, pixels: Tensor, manner: Manner) -> Tensor:
     """Latents of one clip or picture, as the scheduler has them.
 
@@ -27,10 +26,8 @@ def latents_of(pipeline: Any, model: Any, pixels: Tensor, manner: Manner) -> Ten
         ValueError: a pipeline whose latents are of another shape.
     """
     vae = pipeline.vae
-    clip = pixels.to(vae.device, vae.dtype).permute(3, 0, 1, 2)[None]
-    video = adapter_for(model).video
-    encoded = vae.encode(clip if video or _takes_clips(vae) else clip[:, :, 0])
-    latents = _normal(vae, encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent)
+    clip = pixels.permute(3, 0, 1, 2)[None]
+    latents = encoded(vae, clip if adapter_for(model).video or _takes_clips(vae) else clip[:, :, 0])
     if adapter_for(model).frames_first:
         latents = latents.transpose(1, 2)
     if tuple(latents.shape[1:]) != manner.shape and hasattr(pipeline, "_pack_latents"):
@@ -40,24 +37,12 @@ def latents_of(pipeline: Any, model: Any, pixels: Tensor, manner: Manner) -> Ten
             f"{type(pipeline).__name__} gives its model latents of {manner.shape}, but its autoencoder makes "
             f"{tuple(latents.shape[1:])} of a clip of {tuple(pixels.shape[:3])}: choose a size that both divide"
         )
-    return latents.float()
+    return latents
 
 
 def _takes_clips(vae: Any) -> bool:
     """Whether an autoencoder of pictures takes clips of one frame (Qwen-Image)."""
     return any(type(module).__name__.endswith("CausalConv3d") for module in vae.modules())
-
-
-def _normal(vae: Any, latents: Tensor) -> Tensor:
-    """Latents as the model knows them, by mean and deviation of each channel or by one factor."""
-    known = {**vae.config, **dict(vae.named_buffers())}
-    mean, deviation = known.get("latents_mean"), known.get("latents_std")
-    factor = vae.config.get("scaling_factor") or 1.0
-    if mean is None or deviation is None:
-        return (latents - (vae.config.get("shift_factor") or 0.0)) * factor
-    shape = (1, -1, *[1] * (latents.ndim - 2))
-    mean, deviation = (torch.as_tensor(x).view(shape).to(latents) for x in (mean, deviation))
-    return (latents - mean) / deviation * factor
 
 
 def _packed(pipeline: Any, latents: Tensor) -> Tensor:

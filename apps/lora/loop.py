@@ -135,6 +135,13 @@ class Trainer:
         state = checkpoints.read(self.settings.output, self.settings.resume)
         if state is None:
             return
+        changed = [name for name, value in self.settings.told.items() if state.told.get(name) != value]
+        if changed:
+            was, now = state.told.get(changed[0]), self.settings.told[changed[0]]
+            raise ValueError(
+                f"resume_from_checkpoint {self.settings.resume}: {changed[0]} was {was!r}, now it is {now!r}; go on "
+                "with the same"
+            )
         restore(self.plain, state.weights)
         checkpoints.restore_numbers(self.optimizer.optimizer, state.optimizer)
         self.step = state.step
@@ -219,12 +226,12 @@ class Trainer:
 
     @torch.no_grad()
     def validation_loss(self, examples: int = 8, levels: Sequence[float] = (0.2, 0.5, 0.8)) -> float:
-        """The loss at fixed noise and times, so that it can be compared over a run and between runs."""
+        """The loss of the first examples at fixed noise and times, so that it can be compared over a run."""
         self.plain.eval()
         losses = []
         for number, index in enumerate(range(min(examples, len(self._prepared.examples)))):
             for level in levels:
-                batch = self._batch([index], VALIDATION + number, torch.tensor([level]))
+                batch = self._batch([index], VALIDATION + number, self._objective.fixed(level))
                 with self.accelerator.autocast():
                     output = self.plain(**batch.arguments, return_dict=False)
                 losses.append(nn.functional.mse_loss(batch.manner.prediction(output).float(), batch.target.float()))
@@ -233,4 +240,4 @@ class Trainer:
 
     def forward_arguments(self) -> dict[str, Any]:
         """Arguments of one forward pass, for a check of what was saved."""
-        return self._batch([0], 0, torch.tensor([0.5])).arguments
+        return self._batch([0], 0, self._objective.fixed(0.5)).arguments

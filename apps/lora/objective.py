@@ -19,20 +19,34 @@ class Objective:
         alphas: the products a_t, [times]; None for flow.
         shift: of the noise levels of flow: s -> shift s / (1 + (shift - 1) s).
         times: how many there are.
+        between: the noise levels that the model is asked for, where two models share them.
     """
 
     kind: str
     alphas: Tensor | None
     shift: float
     times: int
+    between: tuple[float, float] = (0.0, 1.0)
 
     def levels(self, count: int, scheme: str, generator: torch.Generator) -> Tensor:
-        """Noise levels in (0, 1), float32 [count]: drawn evenly, or by ``logit_normal`` or ``mode``."""
+        """Noise levels in (0, 1), float32 [count]: drawn evenly, or by ``logit_normal`` or ``mode``.
+
+        Those that another model is asked for are drawn again.
+        """
         from diffusers.training_utils import compute_density_for_timestep_sampling
 
-        drawn = compute_density_for_timestep_sampling(scheme, count, 0.0, 1.0, 1.29, generator=generator)
-        level = 1 - drawn.float()
-        return self.shift * level / (1 + (self.shift - 1) * level) if self.kind == "flow" else level
+        found = torch.empty(0)
+        while len(found) < count:
+            drawn = compute_density_for_timestep_sampling(scheme, count, 0.0, 1.0, 1.29, generator=generator)
+            level = 1 - drawn.float()
+            level = self.shift * level / (1 + (self.shift - 1) * level) if self.kind == "flow" else level
+            found = torch.cat([found, level[(level >= self.between[0]) & (level <= self.between[1])]])
+        return found[:count]
+
+    def fixed(self, share: float) -> Tensor:
+        """The level at a share of those that the model is asked for, float32 [1]."""
+        low, high = self.between
+        return torch.tensor([low + share * (high - low)])
 
     def noisy(self, clean: Tensor, noise: Tensor, levels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Noisy latents, the scheduler's times, and targets, for latents [batch, …] and levels [batch]."""
@@ -46,24 +60,26 @@ class Objective:
         return signal * clean + rest * noise, times.float(), targets[self.kind]
 
 
-def objective_of(scheduler: Any) -> Objective:
+def objective_of(scheduler: Any, between: tuple[float, float] = (0.0, 1.0)) -> Objective:
     """The objective of a scheduler's models.
 
     Raises:
         ValueError: a scheduler that tells of none that is known.
     """
     config = scheduler.config
+    if config.get("invert_sigmas"):
+        raise ValueError(f"scheduler {type(scheduler).__name__} with invert_sigmas=True: its times run backwards")
     times, kind = config.get("num_train_timesteps", 1000), config.get("prediction_type")
     if type(scheduler).__name__.startswith("FlowMatch") or kind == "flow_prediction" or config.get("use_flow_sigmas"):
         shift = config.get("shift") or config.get("flow_shift") or 1.0
-        return Objective("flow", None, float(shift), times)
+        return Objective("flow", None, float(shift), times, between)
     alphas = getattr(scheduler, "alphas_cumprod", None)
     if alphas is None or kind not in ("epsilon", "v_prediction", "sample"):
         raise ValueError(
             f"scheduler {type(scheduler).__name__} with prediction_type={kind!r}: dattn trains flow matching, epsilon, "
             "v_prediction and sample"
         )
-    return Objective(str(kind), alphas, 1.0, times)
+    return Objective(str(kind), alphas, 1.0, times, between)
 
 
 def _over(numbers: Tensor, like: Tensor) -> Tensor:

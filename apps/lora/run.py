@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,16 @@ from ..record import provenance, write_json
 from .adapting import add_lora, loaded_back, save, targets
 from .asking import Size
 from .cache import Cache, Prepared
+from .checkpoints import checkpoints
 from .items import Item
 from .loop import Settings, Trainer
-from .objective import objective_of
+from .objective import Objective, objective_of
 from .subject import Subject, subject_of
 
 SAME = 1e-3
 """Outputs with a LoRA before and after saving differ at most by this share of the largest."""
+PATIENCE = timedelta(hours=24)
+"""How long processes wait for the one that prepares data or makes samples."""
 DTYPES = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -33,38 +37,42 @@ def train(options: Any, attention: Any, buckets: Sequence[Size], items: Sequence
     Raises:
         ValueError: data or model that cannot be trained; a LoRA that does not load as it was trained.
     """
+    _check_output(options)
     accelerator = _accelerator(options)
     first = accelerator.is_main_process
     options.output.mkdir(parents=True, exist_ok=True)
     subject = subject_of(options, attention, str(accelerator.device), DTYPES[accelerator.mixed_precision])
+    names, objective = _checked(options, subject)
     with accelerator.main_process_first():
         cache = Cache(options.cache_dir or options.output / "cache", subject.pipeline, subject.model, subject.call)
         prepared = cache.prepare(items, buckets, quiet=not first)
     prompts = options.validation_prompts if first else []
     before = subject.samples(prompts, buckets[0], options.seed)
     subject.put_away()
-    names = targets(subject.model, options.target_modules)
     learning = add_lora(subject.model, names, options.rank, options.lora_alpha or options.rank, options.seed)
     if options.gradient_checkpointing:
         subject.model.enable_gradient_checkpointing()
-    rest, objective = subject.sparse(options.distill), objective_of(subject.pipeline.scheduler)
-    trainer = Trainer(accelerator, subject.model, prepared, objective, _settings(options), rest)
+    rest = subject.sparse(options.distill)
+    settings = _settings(options, names, objective)
+    trainer = Trainer(accelerator, subject.model, prepared, objective, settings, rest)
     trainer.resume()
     if first:
         _say(prepared, sum(p.numel() for p in learning), len(names), trainer.step, options.max_train_steps)
     told = _run(trainer, options, accelerator)
     if first:
         trainer.write()
-        _finish(options, subject, trainer, prepared, told, argv)
+        with accelerator.autocast():
+            _finish(options, subject, trainer, prepared, told, argv)
+        accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # or latents come out in another type
         _compare(options, subject, before, buckets[0])
     accelerator.wait_for_everyone()
     accelerator.end_training()
 
 
 def _accelerator(options: Any) -> Any:
-    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-    kwargs = [DistributedDataParallelKwargs(find_unused_parameters=True)]
+    kwargs = [DistributedDataParallelKwargs(find_unused_parameters=True), InitProcessGroupKwargs(timeout=PATIENCE)]
     return Accelerator(
         mixed_precision=options.mixed_precision,
         log_with=options.report_to,
@@ -73,7 +81,26 @@ def _accelerator(options: Any) -> Any:
     )
 
 
-def _settings(options: Any) -> Settings:
+def _check_output(options: Any) -> None:
+    """Raise where an earlier run's checkpoints are in the way."""
+    found = checkpoints(options.output)
+    if found and options.resume_from_checkpoint is None:
+        raise ValueError(
+            f"--output {options.output} has {found[-1].name} of an earlier run: go on with --resume_from_checkpoint "
+            "latest, or name another folder"
+        )
+
+
+def _checked(options: Any, subject: Subject) -> tuple[list[str], Objective]:
+    """Layers that get LoRA and what is predicted; what cannot be trained is said before anything takes long."""
+    if not hasattr(subject.pipeline, "save_lora_weights"):
+        raise ValueError(f"{type(subject.pipeline).__name__} loads no LoRA in Diffusers")
+    with dattn.apply(subject.model, subject.attention, dense_steps=0, **subject.schedule):
+        names = targets(subject.model, options.target_modules)
+    return names, objective_of(subject.pipeline.scheduler, subject.between)
+
+
+def _settings(options: Any, names: Sequence[str], objective: Objective) -> Settings:
     return Settings(
         output=options.output,
         steps=options.max_train_steps,
@@ -84,7 +111,7 @@ def _settings(options: Any) -> Settings:
         warmup=options.lr_warmup_steps,
         weight_decay=options.adam_weight_decay,
         clip=options.max_grad_norm,
-        weighting=options.weighting_scheme,
+        weighting=options.weighting_scheme or ("logit_normal" if objective.kind == "flow" else "none"),
         dropout=options.caption_dropout,
         distill=options.distill,
         seed=options.seed,
@@ -92,7 +119,13 @@ def _settings(options: Any) -> Settings:
         checkpoint_limit=options.checkpoints_total_limit,
         validate_every=options.validation_steps,
         resume=options.resume_from_checkpoint,
-        told={"rank": options.rank, "lora_alpha": options.lora_alpha or options.rank},
+        told={
+            "rank": options.rank,
+            "lora_alpha": options.lora_alpha or options.rank,
+            "layers": list(names),
+            "seed": options.seed,
+            "train_batch_size": options.train_batch_size,
+        },
     )
 
 
@@ -108,6 +141,7 @@ def _run(trainer: Trainer, options: Any, accelerator: Any) -> list[dict[str, flo
     if options.report_to:
         accelerator.init_trackers("dattn", {name: str(value) for name, value in vars(options).items()})
     first, log = accelerator.is_main_process, options.output / "training.jsonl"
+    _cut(log, trainer.step)
     all_told: list[dict[str, float]] = []
     bar = tqdm(total=options.max_train_steps, initial=trainer.step, desc="training", unit="step", disable=not first)
 
@@ -123,6 +157,12 @@ def _run(trainer: Trainer, options: Any, accelerator: Any) -> list[dict[str, flo
     with bar:
         trainer.run(report)
     return all_told
+
+
+def _cut(log: Path, step: int) -> None:
+    """Keep the lines of a log up to a step."""
+    lines = log.read_text().splitlines(keepends=True) if log.is_file() else []
+    log.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
 
 
 def _memory(device: torch.device) -> str:

@@ -40,6 +40,14 @@ class Subject:
         """The model that is trained."""
         return getattr(self.pipeline, self.component)
 
+    @property
+    def between(self) -> tuple[float, float]:
+        """The noise levels that the model is asked for: of two, one has those above a boundary."""
+        boundary = self.pipeline.config.get("boundary_ratio")
+        if boundary is None or getattr(self.pipeline, "transformer_2", None) is None:
+            return 0.0, 1.0
+        return (0.0, boundary) if self.component == "transformer_2" else (boundary, 1.0)
+
     def sparse(self, teacher: bool) -> Callable[[bool], None]:
         """Put the pattern on the model; with a teacher, the call that lets it rest (True) and act again (False)."""
         if self.attention is None:
@@ -67,13 +75,12 @@ class Subject:
         """A clip for each prompt, under what is applied: uint8 [frames, height, width, 3]."""
         takes = inspect.signature(type(self.pipeline).__call__).parameters
         wanted = dict(zip(("num_frames", "height", "width"), size, strict=True))
-        call = self.call | {name: value for name, value in wanted.items() if name in takes}
+        call = {name: value for name, value in wanted.items() if name in takes} | self.call
         made = {}
         for prompt in prompts:
             generator = torch.Generator().manual_seed(seed)
-            clip = np.asarray(
-                self.pipeline(prompt, generator=generator, output_type="np", return_dict=False, **call)[0][0]
-            )
+            told = {"generator": generator, **call, "output_type": "np", "return_dict": False}
+            clip = np.asarray(self.pipeline(prompt, **told)[0][0])
             made[prompt] = (clip.reshape(-1, *clip.shape[-3:]) * 255).round().astype(np.uint8)
         return made
 

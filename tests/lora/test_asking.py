@@ -1,5 +1,6 @@
 """How pipelines ask their models is found out by listening, in families that differ in all of it."""
 
+from copy import deepcopy
 from functools import cache
 
 import numpy as np
@@ -10,6 +11,8 @@ from diffusers import (
     DiffusionPipeline,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    PNDMScheduler,
     UniPCMultistepScheduler,
 )
 
@@ -174,12 +177,59 @@ def test_levels_are_drawn_and_shifted(scheme):
 def test_pipelines_that_ask_for_more_are_refused():
     pipe, model = subject("wan")
 
-    class Twice(type(pipe)):
+    class Doubling(type(pipe)):
         def __call__(self, *args, **kwargs):
-            super().__call__(*args, **kwargs)
+            step = self.scheduler.step
+            self.scheduler.step = lambda output, *others, **options: step(2 * output, *others, **options)
             return super().__call__(*args, **kwargs)
 
-    twice = Twice(**pipe.components)
-    twice.set_progress_bar_config(disable=True)
-    with pytest.raises(ValueError, match="Twice asked its model 4 times"):
-        listen(twice, model, (9, 64, 64), {})
+    class Failing(type(pipe)):
+        def __call__(self, *args, **kwargs):
+            return super().__call__(*args, **{**kwargs, "attention_kwargs": 3, "latents": "none"})
+
+    for kind, says in ((Doubling, "makes something else"), (Failing, "cannot be listened to")):
+        other = kind(**pipe.components)
+        other.scheduler = FlowMatchEulerDiscreteScheduler()
+        other.set_progress_bar_config(disable=True)
+        with pytest.raises(ValueError, match=says):
+            listen(other, model, (9, 64, 64), {})
+
+
+@pytest.mark.parametrize("scheduler", [PNDMScheduler, HeunDiscreteScheduler, EulerDiscreteScheduler])
+def test_schedulers_that_ask_more_often(scheduler):
+    pipe, model = subject("sd")
+    own = type(pipe)(
+        **{**pipe.components, "scheduler": scheduler.from_config(pipe.scheduler.config)}, requires_safety_checker=False
+    )
+    own.set_progress_bar_config(disable=True)
+    manner = listen(own, model, (1, 64, 64), {})
+    assert (manner.factor, manner.offset, manner.sign) == (1.0, 0.0, 1)
+
+
+def test_times_that_were_rounded_on_the_way():
+    pipe, _ = subject("flux")
+    half = type(pipe)(**pipe.components)
+    half.set_progress_bar_config(disable=True)
+    try:
+        half.to(torch.bfloat16)
+        manner = listen(half, half.transformer, (1, 64, 64), {"max_sequence_length": 16})
+    finally:
+        half.to(torch.float32)
+    assert (manner.factor, manner.offset) == (0.001, 0.0)
+
+
+def test_two_models_that_share_the_noise_levels():
+    pipe, model = subject("wan")
+    both = type(pipe)(**{**pipe.components, "transformer_2": deepcopy(model)}, boundary_ratio=0.9)
+    both.set_progress_bar_config(disable=True)
+    for one in (both.transformer, both.transformer_2):
+        manner = listen(both, one, (9, 64, 64), {})
+        assert (manner.factor, manner.offset, manner.shape) == (1.0, 0.0, (8, 5, 8, 8))
+        assert told(both, one, manner, "a red circle", (9, 64, 64), {})["encoder_hidden_states"].shape[1] == 512
+    high = objective_of(both.scheduler, (0.9, 1.0)).levels(50, "none", torch.Generator().manual_seed(0))
+    assert len(high) == 50 and high.min() >= 0.9
+
+
+def test_times_that_run_backwards_are_refused():
+    with pytest.raises(ValueError, match="invert_sigmas"):
+        objective_of(FlowMatchEulerDiscreteScheduler(invert_sigmas=True))

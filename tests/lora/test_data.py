@@ -103,6 +103,7 @@ def test_a_clip_goes_where_it_fits():
     assert fitting((20, 50, 100), buckets) == (17, 32, 64)
     assert fitting((1, 50, 100), buckets) == (1, 64, 64)
     assert fitting((1, 50, 100), buckets[1:]) is None
+    assert fitting((1, 1024, 1024), [(1, 512, 512), (1, 1024, 1024)]) == (1, 1024, 1024)
 
 
 @given(st.integers(1, 6), st.integers(8, 40), st.integers(8, 40), st.integers(8, 24), st.integers(8, 24))

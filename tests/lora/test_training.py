@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from diffusers import DiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -42,6 +43,7 @@ def pictures(tmp_path_factory):
 
 
 def train(data, output, steps, *more):
+    AcceleratorState._reset_state(reset_partial_state=True)  # one run in a process is all that accelerate knows
     words = ["train-lora", *FLUX, "--data", str(data), "--output", str(output), "--max_train_steps", str(steps)]
     return main([*words, "--learning_rate", "1e-2", "--cache_dir", str(data / "cache"), *more])
 
@@ -87,10 +89,19 @@ def test_going_on_is_never_having_stopped(pictures, tmp_path):
             file.unlink()
         (tmp_path / "broken" / gone).rmdir()
     (tmp_path / "broken" / WEIGHTS).unlink()
+    assert train(pictures, tmp_path / "broken", 5, *options) == 2  # an earlier run's checkpoints are in the way
+    assert train(pictures, tmp_path / "broken", 5, *options, "--rank", "3", "--resume_from_checkpoint", "latest") == 2
     assert train(pictures, tmp_path / "broken", 5, *options, "--resume_from_checkpoint", "latest") == 0
     assert same(tmp_path / "whole", tmp_path / "broken")
     assert train(pictures, tmp_path / "other", 5, *options, "--seed", "1") == 0
     assert not same(tmp_path / "whole", tmp_path / "other")
+
+
+def test_in_half_precision(pictures, tmp_path):
+    options = ["--mixed_precision", "bf16", "--gradient_checkpointing", "--validation_prompts", "a red circle"]
+    assert train(pictures, tmp_path, 2, *options, "--attention", "Neighborhood(3)") == 0
+    assert json.loads((tmp_path / "run.json").read_text())["loaded_back_error"] < 1e-2
+    assert Image.open(tmp_path / "validation.png").width > 60
 
 
 def test_checkpoints_are_limited(pictures, tmp_path):
@@ -174,7 +185,10 @@ def test_options_may_come_from_a_file(pictures, tmp_path):
         f'model = "{MODELS}/shapes-flux"\ndata = "{pictures}"\nbuckets = ["32x32"]\nmax_train_steps = 1\nrank = 3\n'
         f'output = "{tmp_path}/out"\ncache-dir = "{pictures}/cache"\nvalidation_steps = 0\n'
     )
-    assert main(["train-lora", "--config", str(tmp_path / "run.toml"), "--rank", "2"]) == 0
+    assert main(["train-lora", "--config", str(tmp_path / "run.toml"), "--rank=2", "--learning-rate=1e-3"]) == 0
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["options"]["learning_rate"] == 1e-3
+    (tmp_path / "wrong.toml").write_text('weighting_scheme = "cosmap"')
+    assert main(["train-lora", "--config", str(tmp_path / "wrong.toml")]) == 2
     lora = load_file(tmp_path / "out" / WEIGHTS)
     assert {tensor.shape[0] for name, tensor in lora.items() if "lora_A" in name} == {2}
 

@@ -117,7 +117,7 @@ def test_a_video_of_two_prompts(wan):
     assert not torch.equal(made, video(multi, PROMPTS[:1] * 2, overlap=2))
     unshared = video(multi, PROMPTS, overlap=2, share=0.0)
     with_subjects = video(multi, PROMPTS, overlap=2, share=1.0, subjects=["red circle"] * 2)
-    assert not torch.equal(made, unshared) or not torch.equal(with_subjects, unshared)
+    assert not torch.equal(made, unshared) and not torch.equal(with_subjects, unshared)
     assert not torch.equal(with_subjects, video(multi, PROMPTS, overlap=2, share=1.0))
     assert not any("_dattn" in name for name in vars(wan.transformer))
     assert torch.equal(video(wan, PROMPTS[0]), video(multi, PROMPTS[:1]))
@@ -144,6 +144,27 @@ def test_patterns_stay_applied(wan):
         assert handle.controls == () and "Neighborhood" in str(handle.report())
     assert not torch.equal(sparse, dense)
     assert torch.equal(video(multi, PROMPTS, overlap=2), dense)
+
+
+def test_patterns_of_the_stock_pipeline_stay_applied(wan):
+    """What was applied before ``from_pipe`` stays; prompts are the new pipeline's all the same."""
+    multi = MultiPromptVideoPipeline.from_pipe(wan)
+    pattern = dattn.Neighborhood((1, 3, 3))
+    with dattn.apply(multi, pattern):
+        wanted = video(multi, PROMPTS, overlap=2, subjects=["red circle"] * 2, share=1.0)
+    with dattn.apply(wan, pattern) as handle:
+        plain = video(wan, PROMPTS[0])
+        assert torch.equal(video(multi, PROMPTS, overlap=2, subjects=["red circle"] * 2, share=1.0), wanted)
+        assert handle.controls == () and torch.equal(video(wan, PROMPTS[0]), plain)
+
+
+@pytest.mark.parametrize("frames", [5, 6])
+def test_any_number_of_frames(wan, frames):
+    multi = MultiPromptVideoPipeline.from_pipe(wan)
+    assert (
+        len(video(multi, PROMPTS, num_frames=frames, transitions=0)[0])
+        == 2 * multi.timeline(2, frames, transitions=0)[-1].frames[1] - 1
+    )
 
 
 def test_an_error_in_the_middle_leaves_nothing(wan):

@@ -79,6 +79,8 @@ def test_a_real_picture_comes_back(editing):
     before = pipe.scheduler
     edited = pipe(SOURCE, [EDIT, "a red square"], image=picture, **{**call, "output_type": "latent"}).images
     assert pipe.scheduler is before and len(edited) == 3
+    sized = pipe(SOURCE, EDIT, image=picture, **{k: v for k, v in call.items() if k not in ("height", "width")})
+    assert sized.images.shape[-2:] == (32, 32)
     assert (edited[0] - clean[0]).abs().max() < 1e-5
     assert (edited[1] - edited[0]).abs().max() > 1e-3
 
