@@ -28,8 +28,20 @@ def write_video(clip: np.ndarray, path: Path, fps: int = 16) -> None:
     imageio.imwrite(path, even, plugin="FFMPEG", fps=fps, quality=9, macro_block_size=2)
 
 
-def read_video(path: Path) -> np.ndarray:
-    """All frames of a video file: uint8 ``[frames, height, width, 3]``."""
+def read_video(path: Path, fps: float | None = None, most: int | None = None) -> np.ndarray:
+    """The frames of a video file: uint8 ``[frames, height, width, 3]``.
+
+    Args:
+        fps: so many of each second, left out or repeated; None takes them as they are.
+        most: no more than so many, from the first on.
+    """
     import imageio.v3 as imageio
 
-    return imageio.imread(path, plugin="FFMPEG")
+    pace = 1.0 if fps is None else float(imageio.immeta(path, plugin="FFMPEG")["fps"]) / fps
+    kept: list[np.ndarray] = []
+    for number, frame in enumerate(imageio.imiter(path, plugin="FFMPEG")):
+        while int(len(kept) * pace) == number and len(kept) != most:
+            kept.append(frame)
+        if len(kept) == most:
+            break
+    return np.stack(kept)

@@ -64,7 +64,10 @@ def parser() -> Parser:
     )
     group.add_argument("--cache_dir", type=Path, help="for latents and text (default: OUTPUT/cache)")
     group.add_argument(
-        "--caption_dropout", type=float, default=0.05, help="share of captions left out (default: %(default)s)"
+        "--fps", type=float, help="frames taken of each second of a clip, as the model was trained (default: all)"
+    )
+    group.add_argument(
+        "--caption_dropout", type=float, default=0.0, help="share of captions left out (default: %(default)s)"
     )
     group = p.add_argument_group("LoRA")
     group.add_argument("--rank", type=at_least(1), default=32, help="(default: %(default)s)")
@@ -134,6 +137,8 @@ def read_options(argv: Sequence[str]) -> argparse.Namespace:
     for name in ("model", "data", "buckets"):
         if not getattr(options, name):
             raise ValueError(f"--{name} is missing (see dattn train-lora --help)")
+    if options.fps is not None and not options.fps > 0:
+        raise ValueError(f"--fps {options.fps}: frames a second, more than 0")
     if not 0 <= options.caption_dropout <= 1:
         raise ValueError(f"--caption_dropout {options.caption_dropout}: a share, 0 to 1")
     return options

@@ -54,9 +54,13 @@ class Cache:
         pipeline: text encoders and autoencoder.
         model: the one that is trained.
         call: further arguments of the pipeline's calls.
+        fps: frames that are taken of each second of a clip; None takes all.
     """
 
-    def __init__(self, folder: Path, pipeline: Any, model: Any, call: Mapping[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, pipeline: Any, model: Any, call: Mapping[str, Any], fps: float | None = None
+    ) -> None:
+        self._fps = fps
         self._folder, self._pipeline, self._model, self._call = folder, pipeline, model, call
         folder.mkdir(parents=True, exist_ok=True)
         parts = {
@@ -93,22 +97,28 @@ class Cache:
         Raises:
             ValueError: a file that cannot be used.
         """
-        content = _content(path)
-        shape = load_file(self._kept(["shape", content], lambda: {"shape": torch.tensor(read(path).shape[:3])}))[
-            "shape"
-        ]
-        size = fitting(shape.tolist(), buckets)
+        content, most = _content(path), max(bucket[0] for bucket in buckets)
+
+        def shape() -> dict[str, Tensor]:
+            return {"shape": torch.tensor(read(path, self._fps, most).shape[:3])}
+
+        found = load_file(self._kept(["shape", content, self._fps, most], shape))["shape"].tolist()
+        size = fitting(found, buckets)
         if size is None:
-            raise ValueError(f"{path}: {int(shape[0])} frames are fewer than any bucket has")
+            raise ValueError(f"{path}: {found[0]} frames are fewer than any bucket has")
         return content, size
 
     def _example(self, item: Item, content: str, size: Size, manner: Manner) -> Example:
         """An item, made ready; a file that is known is not decoded again."""
 
         def latents() -> dict[str, Tensor]:
-            return {"latents": latents_of(self._pipeline, self._model, cut(read(item.path), size), manner)}
+            return {
+                "latents": latents_of(
+                    self._pipeline, self._model, cut(read(item.path, self._fps, size[0]), size), manner
+                )
+            }
 
-        kept = self._kept(["latents", content, size], latents)
+        kept = self._kept(["latents", content, size, self._fps], latents)
         return Example(size, kept, self._told(item.caption, size, manner))
 
     def _told(self, caption: str, size: Size, manner: Manner) -> Path:

@@ -29,8 +29,8 @@ def bucket(text: str) -> Size:
     return frames, height, width
 
 
-def read(path: Path) -> np.ndarray:
-    """A picture or all frames of a clip: uint8 [frames, height, width, 3].
+def read(path: Path, fps: float | None = None, most: int | None = None) -> np.ndarray:
+    """A picture or the frames of a clip, see ``read_video``: uint8 [frames, height, width, 3].
 
     Raises:
         ValueError: a file that is neither, or cannot be read.
@@ -43,7 +43,7 @@ def read(path: Path) -> np.ndarray:
         if path.suffix.lower() in PICTURES:
             with Image.open(path) as picture:
                 return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))[None]
-        return np.asarray(read_video(path))[..., :3]
+        return read_video(path, fps, most)[..., :3]
     except (OSError, UnidentifiedImageError, ValueError, StopIteration, IndexError) as error:
         raise ValueError(f"{path}: cannot be read ({error or type(error).__name__})") from None
 

@@ -17,8 +17,8 @@ from .adapting import targets
 from .asking import Manner, Size, listen
 from .subject import subject_of
 
-PASSES = 3
-"""A forward pass and a backward pass of about twice its cost."""
+LINEAR, ATTENTION = 2.0, 3.5
+"""Forward and backward pass in forward passes: frozen weights need no gradient; attention's backward has 5 products."""
 OF_ACTIVATIONS = 16
 """Numbers that a layer keeps for its backward pass, for each token and channel: an estimate, not measured."""
 GIB = 2**30
@@ -57,7 +57,7 @@ def cost_of(model: nn.Module, manner: Manner, attention: Any) -> Cost:
         dense, sparse = dense + whole, sparse + whole * density
     tokens = next(grid for grid in grids.values() if isinstance(grid, TokenGrid)).tokens
     linear = 2.0 * tokens * sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
-    return Cost(tokens, PASSES * linear, PASSES * dense, PASSES * sparse)
+    return Cost(tokens, LINEAR * linear, ATTENTION * dense, ATTENTION * sparse)
 
 
 def _grids(adapter: Adapter, model: nn.Module, manner: Manner) -> Mapping[str, Any]:

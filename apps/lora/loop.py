@@ -162,6 +162,8 @@ class Trainer:
     def run(self, report: Callable[[dict[str, float]], None]) -> None:
         """Train to the last step; a checkpoint is written where the user interrupts."""
         self.model.train()
+        if self.settings.validate_every and self.step == 0:
+            report({"validation_loss": self.validation_loss()})
         try:
             while self.step < self.settings.steps:
                 began = time.perf_counter()

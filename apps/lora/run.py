@@ -17,7 +17,7 @@ import dattn
 from ..record import provenance, write_json
 from .adapting import add_lora, loaded_back, save, targets
 from .asking import Size
-from .cache import Cache, Prepared
+from .cache import Cache, Prepared, load_told
 from .checkpoints import checkpoints
 from .items import Item
 from .loop import Settings, Trainer
@@ -44,8 +44,11 @@ def train(options: Any, attention: Any, buckets: Sequence[Size], items: Sequence
     subject = subject_of(options, attention, str(accelerator.device), DTYPES[accelerator.mixed_precision])
     names, objective = _checked(options, subject)
     with accelerator.main_process_first():
-        cache = Cache(options.cache_dir or options.output / "cache", subject.pipeline, subject.model, subject.call)
+        cache = Cache(
+            options.cache_dir or options.output / "cache", subject.pipeline, subject.model, subject.call, options.fps
+        )
         prepared = cache.prepare(items, buckets, quiet=not first)
+    _check_captions(prepared, options)
     prompts = options.validation_prompts if first else []
     before = subject.samples(prompts, buckets[0], options.seed)
     subject.put_away()
@@ -100,6 +103,19 @@ def _checked(options: Any, subject: Subject) -> tuple[list[str], Objective]:
     return names, objective_of(subject.pipeline.scheduler, subject.between)
 
 
+def _check_captions(prepared: Prepared, options: Any) -> None:
+    """Raise where captions of one batch would be of different lengths."""
+    for size, nothing in prepared.nothing.items():
+        files = {example.told for example in prepared.examples if example.size == size}
+        files |= {nothing} if options.caption_dropout else set()
+        shapes = {tuple((name, tuple(x.shape)) for name, x in sorted(load_told(file).items())) for file in files}
+        if len(shapes) > 1 and options.train_batch_size > 1:
+            raise ValueError(
+                f"--train_batch_size {options.train_batch_size}: the pipeline writes captions in {len(shapes)} "
+                "different lengths; train with 1 and --gradient_accumulation_steps"
+            )
+
+
 def _settings(options: Any, names: Sequence[str], objective: Objective) -> Settings:
     return Settings(
         output=options.output,
@@ -146,8 +162,9 @@ def _run(trainer: Trainer, options: Any, accelerator: Any) -> list[dict[str, flo
     bar = tqdm(total=options.max_train_steps, initial=trainer.step, desc="training", unit="step", disable=not first)
 
     def report(told: dict[str, float]) -> None:
-        bar.update()
-        bar.set_postfix(loss=f"{told['loss']:.4f}", memory=_memory(accelerator.device))
+        if "loss" in told:
+            bar.update()
+            bar.set_postfix(loss=f"{told['loss']:.4f}", memory=_memory(accelerator.device))
         all_told.append({"step": trainer.step, **told})
         accelerator.log(told, step=trainer.step)
         if first:
@@ -206,7 +223,7 @@ def _finish(
         "skipped": prepared.skipped,
         "processes": trainer.accelerator.num_processes,
         "loaded_back_error": error,
-        "seconds_per_step": float(np.median([one["seconds"] for one in told])) if told else None,
+        "seconds_per_step": float(np.median([one["seconds"] for one in told if "seconds" in one] or [0])),
         "last": told[-1] if told else None,
         **provenance("train-lora", argv),
     }

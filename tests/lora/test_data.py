@@ -83,6 +83,12 @@ def test_files_are_read(tmp_path):
     assert read(tmp_path / "a.png").shape == (1, 16, 16, 3)
     write_video(np.zeros((5, 16, 32, 3), np.uint8), tmp_path / "a.mp4")
     assert read(tmp_path / "a.mp4").shape == (5, 16, 32, 3)
+    assert read(tmp_path / "a.mp4", most=3).shape[0] == 3
+    clip = np.repeat(np.arange(8, dtype=np.uint8) * 30, 16 * 16 * 3).reshape(8, 16, 16, 3)
+    write_video(clip, tmp_path / "b.mp4", fps=16)
+    for fps, frames in ((16, range(8)), (8, (0, 2, 4, 6)), (4, (0, 4)), (32, np.arange(16) // 2)):
+        seen = read(tmp_path / "b.mp4", fps).mean((1, 2, 3))
+        assert np.abs(seen - 30 * np.array(frames)).max() < 12
     for name in ("broken.png", "broken.mp4"):
         (tmp_path / name).write_bytes(b"nothing")
         with pytest.raises(ValueError, match="cannot be read"):
