@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 from dattn.control import AStar, AttendAndExcite, Control, Perturb, Refine, Region, Regions, Replace, Reweight
 
@@ -17,6 +18,8 @@ SCALE = 1.0
 """Of a perturbation; more soon overshoots on models this small."""
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 """Of a perturbation."""
+ALONE: dict[str, Any] = {"isolate": True, "base_ratio": 0.3, "window": 0.5}
+"""Of regions in videos, where one object for each prompt is one in all unless they do not see each other at first."""
 
 
 def replace_color(make: Maker, count: int) -> Iterator[Case]:
@@ -77,13 +80,14 @@ def both_objects(kind: Callable[..., Control], make: Maker, count: int) -> Itera
 def into_boxes(make: Maker, count: int) -> Iterator[Case]:
     """Two objects, each in its half of the picture."""
     still = " standing still" if make.moving else ""
+    options = ALONE if make.moving else {}
     for number, (rng, color, shape, _) in enumerate(captions(count, moving=False)):
         new, form = other(rng, COLORS, color), str(rng.choice(SHAPES))
         one, two = f"a {color} {shape}{still}", f"a {new} {form}{still}"
         boxes = ((0, 0, 0.5, 1), (0.5, 0, 1, 1)) if rng.random() < 0.5 else ((0, 0, 1, 0.5), (0, 0.5, 1, 1))
         prompt = f"{one} and {two}"
         (plain,) = make([prompt], number)
-        (laid,) = make([prompt], number, [Regions([Region(one, boxes[0]), Region(two, boxes[1])])])
+        (laid,) = make([prompt], number, [Regions([Region(one, boxes[0]), Region(two, boxes[1])], **options)])
         before, after = (
             {
                 "both there": both_there(clip, prompt),
