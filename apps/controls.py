@@ -95,7 +95,7 @@ def _judged(name: str, loaded: Loaded, pattern: Any, options: Any) -> list[dict[
             "control": name,
             "under": options.pattern,
             "wanted": wanted,
-            "before": fmean(case.before[wanted] for case in cases),
+            "before": fmean(case.before[wanted] for case in cases) if wanted in cases[0].before else "",
             "after": fmean(case.after[wanted] for case in cases),
             "cases": len(cases),
             "s per case": seconds,

@@ -105,11 +105,9 @@ def sharper_by_strength(make: Maker, count: int) -> Iterator[Case]:
         (plain,) = make([prompt], number)
         guided = {u: make([prompt], number, [Perturb(strength=u, scale=SCALE)])[0] for u in STRENGTHS}
         sharp = [sharpness(clip) for clip in (plain, *guided.values())]
-        measured = {
-            f"sharpness at {u:g}, in % of plain": s / sharp[0] for u, s in zip(STRENGTHS, sharp[1:], strict=True)
-        }
+        measured = {f"sharpness at {u:g}, times plain": s / sharp[0] for u, s in zip(STRENGTHS, sharp[1:], strict=True)}
         after = {"sharper step by step": sorted(sharp) == sharp, **measured}
-        before = {"sharper step by step": 0.0, **dict.fromkeys(measured, 1.0)}
+        before = dict.fromkeys(measured, 1.0)
         yield Case({prompt: plain, **{f"{prompt}, strength {u:g}": clip for u, clip in guided.items()}}, before, after)
 
 

@@ -25,7 +25,8 @@ class Case:
 
     Attributes:
         clips: what to show, by name.
-        before: criteria, and whether they hold without the control; or what is measured.
+        before: criteria, and whether they hold without the control; or what is measured. Those that only an edit has
+            are left out.
         after: the same with it.
     """
 

@@ -46,7 +46,7 @@ def _two(clip: Clip, prompts: Sequence[str], usual: float) -> dict[str, float]:
     return {
         "first motion": judge(clip[:third], prompts[0]).ok,
         "then the second": judge(clip[-third:], prompts[1]).ok,
-        "largest change, in % of one prompt's": largest_change(clip) / usual,
+        "largest change, times one prompt's": largest_change(clip) / usual,
     }
 
 
