@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "models": ("models", "the models that can be made sparse"),
     "doctor": ("doctor", "what is installed here, and what would run"),
     "train-lora": ("train_lora", "fine-tune a model with LoRA, under any attention"),
+    "train-gates": ("train_gates", "let a pipeline teach gates that choose blocks or heads"),
     "bench": ("benchmark", "how fast the kernels are"),
 }
 """Name on the command line: (module of dattn.apps with a ``main(argv)``, what it does)."""
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def usage() -> str:
     """The help text of ``dattn`` itself."""
-    rows = "\n".join(f"  {name:<10} {what}" for name, (_, what) in COMMANDS.items())
+    rows = "\n".join(f"  {name:<11} {what}" for name, (_, what) in COMMANDS.items())
     return f"usage: dattn COMMAND [options]\n\n{rows}\n\n{EXAMPLES}"
 
 

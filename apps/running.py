@@ -185,14 +185,14 @@ def check(loaded: Loaded, request: Request, attention: str, options: dict[str, A
         return
     with dattn.apply(loaded.pipe, read_attention(attention), **(options or {})) as handle:
         choose((options or {}).get("backend", "auto"), loaded.pipe.device, loaded.pipe.dtype, HEAD_DIM)
-        _run_to_the_grid(loaded, request)
+        run_to_the_grid(loaded, request)
         notes = {layer.note for layer in handle.layers if layer.note}
         if notes and len({layer.grid for layer in handle.layers if layer.grid}) == 1:
             grid = next(layer.grid for layer in handle.layers if layer.grid)
             raise ValueError(f"{attention} does not fit the grid {grid.shape}: it would be {notes.pop()}; write that")
 
 
-def _run_to_the_grid(loaded: Loaded, request: Request) -> None:
+def run_to_the_grid(loaded: Loaded, request: Request) -> None:
     """Call the pipeline up to its first forward pass, which tells every layer its grid."""
 
     def stop(*_: Any) -> None:

@@ -19,6 +19,17 @@ VISITED = "visited"
 """Where a call leaves in its state what it visited, if only the call knows: density, and the pooled keys' share."""
 
 
+PLACED = ("masks", "step", "layer", "layers", "sharing")
+"""What a handle puts in every state; see ``Operator.attend``."""
+
+
+def part_of(state: State, name: str) -> State:
+    """The state of a part of an operator, kept in the operator's own under ``name``, at the same place."""
+    own: State = state.setdefault(name, {})
+    own.update({key: state[key] for key in PLACED if key in state})
+    return own
+
+
 @dataclass(frozen=True)
 class Named:
     """Base of all that recipes and the command line can write: a frozen dataclass and its class name."""

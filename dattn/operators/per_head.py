@@ -21,7 +21,7 @@ from dattn.grid import TokenGrid
 from dattn.head_masks import for_head_groups
 from dattn.heads import head_groups
 from dattn.patterns.base import Pattern
-from dattn.spec import VISITED, Call, Operator, Spec, State
+from dattn.spec import VISITED, Call, Operator, Spec, State, part_of
 
 
 @dataclass(frozen=True)
@@ -101,14 +101,7 @@ class PerHead(Operator):
         """Group after group."""
         outputs, visited = [], {}
         for number, heads in enumerate(head_groups(call.query.shape[1], len(self.patterns))):
-            own = call.state.setdefault(f"heads {number}", {})
-            own.update(
-                {
-                    name: call.state[name]
-                    for name in ("masks", "step", "layer", "layers", "sharing")
-                    if name in call.state
-                }
-            )
+            own = part_of(call.state, f"heads {number}")
             q, k, v = (t[:, heads] for t in call[:3])
             outputs.append(attend(q, k, v, self.patterns[number], call.grid, state=own, **call.options))
             if VISITED in own:

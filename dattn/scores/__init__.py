@@ -6,6 +6,7 @@ from dattn.scores.antidiagonal import Antidiagonal
 from dattn.scores.base import Score, Sides
 from dattn.scores.gate import Gate
 from dattn.scores.heads import Joined, Proxy
+from dattn.scores.largest import Largest
 from dattn.scores.pooled import MeanSimilarity, Pooled
 from dattn.scores.sampled import Sampled
 from dattn.scores.token_gate import TokenGate
@@ -15,6 +16,7 @@ __all__ = [
     "Antidiagonal",
     "Gate",
     "Joined",
+    "Largest",
     "MeanSimilarity",
     "Pooled",
     "Proxy",
@@ -24,5 +26,5 @@ __all__ = [
     "TokenGate",
 ]
 
-_ALL: tuple[type[Score], ...] = (Pooled, Antidiagonal, Sampled, MeanSimilarity, Joined, Proxy, TokenGate, Gate)
+_ALL: tuple[type[Score], ...] = (Pooled, Antidiagonal, Sampled, MeanSimilarity, Joined, Proxy, TokenGate, Gate, Largest)
 SCORES: dict[str, type[Score]] = {score.__name__: score for score in _ALL}

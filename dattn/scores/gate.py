@@ -58,15 +58,7 @@ class Gate(Score):
         read = lambda: layer_tensors("gate", self.path, self.layer, ("query", "key"), sides.query)
         query_matrix, key_matrix = sides.masks.keep(key, read)
         self._check(query_matrix, key_matrix, sides)
-        spread, there = runs(sides.key, sides.partition.lengths)
-        absent = ~there[..., None]
-        pooled = [
-            spread.masked_fill(absent, -torch.inf).amax(3),
-            spread.masked_fill(absent, torch.inf).amin(3),
-            sides.key_means(),
-        ]
-        queries, keys = sides.query_means() @ query_matrix, torch.cat(pooled, -1) @ key_matrix
-        return (queries @ keys.mT * query_matrix.shape[-1] ** -0.5).softmax(-1)
+        return gate_logits(sides, query_matrix, key_matrix).softmax(-1)
 
     def _check(self, query: Tensor, key: Tensor, sides: Sides) -> None:
         """Raise ``ValueError`` unless the matrices are this layer's."""
@@ -77,3 +69,16 @@ class Gate(Score):
                     f"gate {self.path}: layers.{self.layer}.{side} is {tuple(matrix.shape)}, "
                     f"the layer has {heads} heads of {width}: give one of [{heads}, {channels}, dim]"
                 )
+
+
+def gate_logits(sides: Sides, query_matrix: Tensor, key_matrix: Tensor) -> Tensor:
+    """[batch, heads, blocks, regions]: the gate's logits, differentiable in its matrices; see ``Gate`` for these."""
+    spread, there = runs(sides.key, sides.partition.lengths)
+    absent = ~there[..., None]
+    pooled = [
+        spread.masked_fill(absent, -torch.inf).amax(3),
+        spread.masked_fill(absent, torch.inf).amin(3),
+        sides.key_means(),
+    ]
+    queries, keys = sides.query_means() @ query_matrix, torch.cat(pooled, -1) @ key_matrix
+    return queries @ keys.mT * query_matrix.shape[-1] ** -0.5

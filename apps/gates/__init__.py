@@ -1,0 +1,1 @@
+"""Gates that a pipeline teaches while it makes something: no data are needed but prompts."""
