@@ -35,7 +35,9 @@ def parser() -> Parser:
     p.add_argument("--steps", type=at_least(1), help="denoising steps (default: the model's)")
     p.add_argument("--seed", type=at_least(0), default=0, help="of the first clip (default: %(default)s)")
     p.add_argument("--learning_rate", type=float, help="(default: 1e-3 for blocks, 0.02 for heads)")
-    p.add_argument("--block_size", type=int, default=64, help="of blocks (default: %(default)s)")
+    p.add_argument(
+        "--block_size", type=int, choices=(16, 32, 64, 128), default=64, help="of blocks (default: %(default)s)"
+    )
     p.add_argument("--local", default="Radial(block_size=64)", metavar="PATTERN", help="(default: %(default)s)")
     p.add_argument("--dense", type=float, default=0.5, help="share of heads that stay dense (default: %(default)s)")
     p.add_argument("--penalty", type=float, default=0.5, help="of heads that stay dense (default: %(default)s)")
@@ -52,7 +54,10 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError(f"--dense {options.dense}: a share of the heads, from 0 to 1")
     blocks = options.kind == "blocks"
     options.output = options.output or Path("gate.safetensors" if blocks else "heads.json")
-    options.learning_rate = options.learning_rate or (1e-3 if blocks else 0.02)
+    if options.learning_rate is None:
+        options.learning_rate = 1e-3 if blocks else 0.02
+    if not options.learning_rate > 0:
+        raise ValueError(f"--learning_rate {options.learning_rate}: above 0")
     writable_folder(options.output.parent)
     from .loading import load
     from .running import Request

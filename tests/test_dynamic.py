@@ -42,7 +42,7 @@ from dattn.clusters import Clusters, start
 from dattn.head_masks import for_head_groups
 from dattn.orders import ByLayer, Curve, PatchMajor, Raster, Tiled, Tree, hilbert_index
 from dattn.patterns.dynamic import Given
-from dattn.scores import Antidiagonal, Gate, Joined, MeanSimilarity, Pooled, Proxy, Sampled, Sides, TokenGate
+from dattn.scores import Antidiagonal, Gate, Joined, Largest, MeanSimilarity, Pooled, Proxy, Sampled, Sides, TokenGate
 from dattn.selection import Threshold, TopK, TopP
 from tests import dynamic_oracles as oracles
 from tests.oracles import attention_oracle, tail_oracle
@@ -116,6 +116,12 @@ def test_antidiagonal(order, stride, monkeypatch):
     monkeypatch.setattr("dattn.scores.antidiagonal.CHUNK", 4000)  # several chunks of rows
     naive = lambda q, k, blocks, regions: oracles.antidiagonal(q, k, blocks, regions, stride)
     check_scores(Antidiagonal(stride), naive, order)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_largest(order, monkeypatch):
+    monkeypatch.setattr("dattn.scores.largest.CHUNK", 4000)
+    check_scores(Largest(), oracles.largest, order)
 
 
 @pytest.mark.parametrize("order", ORDERS)
