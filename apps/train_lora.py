@@ -79,6 +79,27 @@ def parser() -> Parser:
         metavar="REGEX",
         help="linear layers, by name or the end of it (default: those of attention)",
     )
+    group = p.add_argument_group("new words, of pipelines with one CLIP encoder")
+    group.add_argument(
+        "--placeholder_token", nargs="+", default=[], metavar="WORD", help="words to learn, such as '<new1>' '<new2>'"
+    )
+    group.add_argument(
+        "--initializer_token", nargs="+", default=[], metavar="WORD", help="a known word that each starts from"
+    )
+    group.add_argument("--token_learning_rate", type=float, default=5e-4, help="(default: %(default)s)")
+    group.add_argument(
+        "--concept",
+        nargs="+",
+        default=[],
+        metavar="TEXT",
+        help="a new word and its class, '<new1> circle': several of a picture are kept apart",
+    )
+    group.add_argument(
+        "--binding_weight", type=float, default=0.01, help="of DisenDiff's loss on maps (default: %(default)s)"
+    )
+    group.add_argument(
+        "--masking_weight", type=float, default=0.0, help="of AttenCraft's, by masks (default: %(default)s)"
+    )
     group = p.add_argument_group("training")
     group.add_argument(
         "--output", "--output_dir", type=Path, default=Path("outputs/lora"), help="(default: %(default)s)"

@@ -40,6 +40,7 @@ class Manner:
     """How a pipeline asks its model at one size.
 
     Attributes:
+        size: the one that it asks at.
         latents, time: the names of those arguments.
         shape: of one sample's latents.
         batched: names of the tensors with an entry for each sample; of nested ones as ``outer.inner``.
@@ -50,6 +51,7 @@ class Manner:
         sign: 1 where the scheduler is given the model's output, -1 where the opposite.
     """
 
+    size: Size
     latents: str
     time: str
     shape: tuple[int, ...]
@@ -104,6 +106,7 @@ def listen(pipeline: Any, model: nn.Module, size: Size, call: Mapping[str, Any])
     factor, offset = _line(times, [float(flat(asked)[time].flatten()[0]) for asked in heard.asked])
     common = {name: value for name, value in two.items() if name not in (latents, time, *batched)}
     return Manner(
+        size,
         latents,
         time,
         tuple(sample.shape[1:]),
@@ -125,6 +128,21 @@ def told(
     return {name: flat(asked)[name].detach() for name in manner.batched}
 
 
+def told_with_graph(
+    pipeline: Any, model: nn.Module, manner: Manner, prompts: Sequence[str], call: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """What a pipeline tells its model of some prompts, [prompts, …] each, with the graph to its text encoders.
+
+    Raises:
+        ValueError: a pipeline that lets go of the graph.
+    """
+    (asked,) = _heard(pipeline, model, prompts, manner.size, call, 1, graph=True).asked
+    found = {name: flat(asked)[name] for name in manner.batched}
+    if not any(tensor.requires_grad for tensor in found.values()):
+        raise ValueError(_why(pipeline, "encodes text without gradients"))
+    return found
+
+
 @dataclass
 class _Heard:
     """Arguments of the model, outputs that it seemed to give, and arguments of the scheduler's steps."""
@@ -136,9 +154,17 @@ class _Heard:
 
 @torch.no_grad()
 def _heard(
-    pipeline: Any, model: nn.Module, prompts: Sequence[str], size: Size, call: Mapping[str, Any], most: int
+    pipeline: Any,
+    model: nn.Module,
+    prompts: Sequence[str],
+    size: Size,
+    call: Mapping[str, Any],
+    most: int,
+    graph: bool = False,
 ) -> _Heard:
     """What passes between pipeline, model and scheduler in a call, until the model has been asked ``most`` times."""
+    run = type(pipeline).__call__
+    run = getattr(run, "__wrapped__", run) if graph else run  # pipelines run without gradients
     heard = _Heard([], [], [])
     signature, awaited = inspect.signature(model.forward), False
 
@@ -172,8 +198,8 @@ def _heard(
         stack.enter_context(_in_place(pipeline.scheduler, "step", noted))
         stack.enter_context(suppress(_Enough))
         try:
-            with torch.no_grad():
-                pipeline(**options)
+            with torch.set_grad_enabled(graph):
+                run(pipeline, **options)
         except (TypeError, RuntimeError, AttributeError, KeyError, IndexError) as error:
             raise ValueError(_why(pipeline, f"cannot be listened to ({type(error).__name__}: {error})")) from error
     del heard.asked[len(heard.stepped) + (most == 1) :]

@@ -23,11 +23,12 @@ Told = dict[str, Tensor]
 
 
 class Example(NamedTuple):
-    """A clip that is ready: its size, and the files of its latents and of its caption."""
+    """A clip that is ready: its size, the files of its latents and of its caption, and the caption."""
 
     size: Size
     latents: Path
     told: Path
+    caption: str
 
 
 class Prepared(NamedTuple):
@@ -119,7 +120,7 @@ class Cache:
             }
 
         kept = self._kept(["latents", content, size, self._fps], latents)
-        return Example(size, kept, self._told(item.caption, size, manner))
+        return Example(size, kept, self._told(item.caption, size, manner), item.caption)
 
     def _told(self, caption: str, size: Size, manner: Manner) -> Path:
         return self._kept(

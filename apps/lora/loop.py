@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,8 @@ from .asking import Size
 from .cache import Prepared, load_latents, load_told
 from .objective import Objective
 from .order import Order
+from .personal import Personal
+from .tokens import PREFIX
 
 VALIDATION = 2**40
 """Positions of validation batches start here, where no training gets."""
@@ -55,6 +57,7 @@ class Batch:
         indices: of the examples, all of one size.
         number: the batch's position.
         levels: noise levels, [batch]; None draws them.
+        personal: new words to learn, which change what captions tell from step to step.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class Batch:
         number: int,
         device: Any,
         levels: Tensor | None = None,
+        personal: Personal | None = None,
     ) -> None:
         generator = torch.Generator().manual_seed(hash((settings.seed, 1, number)) % 2**63)
         examples = [prepared.examples[i] for i in indices]
@@ -74,17 +78,21 @@ class Batch:
         noise = torch.randn(clean.shape, generator=generator)
         drawn = objective.levels(len(examples), settings.weighting, generator)
         dropped = (torch.rand(len(examples), generator=generator) < settings.dropout).tolist()
-        told = [
-            load_told(prepared.nothing[size] if drop and levels is None else e.told)
-            for e, drop in zip(examples, dropped, strict=True)
-        ]
-        self.manner = prepared.manners[size]
+        left_out = [drop and levels is None for drop in dropped]
+        self.captions = ["" if out else e.caption for e, out in zip(examples, left_out, strict=True)]
+        self.indices, self.manner = tuple(indices), prepared.manners[size]
+        if personal is None:
+            files = [prepared.nothing[size] if out else e.told for e, out in zip(examples, left_out, strict=True)]
+            read = [load_told(file) for file in files]
+            told: Mapping[str, Tensor] = {name: _stacked(name, [one[name] for one in read]) for name in read[0]}
+        else:
+            told = personal.tell(self.captions, self.manner)
         latents, times, target = objective.noisy(clean, noise, drawn if levels is None else levels)
         self.target = target.to(device)
         self.arguments = self.manner.arguments(
             latents.to(device),
             times.to(device),
-            {name: _stacked(name, [one[name] for one in told]).to(device) for name in told[0]},
+            {name: tensor.to(device) for name, tensor in told.items()},
         )
 
 
@@ -104,6 +112,7 @@ class Trainer:
         objective: what the model predicts.
         settings: of the run.
         moment: called with True before the teacher's pass and False before the student's, where one is distilled.
+        personal: new words to learn as well.
     """
 
     def __init__(
@@ -114,13 +123,19 @@ class Trainer:
         objective: Objective,
         settings: Settings,
         moment: Callable[[bool], None] = lambda teacher: None,
+        personal: Personal | None = None,
     ) -> None:
         from diffusers.optimization import get_scheduler
 
         self.accelerator, self.plain, self.settings = accelerator, model, settings
         self._prepared, self._objective, self._moment = prepared, objective, moment
         self._learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(self._learning, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        groups: list[dict[str, Any]] = [{"params": list(self._learning)}]
+        self._personal, self._alone = personal, []
+        if personal is not None:
+            self._alone = [personal.tokens.vectors]  # no part of the model, so nobody else brings processes together
+            groups.append({"params": self._alone, "lr": personal.rate, "weight_decay": 0.0})
+        optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay)
         self._rate = get_scheduler(
             settings.lr_scheduler, optimizer, num_warmup_steps=settings.warmup, num_training_steps=settings.steps
         )
@@ -142,7 +157,10 @@ class Trainer:
                 f"resume_from_checkpoint {self.settings.resume}: {changed[0]} was {was!r}, now it is {now!r}; go on "
                 "with the same"
             )
+        vectors = {name: state.weights.pop(name) for name in list(state.weights) if name.startswith(PREFIX)}
         restore(self.plain, state.weights)
+        if self._personal is not None:
+            self._personal.tokens.restore(vectors)
         checkpoints.restore_numbers(self.optimizer.optimizer, state.optimizer)
         self.step = state.step
         for _ in range(state.step):
@@ -156,7 +174,8 @@ class Trainer:
         scaler = self.accelerator.scaler
         told = self.settings.told | ({"scaler": scaler.state_dict()} if scaler is not None else {})
         numbers = checkpoints.numbers_of(self.optimizer.optimizer)
-        state = checkpoints.State(self.step, weights(self.plain), numbers, told)
+        vectors = {} if self._personal is None else self._personal.tokens.weights()
+        state = checkpoints.State(self.step, weights(self.plain) | vectors, numbers, told)
         checkpoints.write(self.settings.output, state, self.settings.checkpoint_limit)
 
     def run(self, report: Callable[[dict[str, float]], None]) -> None:
@@ -194,6 +213,8 @@ class Trainer:
                 loss = self._loss(number) / settings.accumulate
                 accelerator.backward(loss)
             total += loss.detach()
+        for vectors in self._alone:
+            vectors.grad = accelerator.reduce(vectors.grad, "mean")
         if settings.clip:
             accelerator.clip_grad_norm_(self._learning, settings.clip)
         self.optimizer.step()
@@ -207,12 +228,24 @@ class Trainer:
         batch = self._batch(self._order[number], number)
         torch.manual_seed(hash((self.settings.seed, 2, number)) % 2**63)  # dropout inside the model
         target = self._teacher(batch) if self.settings.distill else batch.target
+        if self._personal is not None:
+            self._personal.watch(batch.captions)
         with self.accelerator.autocast():
             output = self.model(**batch.arguments, return_dict=False)
-        return nn.functional.mse_loss(batch.manner.prediction(output).float(), target.float())
+        loss = nn.functional.mse_loss(batch.manner.prediction(output).float(), target.float())
+        return loss if self._personal is None else loss + self._personal.loss(batch.indices).to(loss)
+
+    def look(self, example: int, level: float) -> None:
+        """A forward pass of one example at a noise level, watched for its new words."""
+        batch = self._batch([example], VALIDATION + example, torch.tensor([level]))
+        assert self._personal is not None
+        self._personal.watch(batch.captions)
+        with self.accelerator.autocast():
+            self.plain(**batch.arguments, return_dict=False)
 
     def _batch(self, indices: Sequence[int], number: int, levels: Tensor | None = None) -> Batch:
-        return Batch(self._prepared, self._objective, self.settings, indices, number, self.accelerator.device, levels)
+        device = self.accelerator.device
+        return Batch(self._prepared, self._objective, self.settings, indices, number, device, levels, self._personal)
 
     @torch.no_grad()
     def _teacher(self, batch: Batch) -> Tensor:

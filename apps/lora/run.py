@@ -22,6 +22,7 @@ from .checkpoints import checkpoints
 from .items import Item
 from .loop import Settings, Trainer
 from .objective import Objective, objective_of
+from .personal import personal_of
 from .subject import Subject, subject_of
 
 SAME = 1e-3
@@ -43,6 +44,7 @@ def train(options: Any, attention: Any, buckets: Sequence[Size], items: Sequence
     options.output.mkdir(parents=True, exist_ok=True)
     subject = subject_of(options, attention, str(accelerator.device), DTYPES[accelerator.mixed_precision])
     names, objective = _checked(options, subject)
+    personal = personal_of(options, subject)
     with accelerator.main_process_first():
         cache = Cache(
             options.cache_dir or options.output / "cache", subject.pipeline, subject.model, subject.call, options.fps
@@ -51,13 +53,15 @@ def train(options: Any, attention: Any, buckets: Sequence[Size], items: Sequence
     _check_captions(prepared, options)
     prompts = options.validation_prompts if first else []
     before = subject.samples(prompts, buckets[0], options.seed)
-    subject.put_away()
+    subject.put_away("" if personal is None else "text_encoder")
     learning = add_lora(subject.model, names, options.rank, options.lora_alpha or options.rank, options.seed)
     if options.gradient_checkpointing:
         subject.model.enable_gradient_checkpointing()
-    rest = subject.sparse(options.distill)
+    rest = subject.sparse(options.distill, [] if personal is None else personal.controls)
     settings = _settings(options, names, objective)
-    trainer = Trainer(accelerator, subject.model, prepared, objective, settings, rest)
+    trainer = Trainer(accelerator, subject.model, prepared, objective, settings, rest, personal)
+    if personal is not None:
+        personal.find_masks(len(prepared.examples), trainer.look)
     trainer.resume()
     if first:
         _say(prepared, sum(p.numel() for p in learning), len(names), trainer.step, options.max_train_steps)
@@ -66,6 +70,9 @@ def train(options: Any, attention: Any, buckets: Sequence[Size], items: Sequence
         trainer.write()
         with accelerator.autocast():
             _finish(options, subject, trainer, prepared, told, argv)
+            if personal is not None:
+                files = [str(path) for path in personal.tokens.save(options.output)]
+                print(f"new words in {', '.join(files)}; before the LoRA: pipe.load_textual_inversion({files})")
         accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # or latents come out in another type
         _compare(options, subject, before, buckets[0])
     accelerator.wait_for_everyone()

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 import dattn
+from dattn.control.base import Control
 
 from ..loading import load, native, resolve
 from .asking import Arguments, Size
@@ -48,11 +49,12 @@ class Subject:
             return 0.0, 1.0
         return (0.0, boundary) if self.component == "transformer_2" else (boundary, 1.0)
 
-    def sparse(self, teacher: bool) -> Callable[[bool], None]:
+    def sparse(self, teacher: bool, controls: Sequence[Control] = ()) -> Callable[[bool], None]:
         """Put the pattern on the model; with a teacher, the call that lets it rest (True) and act again (False)."""
-        if self.attention is None:
+        if self.attention is None and not controls:
             return lambda rest: None
-        handle = dattn.apply(self.model, self.attention, dense_steps=int(teacher), **self.schedule)
+        options = {"dense_steps": int(teacher), "control": list(controls) or None, **self.schedule}
+        handle = dattn.apply(self.model, self.attention, **options)
         if not teacher:
             return lambda rest: None
         handle.step(1, 2)
@@ -65,10 +67,10 @@ class Subject:
                 self.model(**arguments, return_dict=False)
             handle.save_recipe(path)
 
-    def put_away(self) -> None:
-        """Move what is needed for data alone off the device."""
+    def put_away(self, but: str = "") -> None:
+        """Move what is needed for data alone off the device, and leave what is named so there."""
         for name, part in self.pipeline.components.items():
-            if isinstance(part, torch.nn.Module) and name != self.component:
+            if isinstance(part, torch.nn.Module) and name not in (self.component, but):
                 part.to("cpu")
 
     def samples(self, prompts: Sequence[str], size: Size, seed: int) -> dict[str, np.ndarray]:
