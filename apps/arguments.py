@@ -120,6 +120,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--model", metavar="FOLDER_OR_NAME", help="a Diffusers folder, a hub name or a demo model (default: shapes-wan)"
     )
+    group.add_argument("--lora", type=Path, metavar="PLACE", help="a LoRA to put on it, of dattn train-lora or others")
     group.add_argument("--device", help="cpu, cuda, cuda:1, mps, … (default: cuda where there is one)")
     group.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="(default: by device)")
     group.add_argument("--backend", default="auto", help="attention backend of the pattern (default: %(default)s)")

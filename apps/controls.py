@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the command."""
     options = parser().parse_args(argv)
     pattern = None if options.pattern in STOCK else pattern_from_string(options.pattern)
-    loaded = load(options.model, options.device, options.dtype)
+    loaded = load(options.model, options.device, options.dtype, options.lora)
     if loaded.native is None:
         raise ValueError(f"{loaded.name} is no demo model: only pictures of Moving Shapes can be judged")
     names = options.only or names_for(loaded.makes_video)

@@ -87,7 +87,7 @@ def main(argv: Sequence[str]) -> int:
     for name in sparse:
         read_attention(name)
     resolve(options.model)
-    loaded = load(options.model, options.device, options.dtype)
+    loaded = load(options.model, options.device, options.dtype, options.lora)
     lengths = chosen_lengths(options.lengths, preset, loaded)
     cells = [Cell(name, length) for length in lengths for name in ["stock", *sparse]]
     if len(cells) > MAX_CELLS:

@@ -48,7 +48,7 @@ def make(options: argparse.Namespace, patterns: list[str | None], argv: Sequence
         if pattern is not None and not is_stock(pattern):
             read_attention(pattern)
     resolve(options.model)
-    loaded = load(options.model, options.device, options.dtype)
+    loaded = load(options.model, options.device, options.dtype, options.lora)
     request = requested(options, loaded)
     request.call(loaded)
     names = [_default_pattern(loaded) if p is None else p for p in patterns]

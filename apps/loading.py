@@ -135,13 +135,14 @@ def pick_device(device: str | None) -> str:
     return device
 
 
-def load(model: str | None, device: str | None = None, dtype: str | None = None) -> Loaded:
+def load(model: str | None, device: str | None = None, dtype: str | None = None, lora: Path | None = None) -> Loaded:
     """Load a pipeline, silently.
 
     Args:
         model: a folder, a hub name, or None for the demo model.
         device: None picks one.
         dtype: a name such as ``bfloat16``; None is float32 on CPU, bfloat16 elsewhere.
+        lora: a folder or file of a LoRA that is put on the model; None for none.
 
     Raises:
         ValueError: what cannot be loaded, and why.
@@ -157,9 +158,28 @@ def load(model: str | None, device: str | None = None, dtype: str | None = None)
         pipe = DiffusionPipeline.from_pretrained(source, dtype=kind)
     except Exception as error:  # whatever a broken folder, a missing network or a missing class raises
         raise ValueError(f"model {source}: cannot be loaded ({_first_line(error)})") from error
+    if lora is not None:
+        _put_on(pipe, lora)
     folder = source if isinstance(source, Path) else None
     name = folder.resolve().name if folder else str(source)
     return Loaded(pipe.to(device), name, folder, native(folder.resolve()) if folder else None)
+
+
+def _put_on(pipe: Any, lora: Path) -> None:
+    """Load a LoRA.
+
+    Raises:
+        ValueError: there is none, or it is not for this pipeline.
+    """
+    if not lora.exists():
+        raise ValueError(f"lora {lora}: no such folder or file; give what dattn train-lora wrote")
+    if not hasattr(pipe, "load_lora_weights"):
+        raise ValueError(f"lora {lora}: {type(pipe).__name__} loads no LoRA in Diffusers; leave it out")
+    place, options = (lora.parent, {"weight_name": lora.name}) if lora.is_file() else (lora, {})
+    try:
+        pipe.load_lora_weights(str(place), **options)
+    except Exception as error:  # whatever Diffusers raises at a file for another model
+        raise ValueError(f"lora {lora}: cannot be loaded on {type(pipe).__name__} ({_first_line(error)})") from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -88,7 +88,7 @@ def main(argv: Sequence[str]) -> int:
         for text in options.patterns:
             static_from_string(text)
     resolve(options.model)
-    rows = probe(load(options.model, options.device, options.dtype), specs, options)
+    rows = probe(load(options.model, options.device, options.dtype, options.lora), specs, options)
     print(table(COLUMNS, [[row[name] for name in COLUMNS] for row in rows]))
     print(
         "\nwork: of dense attention; choosing: time, beside dense attention's; error: of a layer's output; "

@@ -42,6 +42,7 @@ def gather_settings(options: argparse.Namespace, loaded: Loaded, request: Reques
     return {
         "model": loaded.name,
         "weights": fingerprint(loaded.folder),
+        "lora": fingerprint(options.lora, "*.safetensors"),
         "device": loaded.pipe.device.type,
         "dtype": str(loaded.pipe.dtype).removeprefix("torch."),
         "height": request.height,
@@ -52,12 +53,12 @@ def gather_settings(options: argparse.Namespace, loaded: Loaded, request: Reques
     }
 
 
-def fingerprint(folder: Path | None) -> str | None:
-    """A short hash of a model's weights; None for a model of the hub, which its name tells."""
+def fingerprint(folder: Path | None, files: str = "**/*.safetensors") -> str | None:
+    """A short hash of a model's or LoRA's weights; None where there is no place: a model of the hub, or no LoRA."""
     if folder is None:
         return None
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.safetensors")):
+    for path in [folder] if folder.is_file() else sorted(folder.glob(files)):
         digest.update(path.relative_to(folder).as_posix().encode())
         with path.open("rb") as file:
             while part := file.read(1 << 20):

@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
     from .loading import load
     from .running import Request
 
-    loaded = load(options.model, options.device, options.dtype)
+    loaded = load(options.model, options.device, options.dtype, options.lora)
     if len(loaded.denoisers) != 1:
         raise ValueError(f"{loaded.name} has {len(loaded.denoisers)} models that take turns: gates are for one")
     prompts = options.prompts or ([loaded.native.prompt] if loaded.native else [])
