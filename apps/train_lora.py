@@ -7,9 +7,12 @@ import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .arguments import STOCK, Parser, at_least, count_or_share
+
+if TYPE_CHECKING:
+    from .lora.items import Item
 
 EXAMPLES = """\
   dattn train-lora --model shapes-wan --data clips/ --buckets 33x64x64 --attention radial --output my-lora
@@ -55,6 +58,12 @@ def parser() -> Parser:
         metavar="PLACE",
         help="a folder or .jsonl file of clips or pictures with captions",
     )
+    group.add_argument("--dataset_name", metavar="NAME", help="in place of --data: a data set of Hugging Face")
+    group.add_argument("--dataset_split", default="train", help="of it (default: %(default)s)")
+    group.add_argument(
+        "--media_column", "--image_column", "--video_column", metavar="NAME", help="of it (default: image, video, …)"
+    )
+    group.add_argument("--caption_column", metavar="NAME", help="of it (default: text, caption or prompt)")
     group.add_argument(
         "--buckets",
         "--video_resolution_buckets",
@@ -155,7 +164,9 @@ def read_options(argv: Sequence[str]) -> argparse.Namespace:
     words = [_underscored(word) for word in argv]
     config = own.parse_args(words).config
     options = own.parse_args([*(_words(config, own) if config is not None else []), *words])
-    for name in ("model", "data", "buckets"):
+    if options.data and options.dataset_name:
+        raise ValueError(f"--data {options.data} and --dataset_name {options.dataset_name}: give one of them")
+    for name in ("model", "buckets") if options.dataset_name else ("model", "data", "buckets"):
         if not getattr(options, name):
             raise ValueError(f"--{name} is missing (see dattn train-lora --help)")
     if options.fps is not None and not options.fps > 0:
@@ -211,7 +222,7 @@ def main(argv: Sequence[str]) -> int:
         buckets = [bucket(text) for text in options.buckets]
     except argparse.ArgumentTypeError as error:
         raise ValueError(f"--buckets {error}") from None
-    items = find_items(options.data)
+    items = find_items(options.data) if options.data else _of_dataset(options)
     attention = None if options.attention in STOCK else options.attention
     if options.estimate:
         from .lora.estimate import lines
@@ -222,6 +233,15 @@ def main(argv: Sequence[str]) -> int:
 
         train(options, attention, buckets, items, argv)
     return 0
+
+
+def _of_dataset(options: argparse.Namespace) -> list[Item]:
+    from .lora.hub import items_of_dataset
+
+    folder = (options.cache_dir or options.output / "cache") / "dataset"
+    return items_of_dataset(
+        options.dataset_name, options.dataset_split, folder, options.media_column, options.caption_column
+    )
 
 
 if __name__ == "__main__":

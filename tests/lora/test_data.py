@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dattn.apps.lora.clips import bucket, cut, fitting, read
+from dattn.apps.lora.hub import items_of_dataset
 from dattn.apps.lora.items import Item, find_items
 from dattn.apps.lora.order import Order
 from dattn.apps.media import write_video
@@ -140,3 +141,44 @@ def test_moving_shapes_as_a_folder(tmp_path):
         assert len(items) == 2 and len({item.caption for item in items}) == 2
         assert read(items[0].path).shape == (frames, 32, 32, 3)
         assert abs(read(items[0].path)[0].astype(int) - sample_scene((0, 0)).render(1, 32)[0]).mean() < 6
+
+
+@pytest.fixture
+def dataset(tmp_path, monkeypatch):
+    """A data set as the hub keeps them: pictures inside a parquet file."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
+    pictures = [Image.fromarray(np.full((8, 8, 3), 40 * i, np.uint8)) for i in range(3)]
+    rows = datasets.Dataset.from_dict(
+        {"image": pictures, "label": [0, 1, 2], "caption": ["dark", "grey", "light"]},
+        features=datasets.Features(
+            {"image": datasets.Image(), "label": datasets.Value("int64"), "caption": datasets.Value("string")}
+        ),
+    )
+    (tmp_path / "set").mkdir()
+    rows.to_parquet(tmp_path / "set" / "train.parquet")
+    return str(tmp_path / "set")
+
+
+def test_a_data_set_of_hugging_face(dataset, tmp_path):
+    items = items_of_dataset(dataset, "train", tmp_path / "files")
+    assert [item.caption for item in items] == ["dark", "grey", "light"]
+    for number, item in enumerate(items):
+        assert (read(item.path) == 40 * number).all()
+    times = [item.path.stat().st_mtime_ns for item in items]
+    again = items_of_dataset(dataset, "train", tmp_path / "files", media="image", caption="label")
+    assert [item.caption for item in again] == ["0", "1", "2"]
+    assert [item.path.stat().st_mtime_ns for item in again] == times
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"media": "film"}, "--media_column film: the data set has image, label, caption"),
+        ({"caption": "words"}, "--caption_column words: the data set has"),
+        ({"split": "test"}, "cannot be loaded"),
+    ],
+)
+def test_a_data_set_without_what_is_wanted(dataset, tmp_path, options, says):
+    with pytest.raises(ValueError, match=says):
+        items_of_dataset(dataset, **{"split": "train", "folder": tmp_path / "files", **options})

@@ -1,0 +1,61 @@
+"""Hugging Face data sets as files with captions: what the other ways to keep data are too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .items import CAPTIONS, MEDIA, Item
+
+
+def items_of_dataset(
+    name: str, split: str, folder: Path, media: str | None = None, caption: str | None = None
+) -> list[Item]:
+    """The pictures or clips of a data set, written to ``folder`` where they are not files already.
+
+    Args:
+        name: on the hub, or a folder that ``datasets.load_dataset`` reads.
+        split: such as ``train``.
+        folder: made where it is not there.
+        media, caption: names of columns; by default the first that have a usual name.
+
+    Raises:
+        ValueError: ``datasets`` is not installed, the data set cannot be loaded, or has no such columns.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise ValueError("--dataset_name: the package datasets is not installed; pip install datasets") from None
+    try:
+        rows = datasets.load_dataset(name, split=split)
+    except Exception as error:  # whatever a missing network, name or split raises
+        raise ValueError(f"--dataset_name {name}: cannot be loaded ({error})") from error
+    media = _column(rows.column_names, media, MEDIA, "--media_column")
+    caption = _column(rows.column_names, caption, CAPTIONS, "--caption_column")
+    kind = rows.features[media]
+    if isinstance(kind, datasets.Image | datasets.Video):
+        rows = rows.cast_column(media, type(kind)(decode=False))
+    folder.mkdir(parents=True, exist_ok=True)
+    return [Item(_file(row[media], folder / f"{number:06d}"), str(row[caption])) for number, row in enumerate(rows)]
+
+
+def _column(there: Sequence[str], wanted: str | None, usual: Sequence[str], option: str) -> str:
+    """The column that is wanted, or the first usual one that is there."""
+    found = next((name for name in ([wanted] if wanted else usual) if name in there), None)
+    if found is None:
+        raise ValueError(f"{option} {wanted or 'is missing'}: the data set has {', '.join(there)}; name one of them")
+    return found
+
+
+def _file(value: Any, place: Path) -> Path:
+    """The file of an entry: its path, or its bytes written to ``place`` with the ending that it came with."""
+    if isinstance(value, str):
+        return Path(value)
+    content, path = value["bytes"], Path(value["path"] or "")
+    if content is None:
+        return path
+    place = place.with_suffix(path.suffix or ".png")
+    if not place.is_file() or place.stat().st_size != len(content):
+        place.write_bytes(content)
+    return place
