@@ -47,11 +47,7 @@ def cost_of(model: nn.Module, manner: Manner, attention: Any) -> Cost:
         grid = grids[site.level]
         if not isinstance(grid, TokenGrid):
             continue
-        width = next(
-            m.out_features
-            for n, m in site.module.named_modules()
-            if n in ("to_q", "to_qkv") and isinstance(m, nn.Linear)
-        )
+        width = _projection(site.module).out_features
         whole = 4.0 * grid.tokens**2 * width
         density = 1.0 if attention is None or site.why else _density(attention, grid)
         dense, sparse = dense + whole, sparse + whole * density
@@ -100,6 +96,12 @@ def lines(options: Any, attention: Any, buckets: Sequence[Size], files: int) -> 
     return told
 
 
+def _projection(attention: nn.Module) -> nn.Linear:
+    """The one that makes queries."""
+    found = (m for name, m in attention.named_modules() if name in ("to_q", "to_qkv") and isinstance(m, nn.Linear))
+    return next(found)
+
+
 def _lora(layer: Any, rank: int) -> int:
     return rank * (int(layer.in_features) + int(layer.out_features))
 
@@ -107,8 +109,8 @@ def _lora(layer: Any, rank: int) -> int:
 def _memory(model: nn.Module, tokens: int, lora: int, options: Any) -> float:
     """Bytes of weights, of LoRA with its optimiser, and of what the backward pass needs."""
     weights = 2.0 * sum(p.numel() for p in model.parameters())
-    layers = len(adapter_for(model).sites(model))
-    width = max(module.in_features for module in model.modules() if isinstance(module, nn.Linear))
+    sites = adapter_for(model).sites(model)
+    layers, width = len(sites), max(_projection(site.module).in_features for site in sites)
     kept = 2.0 * tokens * width * options.train_batch_size
     activations = kept * (layers + OF_ACTIVATIONS) if options.gradient_checkpointing else kept * layers * OF_ACTIVATIONS
     return weights + 16.0 * lora + activations
