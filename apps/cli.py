@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("doctor", "what is installed here, and what would run"),
     "train-lora": ("train_lora", "fine-tune a model with LoRA, under any attention"),
     "train-gates": ("train_gates", "let a pipeline teach gates that choose blocks or heads"),
+    "demo": ("demo", "the web demo: see what attention does"),
     "bench": ("benchmark", "how fast the kernels are"),
 }
 """Name on the command line: (module of dattn.apps with a ``main(argv)``, what it does)."""

@@ -27,6 +27,7 @@ from .metrics import WINDOW, psnr, ssim
 from .shapes.judge import judge
 from .shapes.pictures import judge_picture
 
+OnStep = Callable[[int, int], None]
 HEAD_DIM = 64
 """For asking early whether a backend runs here at all; the model's own is looked at when it attends."""
 
@@ -139,7 +140,13 @@ def _readable_recipe(path: str) -> str:
     return path
 
 
-def run(loaded: Loaded, request: Request, attention: str, options: dict[str, Any] | None = None) -> Result:
+def run(
+    loaded: Loaded,
+    request: Request,
+    attention: str,
+    options: dict[str, Any] | None = None,
+    on_step: OnStep | None = None,
+) -> Result:
     """Make one clip, stock or with a pattern, and measure it.
 
     Args:
@@ -147,14 +154,15 @@ def run(loaded: Loaded, request: Request, attention: str, options: dict[str, Any
         request: what to make.
         attention: ``stock``, or anything that :func:`read_attention` takes.
         options: more arguments of ``dattn.apply``.
+        on_step: told after every step how many are done, and of how many; what it raises ends the run.
 
     Raises:
         ValueError: what the pipeline or the pattern refuses.
     """
     if is_stock(attention):
-        return _timed(loaded, request, "stock")
+        return _timed(loaded, request, "stock", on_step)
     with dattn.apply(loaded.pipe, read_attention(attention), **(options or {})) as handle:
-        result = _timed(loaded, request, attention)
+        result = _timed(loaded, request, attention, on_step)
         report = handle.report()
     result.report, result.table = report.to_dict(), str(report)
     result.density, result.pooled_share = _mean_shares(result.report["layers"])
@@ -209,12 +217,14 @@ def run_to_the_grid(loaded: Loaded, request: Request) -> None:
             hook.remove()
 
 
-def _timed(loaded: Loaded, request: Request, name: str) -> Result:
+def _timed(loaded: Loaded, request: Request, name: str, on_step: OnStep | None = None) -> Result:
     loaded.pipe.set_progress_bar_config(desc=name, leave=False, disable=not sys.stderr.isatty())
     call = request.call(loaded)
     if loaded.pipe.device.type != "cpu":
         loaded.pipe(**{**call, "num_inference_steps": 2})  # kernels compile on the first call
         call = request.call(loaded)
+    if on_step is not None and "callback_on_step_end" in loaded.arguments:
+        call["callback_on_step_end"] = _telling(on_step)
     with _stopwatch(loaded.denoisers) as denoising:
         start = _now()
         output = loaded.pipe(**call)
@@ -222,6 +232,16 @@ def _timed(loaded: Loaded, request: Request, name: str) -> Result:
     result = Result(name, _pixels(output), seconds, denoising())
     _judge(loaded, request, result)
     return result
+
+
+def _telling(on_step: OnStep) -> Callable[..., dict[str, Any]]:
+    """A callback of pipelines that tells of their steps."""
+
+    def after(pipe: Any, step: int, time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        on_step(step + 1, pipe.num_timesteps)
+        return tensors
+
+    return after
 
 
 def _now() -> float:

@@ -1,0 +1,56 @@
+"""The app: its tabs, and how it is served."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import gradio as gr
+
+from .generate import GenerateTab
+from .look import IN_STEP, STYLES, theme
+from .studio import Studio
+from .visits import Visits
+
+TITLE = "dattn: see what attention does"
+
+
+def build(studio: Studio, visits: Visits) -> gr.Blocks:
+    """All tabs."""
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600)) as demo:
+        gr.Markdown(f"# {TITLE}\nThe same noise, once by stock attention and once by another.", elem_id="hero")
+        with gr.Tab("Generate", elem_id="tab-generate"):
+            GenerateTab(studio, visits).build()
+
+        def leave(request: gr.Request) -> None:
+            visits.leave(request.session_hash)
+
+        demo.unload(leave)
+    return demo
+
+
+def launch(demo: gr.Blocks, options: argparse.Namespace, **more: Any) -> Any:
+    """Serve it; what ``Blocks.launch`` returns."""
+    demo.queue(max_size=options.queue)
+    return demo.launch(
+        server_name=options.host,
+        server_port=options.port,
+        share=options.share,
+        mcp_server=options.mcp,
+        max_file_size="20mb",
+        show_error=True,
+        footer_links=["api"],
+        theme=theme(),
+        css=STYLES,
+        head=IN_STEP,
+        **more,
+    )
+
+
+def serve(options: argparse.Namespace) -> None:
+    """Serve until interrupted."""
+    studio, visits = Studio(options.model, options.device, options.dtype, options.max_pixels), Visits()
+    try:
+        launch(build(studio, visits), options)
+    finally:
+        visits.close()

@@ -1,0 +1,50 @@
+"""How the demo looks: theme, styles, and the few lines of script that keep two videos in step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+STYLES = """
+.badges { display: flex; flex-wrap: wrap; gap: .5rem; margin: .25rem 0; }
+.badge { border: 1px solid var(--border-color-primary); border-radius: 999px; padding: .15rem .7rem;
+  background: var(--background-fill-secondary); color: var(--body-text-color); font-size: .9rem; white-space: nowrap; }
+.badge b { color: var(--primary-600); } .dark .badge b { color: var(--primary-400); }
+.clip video, .clip img { image-rendering: pixelated; width: 100%; object-fit: contain; }
+#hero h1 { margin-bottom: .1rem; }
+@media (max-width: 500px) { .gradio-container { padding: .5rem !important; } }
+"""
+IN_STEP = """
+<script>
+document.addEventListener("play", (event) => {
+  const one = event.target, pair = one.closest("#pair");
+  if (!pair || pair.dataset.busy) return;
+  const all = [...pair.querySelectorAll("video")];
+  pair.dataset.busy = "1";
+  for (const other of all) if (other !== one) { other.currentTime = one.currentTime; other.play(); }
+  setTimeout(() => delete pair.dataset.busy, 200);
+}, true);
+for (const name of ["pause", "seeked"]) document.addEventListener(name, (event) => {
+  const one = event.target, pair = one.closest("#pair");
+  if (!pair || one.ended) return;
+  for (const other of pair.querySelectorAll("video")) if (other !== one) {
+    if (name === "pause" && !other.paused) other.pause();
+    if (Math.abs(other.currentTime - one.currentTime) > 0.1) other.currentTime = one.currentTime;
+  }
+}, true);
+</script>
+"""
+
+
+def theme() -> Any:
+    """Gradio's own, in one colour."""
+    import gradio as gr
+
+    return gr.themes.Soft(primary_hue="indigo", neutral_hue="slate")
+
+
+def badges(facts: dict[str, str]) -> str:
+    """Facts as a row of small labels."""
+    from html import escape
+
+    parts = (f'<span class="badge">{escape(name)} <b>{escape(value)}</b></span>' for name, value in facts.items())
+    return f'<div class="badges" role="status">{"".join(parts)}</div>'

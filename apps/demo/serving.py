@@ -1,0 +1,31 @@
+"""What all handlers have in common: visitors read what is wrong, never a traceback."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+
+from .studio import Stopped
+
+DEVICE = "device"
+"""Concurrency of all that uses the device: one at a time."""
+
+
+def served(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """A handler whose errors are shown where they arise."""
+
+    @functools.wraps(handler)
+    def safe(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return handler(*args, **kwargs)
+        except Stopped:
+            raise gr.Error("Stopped.", title="Stopped", duration=3, print_exception=False) from None
+        except ValueError as error:
+            raise gr.Error(str(error), title="That does not work", print_exception=False) from None
+        except (RuntimeError, MemoryError) as error:
+            raise gr.Error(f"The model gave up: {error}", title="That did not work", print_exception=True) from None
+
+    return safe

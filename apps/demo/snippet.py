@@ -1,0 +1,35 @@
+"""A script that makes the same as the demo did, without the demo."""
+
+from __future__ import annotations
+
+from ..loading import Loaded
+from ..running import Request
+
+
+def snippet(loaded: Loaded, request: Request, attention: str) -> str:
+    """Python that prints nothing and leaves ``clip.mp4`` or ``picture.png``."""
+    call = request.call(loaded)
+    call.pop("output_type")
+    call["generator"] = Code(f"torch.Generator().manual_seed({request.seed})")
+    arguments = "".join(f"    {name}={value!r},\n" for name, value in call.items())
+    model = str(loaded.folder) if loaded.folder and loaded.native is None else loaded.name
+    where = f"assets/models/{model}" if loaded.native else model
+    applied = "" if attention == "stock" else f'dattn.apply(pipe, "{attention}")\n'
+    kind = type(loaded.pipe).__name__
+    if loaded.makes_video:
+        ending = 'export_to_video(pipe(\n{}).frames[0], "clip.mp4", fps=16)\n'
+        extra = "from diffusers.utils import export_to_video\n"
+    else:
+        ending, extra = 'pipe(\n{}).images[0].save("picture.png")\n', ""
+    return (
+        f"import torch\nfrom diffusers import {kind}\n{extra}\nimport dattn\n\n"
+        f'pipe = {kind}.from_pretrained("{where}", dtype={loaded.pipe.dtype}).to("{loaded.pipe.device.type}")\n'
+        f"{applied}{ending.format(arguments)}"
+    )
+
+
+class Code(str):
+    """Text that stands in a script as it is."""
+
+    def __repr__(self) -> str:
+        return str(self)

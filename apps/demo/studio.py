@@ -1,0 +1,121 @@
+"""The models and the device: what is made, one thing at a time."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import dattn
+from dattn.block_mask import MaskCache
+from dattn.grid import TokenGrid
+from dattn.operators.per_head import cost_of
+from dattn.registry import pattern_from_string
+
+from ..loading import Loaded, load, pick_device, shipped
+from ..running import Request, Result, run, run_to_the_grid
+from .limits import Limits
+
+CPU_PIXELS, GPU_PIXELS = 2_200_000, 120_000_000
+OnStep = Callable[[str, int, int, int, int], None]
+"""Told after each step: what runs, its steps done and in all, and which part of how many it is."""
+
+
+class Stopped(Exception):
+    """The visitor does not want the result any more."""
+
+
+class Studio:
+    """Models by name, loaded when they are first asked for.
+
+    Args:
+        models: folders or hub names beside the demo models.
+        device, dtype: as for ``load``.
+        pixels: of a clip at most; None goes by the device.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[str] = (),
+        device: str | None = None,
+        dtype: str | None = None,
+        pixels: int | None = None,
+    ) -> None:
+        self.device, self._dtype = pick_device(device), dtype
+        self._places = {path.name: str(path) for path in shipped()} | {name: name for name in models}
+        if not self._places:
+            raise ValueError("no --model: this installation carries no models; name a Diffusers folder or hub name")
+        self._loaded: dict[str, Loaded] = {}
+        self._grids: dict[tuple[Any, ...], TokenGrid] = {}
+        self._lock = threading.RLock()
+        self.limits = Limits(pixels or (CPU_PIXELS if self.device == "cpu" else GPU_PIXELS))
+
+    @property
+    def models(self) -> list[str]:
+        """Names that can be asked for, those of the command line first."""
+        own = [name for name, place in self._places.items() if name == place]
+        return own + [name for name in self._places if name not in own]
+
+    @contextmanager
+    def model(self, name: Any) -> Iterator[Loaded]:
+        """A model, for one user at a time.
+
+        Raises:
+            ValueError: no such model.
+        """
+        if not isinstance(name, str) or name not in self._places:
+            raise ValueError(f"Model {str(name)[:60]!r}: choose one of {', '.join(self.models)}")
+        with self._lock:
+            if name not in self._loaded:
+                self._loaded[name] = load(self._places[name], self.device, self._dtype)
+            yield self._loaded[name]
+
+    def grid(self, name: str, request: Request) -> TokenGrid:
+        """The tokens of a request."""
+        with self.model(name) as loaded:
+            key = name, request.frames, request.height, request.width
+            if key not in self._grids:
+                with dattn.apply(loaded.pipe, dattn.Dense(), dense_steps=0, dense_layers=0) as handle:
+                    run_to_the_grid(loaded, request)
+                    self._grids[key] = max((x.grid for x in handle.layers if x.grid), key=lambda grid: grid.tokens)
+            return self._grids[key]
+
+    def share(self, attention: str, grid: TokenGrid) -> float:
+        """Attention that a pattern computes, of dense attention, pooled keys counted; some only guess beforehand."""
+        if attention == "stock":
+            return 1.0
+        fitted: Any = pattern_from_string(attention).at(0, 1, 0, 1).fit(grid)[0]
+        return float(cost_of(fitted, grid, 64, MaskCache(2)))
+
+    def mask(self, attention: str, grid: TokenGrid) -> Any:
+        """A picture of the mask of a static pattern (PIL); None of what has none."""
+        from ..plot import beside
+
+        if attention == "stock":
+            return None
+        fitted: Any = pattern_from_string(attention).at(0, 1, 0, 1).fit(grid)[0]
+        return beside(fitted.mask(grid).plot()) if fitted.static else None
+
+    def make(self, name: str, request: Request, attention: str, on_step: OnStep) -> tuple[Result | None, Result]:
+        """A clip by stock attention and the same under a pattern; of stock attention alone, nothing to compare with.
+
+        Raises:
+            ValueError: what pattern or pipeline refuse.
+            Stopped: raised by ``on_step``; the model is as it was.
+        """
+        wanted = ["stock"] if attention == "stock" else ["stock", attention]
+        with self.model(name) as loaded:
+            results = [
+                run(loaded, request, one, on_step=partial(_at, on_step, one, part, len(wanted)))
+                for part, one in enumerate(wanted)
+            ]
+        if attention == "stock":
+            return None, results[0]
+        results[1].compare(results[0].clip)
+        return results[0], results[1]
+
+
+def _at(on_step: OnStep, what: str, part: int, parts: int, done: int, of: int) -> None:
+    on_step(what, done, of, part, parts)
