@@ -20,7 +20,7 @@ def build(studio: Studio, visits: Visits) -> gr.Blocks:
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600)) as demo:
         gr.Markdown(f"# {TITLE}\nThe same noise, once by stock attention and once by another.", elem_id="hero")
         with gr.Tab("Generate", elem_id="tab-generate"):
-            GenerateTab(studio, visits).build()
+            GenerateTab(studio, visits).build(demo)
 
         def leave(request: gr.Request) -> None:
             visits.leave(request.session_hash)

@@ -60,7 +60,7 @@ class GenerateTab:
     def __init__(self, studio: Studio, visits: Visits) -> None:
         self._studio, self._visits = studio, visits
 
-    def build(self) -> None:
+    def build(self, demo: gr.Blocks) -> None:
         """Lay it out, in the Blocks that are open."""
         name = self._studio.models[0]
         with self._studio.model(name) as loaded:
@@ -71,7 +71,7 @@ class GenerateTab:
                 self._build_wish(name, video, wishes, offer)
             with gr.Column(scale=3, min_width=300):
                 self._build_results(video)
-        self._connect()
+        self._connect(demo)
 
     def _build_wish(self, name: str, video: bool, wishes: Wishes, offer: knobs.Offer) -> None:
         """The left side: what is to be made."""
@@ -93,6 +93,10 @@ class GenerateTab:
         self.pattern = gr.Textbox(
             offer.written({knob.name: knob.value for knob in offer.knobs}), label="As in code", elem_id="pattern",
             info="Any pattern of the library that reads no files", max_length=limits.LONGEST_PROMPT,
+        )  # fmt: skip
+        self.dense = gr.Slider(
+            0, 0.9, 0.25, step=0.05, label="Dense at first", elem_id="dense",
+            info="Share of the steps with stock attention: first ones decide what is where",
         )  # fmt: skip
         self.estimate = gr.HTML(elem_id="estimate", min_height=36)
         with gr.Accordion("Size, steps and seed", open=False, elem_id="size"):
@@ -125,8 +129,8 @@ class GenerateTab:
             label="Left: stock attention. Right: dattn", visible=not video, interactive=False, elem_id="slider",
             elem_classes="clip",
         )  # fmt: skip
-        with gr.Accordion("The mask", open=False, elem_id="mask-box"):
-            self.mask = gr.Image(label="Blocks that are computed, of one layer", interactive=False, elem_id="mask")
+        with gr.Accordion("The mask: blocks that are computed", open=False, elem_id="mask-box"):
+            self.mask = gr.Image(label="Mask", show_label=False, interactive=False, elem_id="mask")
         with gr.Accordion("Report", open=False, elem_id="report-box"):
             self.report = gr.Textbox(
                 label="What ran in each layer", lines=12, max_lines=24, interactive=False, elem_id="report",
@@ -135,11 +139,11 @@ class GenerateTab:
         with gr.Accordion("The same in Python", open=False, elem_id="code-box"):
             self.code = gr.Code(label="Script", language="python", interactive=False, elem_id="code")
         self.gallery = gr.Gallery(
-            label="Made in this visit", columns=4, height=220, interactive=False, elem_id="gallery",
-            buttons=["download", "fullscreen"],
+            label="Made in this visit", columns=4, height=220, interactive=False, preview=False, object_fit="contain",
+            elem_id="gallery", buttons=["download", "fullscreen"],
         )  # fmt: skip
 
-    def _connect(self) -> None:
+    def _connect(self, demo: gr.Blocks) -> None:
         """Say what the controls do."""
         size = [self.frames, self.height, self.width]
         quiet: Any = {"show_progress": "hidden", "api_visibility": "private"}
@@ -157,9 +161,10 @@ class GenerateTab:
                 api_description="Tokens of a clip, and the share of attention that a pattern computes.",
                 show_progress="hidden", **alone,
             )  # fmt: skip
+        demo.load(self.guess, [self.model, self.pattern, *size], self.estimate, **quiet, **alone)
         self.go.click(
             served(self.make),
-            [self.model, self.prompt, self.pattern, *size, self.steps, self.seed, self.another],
+            [self.model, self.prompt, self.pattern, self.dense, *size, self.steps, self.seed, self.another],
             [self.seed, self.facts, self.stock_clip, self.own_clip, self.slider, self.mask, self.report, self.code,
              self.gallery],
             api_name="generate",
@@ -214,6 +219,7 @@ class GenerateTab:
         model: Any,
         prompt: Any,
         pattern: Any,
+        dense: Any,
         frames: Any,
         height: Any,
         width: Any,
@@ -226,11 +232,12 @@ class GenerateTab:
         """Make both, and all that is shown beside them."""
         seed = limits.fresh_seed() if another is True else seed
         wish = self._request(model, prompt, frames, height, width, steps, seed)
-        attention, visit = limits.attention(pattern), self._visits.of(request.session_hash)
+        attention, dense = limits.attention(pattern), self._studio.limits.share(dense, "Dense at first")
+        visit = self._visits.of(request.session_hash)
         visit.stop.clear()
-        stock, made = self._studio.make(model, wish, attention, _telling(visit, progress))
+        stock, made = self._studio.make(model, wish, attention, dense, _telling(visit, progress))
         with self._studio.model(model) as loaded:
-            code = snippet(loaded, wish, attention)
+            code = snippet(loaded, wish, attention, dense)
         place = visit.place()
         files = [write_clip(result.clip, place, name) for name, result in (("stock", stock or made), ("dattn", made))]
         visit.keep(files[-1], f"{wish.prompt} · {attention} · seed {wish.seed}")

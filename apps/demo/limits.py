@@ -71,6 +71,17 @@ class Limits:
         """
         return whole(value, "Steps", 1, MOST_STEPS)
 
+    def share(self, value: Any, name: str) -> float:
+        """A share below 1, as ``dattn.apply`` takes it for steps.
+
+        Raises:
+            ValueError: anything else.
+        """
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 <= value < 1:
+            raise ValueError(f"{name} {str(value)[:40]!r}: give a share from 0 to 0.9")
+        return float(value)
+
     def seed(self, value: Any) -> int:
         """A seed.
 

@@ -10,6 +10,7 @@ STYLES = """
   background: var(--background-fill-secondary); color: var(--body-text-color); font-size: .9rem; white-space: nowrap; }
 .badge b { color: var(--primary-600); } .dark .badge b { color: var(--primary-400); }
 .clip video, .clip img { image-rendering: pixelated; width: 100%; object-fit: contain; }
+.monospace textarea { font-family: monospace; font-size: .75rem; white-space: pre; overflow-x: auto; }
 #hero h1 { margin-bottom: .1rem; }
 @media (max-width: 500px) { .gradio-container { padding: .5rem !important; } }
 """

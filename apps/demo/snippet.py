@@ -6,7 +6,7 @@ from ..loading import Loaded
 from ..running import Request
 
 
-def snippet(loaded: Loaded, request: Request, attention: str) -> str:
+def snippet(loaded: Loaded, request: Request, attention: str, dense: float) -> str:
     """Python that prints nothing and leaves ``clip.mp4`` or ``picture.png``."""
     call = request.call(loaded)
     call.pop("output_type")
@@ -14,7 +14,7 @@ def snippet(loaded: Loaded, request: Request, attention: str) -> str:
     arguments = "".join(f"    {name}={value!r},\n" for name, value in call.items())
     model = str(loaded.folder) if loaded.folder and loaded.native is None else loaded.name
     where = f"assets/models/{model}" if loaded.native else model
-    applied = "" if attention == "stock" else f'dattn.apply(pipe, "{attention}")\n'
+    applied = "" if attention == "stock" else f'dattn.apply(pipe, "{attention}", dense_steps={dense})\n'
     kind = type(loaded.pipe).__name__
     if loaded.makes_video:
         ending = 'export_to_video(pipe(\n{}).frames[0], "clip.mp4", fps=16)\n'

@@ -14,7 +14,7 @@ from dattn.grid import TokenGrid
 from dattn.operators.per_head import cost_of
 from dattn.registry import pattern_from_string
 
-from ..loading import Loaded, load, pick_device, shipped
+from ..loading import DEFAULT, Loaded, load, pick_device, shipped
 from ..running import Request, Result, run, run_to_the_grid
 from .limits import Limits
 
@@ -44,7 +44,8 @@ class Studio:
         pixels: int | None = None,
     ) -> None:
         self.device, self._dtype = pick_device(device), dtype
-        self._places = {path.name: str(path) for path in shipped()} | {name: name for name in models}
+        demos = sorted(shipped(), key=lambda path: path.name != DEFAULT)
+        self._places = {name: name for name in models} | {path.name: str(path) for path in demos}
         if not self._places:
             raise ValueError("no --model: this installation carries no models; name a Diffusers folder or hub name")
         self._loaded: dict[str, Loaded] = {}
@@ -54,9 +55,8 @@ class Studio:
 
     @property
     def models(self) -> list[str]:
-        """Names that can be asked for, those of the command line first."""
-        own = [name for name, place in self._places.items() if name == place]
-        return own + [name for name in self._places if name not in own]
+        """Names that can be asked for: those of the command line, then the demo models."""
+        return list(self._places)
 
     @contextmanager
     def model(self, name: Any) -> Iterator[Loaded]:
@@ -98,8 +98,14 @@ class Studio:
         fitted: Any = pattern_from_string(attention).at(0, 1, 0, 1).fit(grid)[0]
         return beside(fitted.mask(grid).plot()) if fitted.static else None
 
-    def make(self, name: str, request: Request, attention: str, on_step: OnStep) -> tuple[Result | None, Result]:
+    def make(
+        self, name: str, request: Request, attention: str, dense: float, on_step: OnStep
+    ) -> tuple[Result | None, Result]:
         """A clip by stock attention and the same under a pattern; of stock attention alone, nothing to compare with.
+
+        Args:
+            dense: share of the steps, from the first on, that stay dense under the pattern.
+            on_step: told after every step.
 
         Raises:
             ValueError: what pattern or pipeline refuse.
@@ -108,7 +114,7 @@ class Studio:
         wanted = ["stock"] if attention == "stock" else ["stock", attention]
         with self.model(name) as loaded:
             results = [
-                run(loaded, request, one, on_step=partial(_at, on_step, one, part, len(wanted)))
+                run(loaded, request, one, {"dense_steps": dense}, partial(_at, on_step, one, part, len(wanted)))
                 for part, one in enumerate(wanted)
             ]
         if attention == "stock":

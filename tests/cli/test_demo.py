@@ -1,0 +1,212 @@
+"""The demo over its API, as programs and browsers use it: results, bad and hostile input, visitors that do not meet."""
+
+import json
+import threading
+import time
+
+import numpy as np
+import pytest
+
+gradio_client = pytest.importorskip("gradio_client")
+pytest.importorskip("gradio")
+
+from dattn.apps.demo import defaults, knobs, limits  # noqa: E402, after the check for gradio
+from dattn.apps.demo.app import build, launch  # noqa: E402
+from dattn.apps.demo.studio import Studio  # noqa: E402
+from dattn.apps.demo.visits import MOST_RUNS, Visits  # noqa: E402
+from dattn.registry import pattern_from_string  # noqa: E402
+
+PATTERN = "Radial(block_size=16, sink=False)"
+
+
+@pytest.fixture(scope="module")
+def served(shapes_folder, sd_folder):
+    """Address, studio and visits of a demo with tiny models."""
+    options = defaults()
+    studio, visits = Studio([str(shapes_folder), str(sd_folder)], device="cpu"), Visits()
+    demo = build(studio, visits)
+    _, address, _ = launch(demo, options, prevent_thread_lock=True, quiet=True)
+    yield address, studio, visits
+    demo.close()
+    visits.close()
+
+
+@pytest.fixture
+def client(served):
+    return gradio_client.Client(served[0], verbose=False)
+
+
+@pytest.fixture
+def wish(shapes_folder):
+    """Arguments of ``/generate``, with some changed."""
+    usual = {
+        "model": str(shapes_folder), "prompt": "a red circle", "pattern": PATTERN, "dense": 0.0, "frames": 9,
+        "height": 32, "width": 32, "steps": 2, "seed": 3, "another": False,
+    }  # fmt: skip
+    return lambda **changed: {**usual, **changed, "api_name": "/generate"}
+
+
+def test_both_clips_and_all_that_is_shown_beside_them(client, wish):
+    seed, facts, stock, own, pictures, mask, report, code, gallery = client.predict(**wish())
+    assert seed == 3 and "Speed-up" in facts and "PSNR" in facts and pictures is None
+    assert stock.endswith(".mp4") and own.endswith(".mp4") and mask and "Radial" in report
+    assert f'dattn.apply(pipe, "{PATTERN}", dense_steps=0.0)' in code and "manual_seed(3)" in code
+    compile(code, "snippet", "exec")
+    assert len(gallery) == 1 and "seed 3" in gallery[0]["caption"]
+    assert len(client.predict(**wish(pattern="stock"))[-1]) == 2
+
+
+def test_the_script_makes_the_same_clip(client, wish, shapes_folder, tmp_path, monkeypatch):
+    from dattn.apps.media import read_video
+
+    own, code = (client.predict(**wish(dense=0.5))[i] for i in (3, 7))
+    monkeypatch.chdir(tmp_path)
+    folder = str(shapes_folder)
+    exec(code.replace(f"assets/models/{shapes_folder.name}", folder), {})
+    mine, theirs = read_video(tmp_path / "clip.mp4").astype(int), read_video(own).astype(int)
+    assert mine.shape == theirs.shape  # both are compressed, by two writers
+    assert np.corrcoef(mine.ravel(), theirs.ravel())[0, 1] > 0.97
+
+
+def test_pictures_are_compared_under_a_slider(client, wish, sd_folder):
+    seed, _, stock, own, pictures, *_ = client.predict(**wish(model=str(sd_folder), pattern="Neighborhood(3)"))
+    assert seed == 3 and stock is None and own is None and len(pictures) == 2
+
+
+def test_another_seed_is_shown(client, wish):
+    assert client.predict(**wish(another=True))[0] != 3
+
+
+def test_an_estimate_before_anything_is_made(client, shapes_folder):
+    told = client.predict(str(shapes_folder), PATTERN, 9, 32, 32, api_name="/estimate")
+    assert "Tokens" in told and "%" in told
+    dense = client.predict(str(shapes_folder), "Dense()", 9, 32, 32, api_name="/estimate")
+    assert "100%" in dense
+
+
+BAD = [
+    ({"prompt": "  "}, "say what to show"),
+    ({"prompt": "x" * 5000}, "1000 are the most"),
+    ({"pattern": "Nowhere()"}, "unknown pattern"),
+    ({"pattern": "Radial(block_size=17)"}, "block_size"),
+    ({"pattern": "__import__('os').system('true')"}, "reads? files|read files|no pattern|write it as in code"),
+    ({"pattern": "LearnedGate('/etc/passwd')"}, "read files are not served"),
+    ({"pattern": "Selected(Gate('gate.safetensors'))"}, "read files are not served"),
+    ({"pattern": "Clustered(2, 2, centroids='/etc/passwd')"}, "read files are not served"),
+    ({"pattern": "/etc/passwd.json"}, "write it as in code"),
+    ({"pattern": "(" * 900}, "write it as in code"),
+    ({"model": "/etc"}, "not in the list of choices"),
+    ({"frames": 10**9}, "greater than maximum"),
+    ({"height": 4096, "width": 4096}, "are the most here; ask for less"),
+    ({"height": 33}, "multiples of"),
+    ({"height": -16}, "whole number from"),
+    ({"steps": 10**6}, "greater than maximum"),
+    ({"steps": 1.5}, "whole number from 1 to 200"),
+    ({"seed": -1}, "whole number from 0"),
+    ({"dense": 0.95}, "greater than maximum"),
+]
+
+
+@pytest.mark.parametrize(("changed", "says"), BAD, ids=[json.dumps(changed)[:40] for changed, _ in BAD])
+def test_what_is_wrong_is_said_and_the_app_goes_on(client, wish, changed, says):
+    with pytest.raises(gradio_client.exceptions.AppError, match=says) as caught:
+        client.predict(**wish(**changed))
+    assert "Traceback" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [None, "3", True, 2.5, float("nan"), float("inf"), 0, 11, [1], {}])
+def test_numbers_are_checked_whatever_comes(value):
+    with pytest.raises(ValueError, match="Steps .*: give a whole number from 1 to 10"):
+        limits.whole(value, "Steps", 1, 10)
+    assert limits.whole(3.0, "Steps", 1, 10) == 3
+
+
+def test_two_visitors_do_not_see_each_other(served, wish):
+    one, other = (gradio_client.Client(served[0], verbose=False) for _ in range(2))
+    jobs = [client.submit(**wish(seed=seed)) for seed, client in ((10, one), (20, other))]
+    galleries = [job.result(timeout=120)[-1] for job in jobs]
+    assert [[entry["caption"].split()[-1] for entry in gallery] for gallery in galleries] == [["10"], ["20"]]
+
+
+def test_a_run_stops_within_a_step_and_leaves_the_model_as_it_was(served, client, wish):
+    studio = served[1]
+    before = client.predict(**wish())[1]
+    job = client.submit(**wish(steps=200))
+    deadline = time.time() + 60
+    while not job.status().progress_data and time.time() < deadline:
+        time.sleep(0.05)
+    other = gradio_client.Client(served[0], verbose=False)
+    other.predict(api_name="/stop")  # another visitor's wish is not ours
+    time.sleep(0.3)
+    assert not job.done()
+    began = time.time()
+    client.predict(api_name="/stop")
+    with pytest.raises(gradio_client.exceptions.AppError, match="Stopped"):
+        job.result(timeout=30)
+    assert time.time() - began < 10
+    assert client.predict(**wish())[1].count("badge") == before.count("badge")
+    assert all("_dattn" not in name for x in studio._loaded.values() for name in vars(x.denoisers[0]))
+
+
+def test_one_at_a_time_on_a_device(served, wish, monkeypatch):
+    from dattn.apps.demo import studio as module
+
+    running, most, lock, run = 0, 0, threading.Lock(), module.run
+
+    def counted(*args, **kwargs):
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        try:
+            return run(*args, **kwargs)
+        finally:
+            with lock:
+                running -= 1
+
+    monkeypatch.setattr(module, "run", counted)
+    clients = [gradio_client.Client(served[0], verbose=False) for _ in range(3)]
+    for job in [client.submit(**wish()) for client in clients]:
+        job.result(timeout=120)
+    assert most == 1
+
+
+@pytest.mark.parametrize("offer", knobs.OFFERS, ids=lambda offer: offer.title)
+def test_every_position_of_the_sliders_is_a_pattern(offer):
+    for end in ("low", "value", "high"):
+        text = offer.written({knob.name: getattr(knob, end) for knob in offer.knobs})
+        assert limits.attention(text) == text and pattern_from_string(text)
+
+
+def test_files_of_a_visit_go_with_it():
+    visits = Visits()
+    visit = visits.of("someone")
+    for number in range(MOST_RUNS + 2):
+        place = visit.place()
+        (place / "clip.mp4").write_text("")
+        visit.keep(place / "clip.mp4", str(number))
+    assert len(visit.runs) == MOST_RUNS and visit.runs[0][1] == str(MOST_RUNS + 1)
+    assert len(list(visit.folder.iterdir())) == MOST_RUNS
+    folder = visit.folder
+    visits.leave("someone")
+    assert not folder.exists() and visit.stop.is_set() and visits.of("someone") is not visit
+    visits.close()
+
+
+def test_the_command_without_gradio_says_what_to_install(dattn_command, monkeypatch):
+    import builtins
+
+    real = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name.partition(".")[0] == "gradio":
+            raise ModuleNotFoundError("No module named 'gradio'", name="gradio")
+        return real(name, *args, **kwargs)
+
+    import sys
+
+    for name in [name for name in sys.modules if name.startswith("dattn.apps.demo.") or name.startswith("gradio")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(builtins, "__import__", without)
+    outcome = dattn_command("demo")
+    assert outcome.code == 2 and 'pip install "dattn[demo]"' in outcome.err

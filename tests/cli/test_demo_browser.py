@@ -1,0 +1,115 @@
+"""The demo in a real browser; skipped where there is no Playwright or no Chromium."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
+pytest.importorskip("gradio")
+
+from dattn.apps.demo import defaults  # noqa: E402, after the checks for what is installed
+from dattn.apps.demo.app import build, launch  # noqa: E402
+from dattn.apps.demo.studio import Studio  # noqa: E402
+from dattn.apps.demo.visits import Visits  # noqa: E402
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium, such as Debian's package of that name"),
+]
+PHONE = {"width": 380, "height": 800}
+
+
+@pytest.fixture(scope="module")
+def address(shapes_folder, sd_folder):
+    studio, visits = Studio([str(shapes_folder), str(sd_folder)], device="cpu"), Visits()
+    demo = build(studio, visits)
+    _, address, _ = launch(demo, defaults(), prevent_thread_lock=True, quiet=True)
+    yield address
+    demo.close()
+    visits.close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=str(Path(CHROMIUM)), args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, address):
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.errors = []
+    page.on("console", lambda message: page.errors.append(message.text) if message.type == "error" else None)
+    page.goto(address)
+    page.wait_for_selector("#go")
+    yield page
+    page.close()
+
+
+def set_number(page, name, value):
+    box = page.locator(f"#{name} input[type=number]").first
+    box.fill(str(value))
+    box.press("Tab")
+
+
+def test_a_clip_is_made_with_progress_and_shown(page):
+    page.wait_for_selector("#estimate .badge")
+    page.click("#size > button")
+    set_number(page, "steps", 6)
+    page.click("#go")
+    page.wait_for_selector("text=/step \\d+ of 6/", timeout=60000)
+    page.wait_for_selector("#dattn-clip video", timeout=120000)
+    page.wait_for_selector("#stock-clip video")
+    assert "Speed-up" in page.inner_text("#facts")
+    assert page.locator("#gallery .grid-container button, #gallery .thumbnail-item").count() == 1
+    assert not page.errors
+
+
+def test_sliders_write_the_pattern(page):
+    before = page.input_value("#pattern textarea")
+    set_number(page, "knob-0", 0.5)
+    page.wait_for_function("before => document.querySelector('#pattern textarea').value !== before", arg=before)
+    assert page.input_value("#pattern textarea") == "Radial(decay=0.5, block_size=64)"
+
+
+def test_a_run_is_stopped(page):
+    page.click("#size > button")
+    set_number(page, "steps", 200)
+    page.click("#go")
+    page.wait_for_selector("text=/step \\d+ of 200/", timeout=60000)
+    page.click("#stop")
+    page.wait_for_selector("text=Stopped.", timeout=20000)
+    assert page.locator("#dattn-clip video").count() == 0
+
+
+def test_bad_input_is_shown_and_goes_away(page):
+    page.fill("#pattern textarea", "Nowhere()")
+    page.click("#go")
+    page.wait_for_selector("text=unknown pattern", timeout=20000)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_nothing_is_wider_than_a_phone(page, address, theme):
+    page.set_viewport_size(PHONE)
+    page.goto(f"{address}?__theme={theme}")
+    page.wait_for_selector("#go")
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+
+
+def test_every_control_has_a_name_and_can_be_reached_by_keyboard(page):
+    names = page.eval_on_selector_all(
+        "input:not([type=hidden]), textarea, button",
+        "all => all.filter(x => x.offsetParent && !(x.ariaLabel || x.innerText || x.labels?.length || x.title))"
+        ".map(x => x.outerHTML.slice(0, 120))",
+    )
+    assert names == []
+    page.focus("#prompt textarea")
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.id") == "go":
+            break
+    assert page.evaluate("document.activeElement.id") == "go"
