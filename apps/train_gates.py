@@ -38,6 +38,9 @@ def parser() -> Parser:
     p.add_argument(
         "--block_size", type=int, choices=(16, 32, 64, 128), default=64, help="of blocks (default: %(default)s)"
     )
+    p.add_argument(
+        "--target", choices=("largest", "total"), default="largest", help="of blocks' weights (default: %(default)s)"
+    )
     p.add_argument("--local", default="Radial(block_size=64)", metavar="PATTERN", help="(default: %(default)s)")
     p.add_argument("--dense", type=float, default=0.5, help="share of heads that stay dense (default: %(default)s)")
     p.add_argument("--penalty", type=float, default=0.5, help="of heads that stay dense (default: %(default)s)")
@@ -79,12 +82,13 @@ def main(argv: Sequence[str]) -> int:
 def train_blocks(loaded: Loaded, request: Request, prompts: Sequence[str], options: argparse.Namespace) -> None:
     """Train a gate for every layer and write them."""
     import dattn
+    from dattn.scores import TrueWeights
 
     from .gates.blocks import TeachBlocks
     from .gates.progress import run_along
 
     progress = _progress(request, prompts, options)
-    teach = TeachBlocks(options.block_size, options.learning_rate, progress)
+    teach = TeachBlocks(options.block_size, TrueWeights(options.target), options.learning_rate, progress)
     latest = lambda: f"loss {fmean(gate.losses[-1] for gate in teach.gates.values()):.4f}"
     with dattn.apply(loaded.pipe, teach, backend=options.backend):
         run_along(loaded, request, prompts, options.rounds, progress, latest)

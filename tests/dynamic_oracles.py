@@ -42,10 +42,11 @@ def pooled(query, key, blocks, regions):
     return [softmax([float(mean(query, b) @ mean(key, r)) * scale + math.log(len(r)) for r in regions]) for b in blocks]
 
 
-def largest(query, key, blocks, regions):
-    """The largest weight of every pair, row by row over its sum."""
+def true_weights(query, key, blocks, regions, by):
+    """The largest weight of every pair, or the sum of all, row by row over its sum."""
     weights = (query @ key.T * query.shape[-1] ** -0.5).softmax(-1)
-    rows = [[max(float(weights[i, j]) for i in b for j in r) for r in regions] for b in blocks]
+    of = {"largest": max, "total": sum}[by]
+    rows = [[of(float(weights[i, j]) for i in b for j in r) for r in regions] for b in blocks]
     return [[w / sum(row) for w in row] for row in rows]
 
 

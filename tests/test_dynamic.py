@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise, product
 
 import pytest
@@ -42,7 +43,18 @@ from dattn.clusters import Clusters, start
 from dattn.head_masks import for_head_groups
 from dattn.orders import ByLayer, Curve, PatchMajor, Raster, Tiled, Tree, hilbert_index
 from dattn.patterns.dynamic import Given
-from dattn.scores import Antidiagonal, Gate, Joined, Largest, MeanSimilarity, Pooled, Proxy, Sampled, Sides, TokenGate
+from dattn.scores import (
+    Antidiagonal,
+    Gate,
+    Joined,
+    MeanSimilarity,
+    Pooled,
+    Proxy,
+    Sampled,
+    Sides,
+    TokenGate,
+    TrueWeights,
+)
 from dattn.selection import Threshold, TopK, TopP
 from tests import dynamic_oracles as oracles
 from tests.oracles import attention_oracle, tail_oracle
@@ -119,9 +131,15 @@ def test_antidiagonal(order, stride, monkeypatch):
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_largest(order, monkeypatch):
-    monkeypatch.setattr("dattn.scores.largest.CHUNK", 4000)
-    check_scores(Largest(), oracles.largest, order)
+@pytest.mark.parametrize("by", ["largest", "total"])
+def test_true_weights(order, by, monkeypatch):
+    monkeypatch.setattr("dattn.scores.true_weights.CHUNK", 4000)
+    check_scores(TrueWeights(by), partial(oracles.true_weights, by=by), order)
+
+
+def test_true_weights_of_another_kind():
+    with pytest.raises(ValueError, match="by='mean': choose one of largest, total"):
+        TrueWeights("mean")
 
 
 @pytest.mark.parametrize("order", ORDERS)

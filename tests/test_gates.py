@@ -14,7 +14,7 @@ from dattn.apps.gates.progress import Progress
 from dattn.block_mask import MaskCache
 from dattn.grid import TokenGrid
 from dattn.orders import Raster
-from dattn.scores import Gate, Largest, Pooled, Sides
+from dattn.scores import Gate, Pooled, Sides, TrueWeights
 from dattn.scores.gate import gate_logits
 from tests.oracles import attention_oracle
 
@@ -51,10 +51,13 @@ def test_a_gate_learns_where_the_largest_weights_are():
     held_out = random_sides(99)
     held_out = held_out._replace(key=(held_out.key**2) @ hidden)
     gate = LayerGate.fresh(held_out.query, 1e-2)
-    truth, before = Largest().of(held_out), divergence(Largest().of(held_out), gate_logits(held_out, *gate.matrices))
+    truth, before = (
+        TrueWeights().of(held_out),
+        divergence(TrueWeights().of(held_out), gate_logits(held_out, *gate.matrices)),
+    )
     for _ in range(10):
         for sides in turned:
-            gate.learn(sides, 1e-2)
+            gate.learn(sides, TrueWeights(), 1e-2)
     after = divergence(truth, gate_logits(held_out, *gate.matrices))
     assert after < 0.7 * before and gate.losses[-1] < gate.losses[0]
 
@@ -77,7 +80,7 @@ def test_teaching_blocks_changes_no_output_and_writes_what_a_learned_gate_reads(
     model = tiny_wan().eval()
     with torch.no_grad():
         stock = model(**wan_arguments()).sample
-        teach = TeachBlocks(SIZE, 1e-3, Progress(4))
+        teach = TeachBlocks(SIZE, TrueWeights(), 1e-3, Progress(4))
         with dattn.apply(model, teach):
             for seed in (0, 0):
                 output = model(**wan_arguments(seed)).sample

@@ -1,8 +1,8 @@
 """Gates that choose blocks (SeerAttention, Gao et al. 2024, arXiv 2410.13276), each taught by its own layer.
 
-The pipeline runs with dense attention. Every layer's gate is shown the layer's queries and keys and learns to say where
-the largest weights of each pair of blocks are: KL(largest weights || gate), both normalised over a row. It begins as
-the product of mean queries and mean keys.
+The pipeline runs with dense attention. Every layer's gate is shown the layer's queries and keys and learns to say what
+weights each pair of blocks has: KL(true weights || gate), both normalised over a row; the largest of a pair, as the
+authors have it, or their sum. It begins as the product of mean queries and mean keys.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dattn.patterns.dynamic import Given
 from dattn.patterns.selected import sides_of
 from dattn.scores.base import Sides
 from dattn.scores.gate import gate_logits
-from dattn.scores.largest import Largest
+from dattn.scores.true_weights import TrueWeights
 from dattn.spec import Call, Operator
 
 from .progress import Progress
@@ -45,10 +45,10 @@ class LayerGate:
         matrices = nn.Parameter(same.clone()), nn.Parameter(torch.cat([nothing, nothing, same], 1))
         return cls(matrices, torch.optim.AdamW(matrices, lr=rate, weight_decay=0.0))
 
-    def learn(self, sides: Sides, rate: float) -> None:
+    def learn(self, sides: Sides, target: TrueWeights, rate: float) -> None:
         """One step on queries and keys."""
         with torch.no_grad():
-            truth = Largest().of(sides)
+            truth = target.of(sides)
         with torch.enable_grad():
             loss = divergence(truth, gate_logits(sides, *self.matrices))
             loss.backward()
@@ -70,12 +70,14 @@ class TeachBlocks(Operator):
 
     Args:
         block_size: 16, 32, 64 or 128.
+        target: what gates learn to say.
         rate: the first learning rate; it falls to 0 along a cosine.
         progress: how much of the training is done.
         gates: by layer; made when a layer is first met.
     """
 
     block_size: int
+    target: TrueWeights
     rate: float
     progress: Progress
     gates: dict[int, LayerGate] = field(default_factory=dict)
@@ -89,7 +91,7 @@ class TeachBlocks(Operator):
         if layer not in self.gates:
             self.gates[layer] = LayerGate.fresh(sides.query, self.rate)
         falling = 0.5 * (1 + math.cos(math.pi * self.progress.share))
-        self.gates[layer].learn(sides, self.rate * falling)
+        self.gates[layer].learn(sides, self.target, self.rate * falling)
         options = {**call.options, "return_lse": True}
         result: tuple[Tensor, Tensor] = attend(*call[:3], Dense(), call.grid, **options, state=call.state)
         return result

@@ -10,16 +10,30 @@ from torch import Tensor
 from dattn.orders import runs
 from dattn.scores.base import CHUNK, Score, Sides
 
+BY = ("largest", "total")
+
 
 @dataclass(frozen=True)
-class Largest(Score):
-    """The largest attention weight that a query of the block gives to a key of the region, over the sum of the row.
+class TrueWeights(Score):
+    """What the queries of a block really give to the keys of a region: i and j, over the sum of the row.
 
-        s_ij = max_{q in i, k in j} softmax_k(q·k / √head_dim)        score = s_ij / Σ_j s_ij
+        p = softmax(q·k / √head_dim) over keys        "largest": max p over i and j        "total": Σ p over i and j
 
-    The target of SeerAttention's gate (Gao et al. 2024, arXiv 2410.13276). It costs half of dense attention: it is
-    there to train and to compare with, not to save time.
+    ``largest`` is the target of SeerAttention's gate (Gao et al. 2024, arXiv 2410.13276). It costs half of dense
+    attention: it is there to train and to compare with, not to save time.
+
+    Args:
+        by: "largest" or "total".
+
+    Raises:
+        ValueError: neither of them.
     """
+
+    by: str = "largest"
+
+    def __post_init__(self) -> None:
+        if self.by not in BY:
+            raise ValueError(f"by={self.by!r}: choose one of {', '.join(BY)}")
 
     def of(self, sides: Sides) -> Tensor:
         """See ``Score.of``."""
@@ -32,9 +46,10 @@ class Largest(Score):
             logits = queries[:, :, first : first + step].flatten(2, 3) @ keys
             if absent.any():
                 logits.masked_fill_(absent, -torch.inf)
-            highest = logits.unflatten(-1, column_there.shape).amax(-1)
-            weights = (highest - logits.logsumexp(-1, keepdim=True)).exp()
             there = row_there[first : first + step]
-            parts.append((weights.unflatten(2, there.shape) * there[..., None]).amax(3))
+            weights = logits.softmax(-1).unflatten(-1, column_there.shape)
+            weights = (weights.amax(-1) if self.by == "largest" else weights.sum(-1)).unflatten(2, there.shape)
+            weights = weights * there[..., None]
+            parts.append(weights.amax(3) if self.by == "largest" else weights.sum(3))
         scores = torch.cat(parts, 2)
         return scores / scores.sum(-1, keepdim=True)
