@@ -133,7 +133,7 @@ def test_antidiagonal(order, stride, monkeypatch):
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("by", ["largest", "total"])
 def test_true_weights(order, by, monkeypatch):
-    monkeypatch.setattr("dattn.scores.true_weights.CHUNK", 4000)
+    monkeypatch.setattr("dattn.scores.base.CHUNK", 4000)
     check_scores(TrueWeights(by), partial(oracles.true_weights, by=by), order)
 
 
@@ -144,7 +144,7 @@ def test_true_weights_of_another_kind():
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_sampled_of_everything(order, monkeypatch):
-    monkeypatch.setattr("dattn.scores.sampled.CHUNK", 4000)
+    monkeypatch.setattr("dattn.scores.base.CHUNK", 4000)
     check_scores(Sampled(1.0), oracles.largest_weights, order)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from dattn.block_mask import MaskCache
@@ -58,6 +60,24 @@ class Score(Named):
     def must(self, sides: Sides) -> Tensor | None:
         """bool, broadcast over [batch, heads, blocks, regions]: pairs that are kept whatever their scores; or None."""
         return None
+
+
+def logits_of(queries: Tensor, keys: Tensor, there: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Logits of all queries with all keys, some blocks at a time, so that ``CHUNK`` numbers are held.
+
+    Args:
+        queries: [batch, heads, blocks, in a block, head_dim].
+        keys: [batch, heads, regions, in a region, head_dim].
+        there: bool [regions, in a region], which keys there are; others get -inf.
+
+    Yields:
+        Which blocks, and their logits [batch, heads, blocks · in a block, regions · in a region].
+    """
+    flat, absent = keys.flatten(2, 3).mT * queries.shape[-1] ** -0.5, ~there.flatten()
+    step = max(1, CHUNK // (flat.shape[0] * flat.shape[1] * flat.shape[-1] * queries.shape[3]))
+    for first in range(0, queries.shape[2], step):
+        logits = queries[:, :, first : first + step].flatten(2, 3) @ flat
+        yield slice(first, first + step), logits.masked_fill_(absent, -torch.inf) if absent.any() else logits
 
 
 def means(tensor: Tensor, lengths: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dattn.orders import runs
-from dattn.scores.base import CHUNK, Score, Sides
+from dattn.scores.base import Score, Sides, logits_of
 from dattn.selection import check_share
 
 
@@ -39,16 +39,11 @@ class Sampled(Score):
         """See ``Score.of``."""
         queries, row_there = self._sample(sides.query, sides.partition.blocks)
         keys, column_there = self._sample(sides.key, sides.partition.lengths)
-        keys, absent = keys.flatten(2, 3).mT * sides.query.shape[-1] ** -0.5, ~column_there.flatten()
-        step = max(1, CHUNK // (keys.shape[0] * keys.shape[1] * keys.shape[-1] * queries.shape[3]))
         parts = []
-        for first in range(0, queries.shape[2], step):
-            logits = queries[:, :, first : first + step].flatten(2, 3) @ keys
-            if absent.any():
-                logits.masked_fill_(absent, -torch.inf)
+        for blocks, logits in logits_of(queries, keys, column_there):
             largest = logits.unflatten(-1, column_there.shape).amax(-1)
             weights = (largest - largest.amax(-1, keepdim=True)).exp()
-            there = row_there[first : first + step]
+            there = row_there[blocks]
             parts.append((weights.unflatten(2, there.shape) * there[..., None]).amax(3))
         scores = torch.cat(parts, 2)
         return scores / scores.sum(-1, keepdim=True)

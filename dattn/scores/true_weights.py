@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dattn.orders import runs
-from dattn.scores.base import CHUNK, Score, Sides
+from dattn.scores.base import Score, Sides, logits_of
 
 BY = ("largest", "total")
 
@@ -39,14 +39,9 @@ class TrueWeights(Score):
         """See ``Score.of``."""
         queries, row_there = runs(sides.query, sides.partition.blocks)
         keys, column_there = runs(sides.key, sides.partition.lengths)
-        keys, absent = keys.flatten(2, 3).mT * sides.query.shape[-1] ** -0.5, ~column_there.flatten()
-        step = max(1, CHUNK // (keys.shape[0] * keys.shape[1] * keys.shape[-1] * queries.shape[3]))
         parts = []
-        for first in range(0, queries.shape[2], step):
-            logits = queries[:, :, first : first + step].flatten(2, 3) @ keys
-            if absent.any():
-                logits.masked_fill_(absent, -torch.inf)
-            there = row_there[first : first + step]
+        for blocks, logits in logits_of(queries, keys, column_there):
+            there = row_there[blocks]
             weights = logits.softmax(-1).unflatten(-1, column_there.shape)
             weights = (weights.amax(-1) if self.by == "largest" else weights.sum(-1)).unflatten(2, there.shape)
             weights = weights * there[..., None]
