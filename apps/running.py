@@ -224,17 +224,17 @@ def _timed(loaded: Loaded, request: Request, name: str, on_step: OnStep | None =
         loaded.pipe(**{**call, "num_inference_steps": 2})  # kernels compile on the first call
         call = request.call(loaded)
     if on_step is not None and "callback_on_step_end" in loaded.arguments:
-        call["callback_on_step_end"] = _telling(on_step)
+        call["callback_on_step_end"] = telling(on_step)
     with _stopwatch(loaded.denoisers) as denoising:
         start = _now()
         output = loaded.pipe(**call)
         seconds = _now() - start
-    result = Result(name, _pixels(output), seconds, denoising())
+    result = Result(name, clips_of(output)[0], seconds, denoising())
     _judge(loaded, request, result)
     return result
 
 
-def _telling(on_step: OnStep) -> Callable[..., dict[str, Any]]:
+def telling(on_step: OnStep) -> Callable[..., dict[str, Any]]:
     """A callback of pipelines that tells of their steps."""
 
     def after(pipe: Any, step: int, time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -263,10 +263,10 @@ def _stopwatch(networks: list[torch.nn.Module]) -> Iterator[Callable[[], float]]
             hook.remove()
 
 
-def _pixels(output: Any) -> np.ndarray:
-    """The first clip of a pipeline's output: uint8 ``[frames, height, width, 3]``; a picture is one frame."""
-    first = np.asarray(output.frames[0]) if hasattr(output, "frames") else np.asarray(output.images[0])[None]
-    return np.rint(np.clip(first, 0, 1) * 255).astype(np.uint8)
+def clips_of(output: Any) -> list[np.ndarray]:
+    """The clips of a pipeline's output: uint8 ``[frames, height, width, 3]`` each; a picture is one frame."""
+    made = output.frames if hasattr(output, "frames") else [np.asarray(picture)[None] for picture in output.images]
+    return [np.rint(np.clip(np.asarray(clip), 0, 1) * 255).astype(np.uint8) for clip in made]
 
 
 def _judge(loaded: Loaded, request: Request, result: Result) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 
+from .edit import EditTab
 from .generate import GenerateTab
 from .look import IN_STEP, STYLES, theme
 from .studio import Studio
@@ -21,6 +22,8 @@ def build(studio: Studio, visits: Visits) -> gr.Blocks:
         gr.Markdown(f"# {TITLE}\nThe same noise, once by stock attention and once by another.", elem_id="hero")
         with gr.Tab("Generate", elem_id="tab-generate"):
             GenerateTab(studio, visits).build(demo)
+        with gr.Tab("Edit", elem_id="tab-edit"):
+            EditTab(studio, visits).build()
 
         def leave(request: gr.Request) -> None:
             visits.leave(request.session_hash)

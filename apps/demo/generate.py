@@ -2,51 +2,25 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from ..loading import Loaded
 from ..media import write_clip
 from ..running import Request, Result
 from . import knobs, limits
 from .look import badges
-from .serving import DEVICE, served
+from .parts import Pair, SizeControls, Update, Wishes
+from .serving import DEVICE, served, telling
 from .snippet import snippet
-from .studio import Stopped, Studio
-from .visits import Visit, Visits
+from .studio import Studio
+from .visits import Visits
 
 CLIPS = ("a red circle moving right", "a blue square moving up", "a green triangle moving left")
 PICTURES = ("a red circle above a blue square", "a yellow triangle", "a white square left of a green circle")
 OWN = "Written by hand"
 BY_HAND = "Write any pattern of the library below"
-STEPS = 30
-"""Of models that say nothing about it."""
-Update = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Wishes:
-    """What a model is asked for where nobody says else."""
-
-    prompt: str
-    frames: int
-    height: int
-    width: int
-    steps: int
-
-    @classmethod
-    def of(cls, loaded: Loaded) -> Wishes:
-        """Of a demo model: what it was trained for; of any other: its defaults, as far as they can be seen."""
-        native = loaded.native
-        if native is not None:
-            frames = native.frames if loaded.makes_video else 1
-            return cls(native.prompt, frames, native.height, native.width, native.steps)
-        side = 512 if not loaded.makes_video else 480
-        return cls("", 81 if loaded.makes_video else 1, side, side, STEPS)
 
 
 class GenerateTab:
@@ -64,7 +38,8 @@ class GenerateTab:
         """Lay it out, in the Blocks that are open."""
         name = self._studio.models[0]
         with self._studio.model(name) as loaded:
-            video, wishes = loaded.makes_video, Wishes.of(loaded)
+            wishes = Wishes.of(loaded)
+        video = wishes.video
         offer = knobs.offers(video)[0]
         with gr.Row(equal_height=False):
             with gr.Column(scale=2, min_width=300):
@@ -99,21 +74,7 @@ class GenerateTab:
             info="Share of the steps with stock attention: first ones decide what is where",
         )  # fmt: skip
         self.estimate = gr.HTML(elem_id="estimate", min_height=36)
-        with gr.Accordion("Size, steps and seed", open=False, elem_id="size"):
-            self.frames = gr.Slider(
-                1, 513, wishes.frames, step=1, label="Frames", info="Of the clip", visible=video, elem_id="frames"
-            )
-            with gr.Row():
-                self.height = gr.Number(wishes.height, precision=0, label="Height", info="Pixels", elem_id="height")
-                self.width = gr.Number(wishes.width, precision=0, label="Width", info="Pixels", elem_id="width")
-            self.steps = gr.Slider(
-                1, limits.MOST_STEPS, wishes.steps, step=1, label="Steps", info="More are slower and finer",
-                elem_id="steps",
-            )  # fmt: skip
-            self.seed = gr.Number(0, precision=0, label="Seed", info="The same seed, the same clip", elem_id="seed")
-            self.another = gr.Checkbox(
-                False, label="Another seed each time", info="The one that was used is shown", elem_id="another"
-            )
+        self.size = SizeControls(wishes)
         with gr.Row():
             self.go = gr.Button("Generate", variant="primary", elem_id="go")
             self.stop = gr.Button("Stop", variant="stop", elem_id="stop")
@@ -121,14 +82,7 @@ class GenerateTab:
     def _build_results(self, video: bool) -> None:
         """The right side: what was made."""
         self.facts = gr.HTML(badges({"Ready": "press Generate"}), elem_id="facts", min_height=36)
-        with gr.Row(elem_id="pair", visible=video) as self.pair:
-            options = {"autoplay": True, "loop": True, "interactive": False, "elem_classes": "clip", "min_width": 140}
-            self.stock_clip = gr.Video(label="Stock attention", elem_id="stock-clip", **options)
-            self.own_clip = gr.Video(label="dattn", elem_id="dattn-clip", **options)
-        self.slider = gr.ImageSlider(
-            label="Left: stock attention. Right: dattn", visible=not video, interactive=False, elem_id="slider",
-            elem_classes="clip",
-        )  # fmt: skip
+        self.pair = Pair("Stock attention", "dattn", video)
         with gr.Accordion("The mask: blocks that are computed", open=False, elem_id="mask-box"):
             self.mask = gr.Image(label="Mask", show_label=False, interactive=False, elem_id="mask")
         with gr.Accordion("Report", open=False, elem_id="report-box"):
@@ -145,14 +99,14 @@ class GenerateTab:
 
     def _connect(self, demo: gr.Blocks) -> None:
         """Say what the controls do."""
-        size = [self.frames, self.height, self.width]
+        size = self.size.size
         quiet: Any = {"show_progress": "hidden", "api_visibility": "private"}
         alone: Any = {"concurrency_limit": 1, "concurrency_id": DEVICE}
         self.examples.click(lambda row: row[0], self.examples, self.prompt, **quiet)
         self.kind.change(self.choose_kind, self.kind, [self.kind, *self.sliders, self.pattern], **quiet)
         for slider in self.sliders:
             slider.change(self.retell, [self.kind, self.pattern, *self.sliders], self.pattern, **quiet)
-        wish = [self.prompt, self.kind, *size, self.steps, self.pair, self.slider, self.examples]
+        wish = [self.prompt, self.kind, *self.size.fitted, *self.pair.either, self.examples]
         self.model.change(self.choose_model, self.model, wish, **quiet, **alone)
         for control in (self.pattern, self.model, *size):
             control.change(
@@ -164,9 +118,8 @@ class GenerateTab:
         demo.load(self.guess, [self.model, self.pattern, *size], self.estimate, **quiet, **alone)
         self.go.click(
             served(self.make),
-            [self.model, self.prompt, self.pattern, self.dense, *size, self.steps, self.seed, self.another],
-            [self.seed, self.facts, self.stock_clip, self.own_clip, self.slider, self.mask, self.report, self.code,
-             self.gallery],
+            [self.model, self.prompt, self.pattern, self.dense, *self.size.inputs],
+            [self.size.seed, self.facts, *self.pair.outputs, self.mask, self.report, self.code, self.gallery],
             api_name="generate",
             api_description="Make a clip or picture by stock attention and under a pattern, from the same noise.",
             show_progress_on=[self.facts],
@@ -192,23 +145,20 @@ class GenerateTab:
     def choose_model(self, name: str) -> list[Update]:
         """Another model: what it likes."""
         with self._studio.model(name) as loaded:
-            video, wishes = loaded.makes_video, Wishes.of(loaded)
+            wishes = Wishes.of(loaded)
+        video = wishes.video
         titles = _titles(video)
         return [
             gr.update(value=wishes.prompt),
             gr.update(choices=titles, value=titles[0]),
-            gr.update(value=wishes.frames, visible=video),
-            gr.update(value=wishes.height),
-            gr.update(value=wishes.width),
-            gr.update(value=wishes.steps),
-            gr.update(visible=video),
-            gr.update(visible=not video),
+            *SizeControls.fit(wishes),
+            *Pair.turn(video),
             gr.update(samples=[[text] for text in (CLIPS if video else PICTURES)]),
         ]
 
     def guess(self, model: Any, pattern: Any, frames: Any, height: Any, width: Any) -> str:
         """Tokens and density of what would be made, before it is."""
-        request = self._request(model, "a", frames, height, width, 1, 0)
+        request = self._studio.request(model, "a", frames, height, width, 1, 0)
         attention = limits.attention(pattern)
         grid = self._studio.grid(model, request)
         share = self._studio.share(attention, grid)
@@ -231,38 +181,29 @@ class GenerateTab:
     ) -> tuple[Any, ...]:
         """Make both, and all that is shown beside them."""
         seed = limits.fresh_seed() if another is True else seed
-        wish = self._request(model, prompt, frames, height, width, steps, seed)
-        attention, dense = limits.attention(pattern), self._studio.limits.share(dense, "Dense at first")
+        wish = self._studio.request(model, prompt, frames, height, width, steps, seed)
+        attention, dense = limits.attention(pattern), self._studio.limits.number(dense, "Dense at first", 0, 0.9)
         visit = self._visits.of(request.session_hash)
-        visit.stop.clear()
-        stock, made = self._studio.make(model, wish, attention, dense, _telling(visit, progress))
+        stock, made = self._studio.make(model, wish, attention, dense, telling(visit, progress))
         with self._studio.model(model) as loaded:
             code = snippet(loaded, wish, attention, dense)
         place = visit.place()
         files = [write_clip(result.clip, place, name) for name, result in (("stock", stock or made), ("dattn", made))]
         visit.keep(files[-1], f"{wish.prompt} · {attention} · seed {wish.seed}")
-        still = made.clip.shape[0] == 1
-        clips = (None, None, tuple(map(str, files))) if still else (str(files[0]), str(files[1]), None)
         mask = self._mask(attention, model, wish, place)
-        return (wish.seed, badges(facts(stock, made)), *clips, mask, made.table or "Stock attention.", code, visit.runs)
+        return (
+            wish.seed,
+            badges(facts(stock, made)),
+            *Pair.shown(files),
+            mask,
+            made.table or "Stock attention.",
+            code,
+            visit.runs,
+        )
 
     def halt(self, request: gr.Request) -> None:
         """End the visitor's run within a step."""
         self._visits.of(request.session_hash).stop.set()
-
-    def _request(self, model: Any, prompt: Any, frames: Any, height: Any, width: Any, steps: Any, seed: Any) -> Request:
-        """What is asked for, checked.
-
-        Raises:
-            ValueError: what is wrong, for the visitor to read.
-        """
-        allowed = self._studio.limits
-        with self._studio.model(model) as loaded:
-            video, multiple = loaded.makes_video, multiple_of(loaded)
-            guidance = loaded.native.guidance if loaded.native else None
-        size = allowed.size(frames if video else 1, height, width, multiple)
-        told = allowed.prompt(prompt), allowed.seed(seed)
-        return Request(*told, size[0] if video else None, size[1], size[2], allowed.steps(steps), guidance)
 
     def _mask(self, attention: str, model: str, wish: Request, place: Path) -> str | None:
         """A picture of a static pattern's mask; None of others."""
@@ -285,27 +226,6 @@ def facts(stock: Result | None, made: Result) -> dict[str, str]:
     if made.judged is not None:
         told["Judge"] = "as asked" if made.judged else "not as asked"
     return told
-
-
-def multiple_of(loaded: Loaded) -> int:
-    """Sides of pictures are multiples of so many pixels."""
-    pipe = loaded.pipe
-    scale = getattr(pipe, "vae_scale_factor_spatial", None) or getattr(pipe, "vae_scale_factor", None) or 8
-    return int(scale) * (1 if hasattr(pipe, "unet") else 2)
-
-
-def _telling(visit: Visit, progress: gr.Progress) -> Any:
-    """What tells the visitor how far a run is, and ends it when the visitor wants it to."""
-    began = time.perf_counter()
-
-    def on_step(what: str, done: int, of: int, part: int, parts: int) -> None:
-        if visit.stop.is_set():
-            raise Stopped
-        share = (part + done / of) / parts
-        left = (time.perf_counter() - began) * (1 - share) / share
-        progress(share, desc=f"{what}: step {done} of {of}, {left:.0f} s left")
-
-    return on_step
 
 
 def _titles(video: bool) -> list[str]:

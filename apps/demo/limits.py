@@ -71,15 +71,14 @@ class Limits:
         """
         return whole(value, "Steps", 1, MOST_STEPS)
 
-    def share(self, value: Any, name: str) -> float:
-        """A share below 1, as ``dattn.apply`` takes it for steps.
+    def number(self, value: Any, name: str, low: float, high: float) -> float:
+        """A number in a range.
 
         Raises:
             ValueError: anything else.
         """
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not 0 <= value < 1:
-            raise ValueError(f"{name} {str(value)[:40]!r}: give a share from 0 to 0.9")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            raise ValueError(f"{name} {str(value)[:40]!r}: give a number from {low:g} to {high:g}")
         return float(value)
 
     def seed(self, value: Any) -> int:

@@ -17,7 +17,7 @@ STYLES = """
 IN_STEP = """
 <script>
 document.addEventListener("play", (event) => {
-  const one = event.target, pair = one.closest("#pair");
+  const one = event.target, pair = one.closest(".pair");
   if (!pair || pair.dataset.busy) return;
   const all = [...pair.querySelectorAll("video")];
   pair.dataset.busy = "1";
@@ -25,7 +25,7 @@ document.addEventListener("play", (event) => {
   setTimeout(() => delete pair.dataset.busy, 200);
 }, true);
 for (const name of ["pause", "seeked"]) document.addEventListener(name, (event) => {
-  const one = event.target, pair = one.closest("#pair");
+  const one = event.target, pair = one.closest(".pair");
   if (!pair || one.ended) return;
   for (const other of pair.querySelectorAll("video")) if (other !== one) {
     if (name === "pause" && !other.paused) other.pause();

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
 
-from .studio import Stopped
+from .studio import OnStep, Stopped
+from .visits import Visit
 
 DEVICE = "device"
 """Concurrency of all that uses the device: one at a time."""
@@ -29,3 +31,18 @@ def served(handler: Callable[..., Any]) -> Callable[..., Any]:
             raise gr.Error(f"The model gave up: {error}", title="That did not work", print_exception=True) from None
 
     return safe
+
+
+def telling(visit: Visit, progress: gr.Progress) -> OnStep:
+    """What tells a visitor how far a run is, and ends it when the visitor wants it to."""
+    visit.stop.clear()
+    began = time.perf_counter()
+
+    def on_step(what: str, done: int, of: int, part: int, parts: int) -> None:
+        if visit.stop.is_set():
+            raise Stopped
+        share = (part + done / of) / parts
+        left = (time.perf_counter() - began) * (1 - share) / share
+        progress(share, desc=f"{what}: step {done} of {of}, {left:.0f} s left")
+
+    return on_step

@@ -72,6 +72,19 @@ class Studio:
                 self._loaded[name] = load(self._places[name], self.device, self._dtype)
             yield self._loaded[name]
 
+    def request(self, model: Any, prompt: Any, frames: Any, height: Any, width: Any, steps: Any, seed: Any) -> Request:
+        """What a visitor asks for, checked.
+
+        Raises:
+            ValueError: what is wrong, for the visitor to read.
+        """
+        with self.model(model) as loaded:
+            video, multiple = loaded.makes_video, _multiple_of(loaded)
+            guidance = loaded.native.guidance if loaded.native else None
+        size = self.limits.size(frames if video else 1, height, width, multiple)
+        told = self.limits.prompt(prompt), self.limits.seed(seed)
+        return Request(*told, size[0] if video else None, size[1], size[2], self.limits.steps(steps), guidance)
+
     def grid(self, name: str, request: Request) -> TokenGrid:
         """The tokens of a request."""
         with self.model(name) as loaded:
@@ -125,3 +138,10 @@ class Studio:
 
 def _at(on_step: OnStep, what: str, part: int, parts: int, done: int, of: int) -> None:
     on_step(what, done, of, part, parts)
+
+
+def _multiple_of(loaded: Loaded) -> int:
+    """Sides of pictures are multiples of so many pixels."""
+    pipe = loaded.pipe
+    scale = getattr(pipe, "vae_scale_factor_spatial", None) or getattr(pipe, "vae_scale_factor", None) or 8
+    return int(scale) * (1 if hasattr(pipe, "unet") else 2)

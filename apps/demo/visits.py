@@ -7,6 +7,10 @@ import tempfile
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .edits import Edited
 
 MOST_RUNS = 24
 """Runs that are kept for a visitor; the oldest go first."""
@@ -20,11 +24,14 @@ class Visit:
         folder: for files; removed with the visit.
         runs: what was made, newest first: (file, caption).
         stop: set while the visitor wants the current run to end.
+        edit: the last one, for a look at other words.
+        count: runs so far.
     """
 
     folder: Path
     runs: list[tuple[str, str]] = field(default_factory=list)
     stop: threading.Event = field(default_factory=threading.Event)
+    edit: Edited | None = None
     count: int = 0
 
     def place(self) -> Path:

@@ -1,0 +1,91 @@
+"""What an edit of a prompt is made of: the controls that the words ask for, and the call that shows source and edit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+import dattn
+from dattn.control import Control, HeatMaps, Refine, Replace, Reweight
+from dattn.control.words import Phrase
+
+from ..loading import Loaded
+from ..running import Request, clips_of, telling
+from .studio import OnStep
+
+HALF = 0.5
+"""Of the steps whose words keep the source's layout, those that keep its self-attention too."""
+
+
+@dataclass(frozen=True)
+class Edited:
+    """Source and edit, uint8 [frames, height, width, 3] each, the maps of words that both have, and the seconds."""
+
+    source: np.ndarray
+    edit: np.ndarray
+    maps: HeatMaps | None
+    seconds: float
+
+
+def shared_words(source: str, edit: str) -> list[str]:
+    """Words that both prompts have, once each, in the edit's order; a word is looked for as it stands."""
+    there = source.lower().split()
+    return [word for word in dict.fromkeys(edit.split()) if word.lower() in there]
+
+
+def controls_of(source: str, edit: str, keep: float, strengths: Mapping[str, float]) -> list[Control]:
+    """Prompt-to-Prompt's controls from the source to the edit.
+
+    Args:
+        keep: share of the steps in which the layout of the source is kept; 0 keeps nothing.
+        strengths: of the edit's words; those of 1 change nothing.
+    """
+    found: list[Control] = []
+    if keep and source != edit:
+        kind = Replace if len(source.split()) == len(edit.split()) else Refine
+        found.append(kind(cross=keep, inject=keep * HALF))
+    changed: dict[Phrase, float] = {word: value for word, value in strengths.items() if value != 1}
+    if changed:
+        found.append(Reweight(changed, prompts=[1]))
+    return found
+
+
+def edited(
+    loaded: Loaded, request: Request, edit: str, controls: Sequence[Control], words: Sequence[str], on_step: OnStep
+) -> Edited:
+    """Make both of the same noise, in one call.
+
+    Args:
+        request: for the source.
+        controls: as ``controls_of`` gives.
+        words: whose maps are wanted.
+
+    Raises:
+        ValueError: what a control refuses.
+    """
+    maps = HeatMaps(words) if words else None
+    call = request.call(loaded) | {"prompt": [request.prompt, edit]}
+    call["generator"] = [torch.Generator().manual_seed(request.seed) for _ in range(2)]
+    if "negative_prompt" in call:
+        call["negative_prompt"] = [call["negative_prompt"]] * 2
+    if "callback_on_step_end" in loaded.arguments:
+        call["callback_on_step_end"] = telling(lambda done, of: on_step("edit", done, of, 0, 1))
+    loaded.pipe.set_progress_bar_config(disable=True)
+    every = [*controls, *([maps] if maps else [])]
+    began = time.perf_counter()
+    with dattn.apply(loaded.pipe, None, control=every or None):
+        source, other = clips_of(loaded.pipe(**call))
+    return Edited(source, other, maps, time.perf_counter() - began)
+
+
+def overlaid(made: Edited, word: str) -> list[Any]:
+    """The edit's frames with a word's map over each (PIL)."""
+    assert made.maps is not None
+    if len(made.edit) == 1:
+        return [made.maps.overlay(made.edit[0], word, sample=1)]
+    return made.maps.video(list(made.edit), word, sample=1)

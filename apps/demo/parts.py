@@ -1,0 +1,131 @@
+"""What several tabs are made of: the controls of size and seed, and two results side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from ..loading import Loaded
+from . import limits
+
+STEPS = 30
+"""Of models that say nothing about it."""
+Update = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a model is asked for where nobody says else."""
+
+    prompt: str
+    frames: int
+    height: int
+    width: int
+    steps: int
+    video: bool
+
+    @classmethod
+    def of(cls, loaded: Loaded) -> Wishes:
+        """Of a demo model: what it was trained for; of any other: usual numbers."""
+        native, video = loaded.native, loaded.makes_video
+        if native is not None:
+            return cls(native.prompt, native.frames if video else 1, native.height, native.width, native.steps, video)
+        side = 480 if video else 512
+        return cls("", 81 if video else 1, side, side, STEPS, video)
+
+
+class SizeControls:
+    """Frames, height, width, steps and seed, folded away.
+
+    Args:
+        wishes: what they start from.
+        prefix: of their ``elem_id``.
+    """
+
+    def __init__(self, wishes: Wishes, prefix: str = "") -> None:
+        with gr.Accordion("Size, steps and seed", open=False, elem_id=f"{prefix}size"):
+            self.frames = gr.Slider(
+                1, 513, wishes.frames, step=1, label="Frames", info="Of the clip", visible=wishes.video,
+                elem_id=f"{prefix}frames",
+            )  # fmt: skip
+            with gr.Row():
+                self.height, self.width = (
+                    gr.Number(value, precision=0, label=name, info="Pixels", elem_id=f"{prefix}{name.lower()}")
+                    for name, value in (("Height", wishes.height), ("Width", wishes.width))
+                )
+            self.steps = gr.Slider(
+                1, limits.MOST_STEPS, wishes.steps, step=1, label="Steps", info="More are slower and finer",
+                elem_id=f"{prefix}steps",
+            )  # fmt: skip
+            self.seed = gr.Number(
+                0, precision=0, label="Seed", info="The same seed, the same clip", elem_id=f"{prefix}seed"
+            )
+            self.another = gr.Checkbox(
+                False, label="Another seed each time", info="The one that was used is shown", elem_id=f"{prefix}another"
+            )
+
+    @property
+    def size(self) -> list[Any]:
+        """Frames, height and width."""
+        return [self.frames, self.height, self.width]
+
+    @property
+    def inputs(self) -> list[Any]:
+        """All, in the order in which handlers take them."""
+        return [*self.size, self.steps, self.seed, self.another]
+
+    @property
+    def fitted(self) -> list[Any]:
+        """Those that go with a model; ``fit`` gives their updates."""
+        return [*self.size, self.steps]
+
+    @staticmethod
+    def fit(wishes: Wishes) -> list[Update]:
+        """What another model wishes."""
+        sides = [gr.update(value=wishes.height), gr.update(value=wishes.width), gr.update(value=wishes.steps)]
+        return [gr.update(value=wishes.frames, visible=wishes.video), *sides]
+
+
+class Pair:
+    """Two clips in step, or two pictures under a slider.
+
+    Args:
+        left, right: what they are.
+        video: which of the two is shown at first.
+        prefix: of their ``elem_id``.
+    """
+
+    def __init__(self, left: str, right: str, video: bool, prefix: str = "") -> None:
+        options: Any = {"autoplay": True, "loop": True, "interactive": False, "elem_classes": "clip", "min_width": 140}
+        with gr.Row(elem_classes="pair", visible=video, elem_id=f"{prefix}pair") as self.row:
+            self.left = gr.Video(label=left, elem_id=f"{prefix}stock-clip", **options)
+            self.right = gr.Video(label=right, elem_id=f"{prefix}dattn-clip", **options)
+        self.slider = gr.ImageSlider(
+            label=f"Left: {left}. Right: {right}", visible=not video, interactive=False, elem_id=f"{prefix}slider",
+            elem_classes="clip",
+        )  # fmt: skip
+
+    @property
+    def outputs(self) -> list[Any]:
+        """What ``shown`` fills."""
+        return [self.left, self.right, self.slider]
+
+    @staticmethod
+    def shown(files: Sequence[Path]) -> tuple[Any, Any, Any]:
+        """Two files, clips or pictures."""
+        one, other = map(str, files)
+        return (None, None, (one, other)) if one.endswith(".png") else (one, other, None)
+
+    @property
+    def either(self) -> list[Any]:
+        """The two ways to show; ``turn`` gives their updates."""
+        return [self.row, self.slider]
+
+    @staticmethod
+    def turn(video: bool) -> list[Update]:
+        """Show clips, or pictures."""
+        return [gr.update(visible=video), gr.update(visible=not video)]
