@@ -10,7 +10,7 @@ import numpy as np
 
 from ..media import write_clip
 from . import limits
-from .edits import controls_of, edited, overlaid, shared_words
+from .edits import controls_of, edited, maps_of, overlaid, shared_words
 from .look import badges
 from .parts import Pair, SizeControls, Update, Wishes
 from .serving import DEVICE, served, telling
@@ -142,17 +142,17 @@ class EditTab:
             if word
         }
         controls, words = controls_of(wish.prompt, edit, keep, strengths), shared_words(wish.prompt, edit)
-        visit = self._visits.of(request.session_hash)
+        visit, maps = self._visits.of(request.session_hash), maps_of(words, self._studio.joint_layers(model, wish))
         with self._studio.model(model) as loaded:
-            visit.edit = made = edited(loaded, wish, edit, controls, words, telling(visit, progress))
+            visit.edit = made = edited(loaded, wish, edit, controls, maps, telling(visit, progress))
         place = visit.place()
         files = [write_clip(clip, place, name) for name, clip in (("source", made.source), ("edit", made.edit))]
         visit.keep(files[-1], f"{edit} · edit of {wish.prompt} · seed {wish.seed}")
         first_seen = max(words, key=len, default=None)
         choice = gr.update(choices=words, value=first_seen)
-        maps = self._map(place, files[-1], made, first_seen) if first_seen else (None, None, None)
+        seen = self._map(place, files[-1], made, first_seen) if first_seen else (None, None, None)
         told = badges({"Both": f"{made.seconds:.1f} s", "Seed": str(wish.seed)})
-        return (wish.seed, told, *Pair.shown(files), choice, *maps)
+        return (wish.seed, told, *Pair.shown(files), choice, *seen)
 
     def look(self, word: Any, request: gr.Request) -> tuple[Any, Any, Any]:
         """The map of another word of the visitor's last edit.

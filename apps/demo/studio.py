@@ -49,7 +49,7 @@ class Studio:
         if not self._places:
             raise ValueError("no --model: this installation carries no models; name a Diffusers folder or hub name")
         self._loaded: dict[str, Loaded] = {}
-        self._grids: dict[tuple[Any, ...], TokenGrid] = {}
+        self._grids: dict[tuple[Any, ...], tuple[TokenGrid, int]] = {}
         self._lock = threading.RLock()
         self.limits = Limits(pixels or (CPU_PIXELS if self.device == "cpu" else GPU_PIXELS))
 
@@ -92,8 +92,14 @@ class Studio:
             if key not in self._grids:
                 with dattn.apply(loaded.pipe, dattn.Dense(), dense_steps=0, dense_layers=0) as handle:
                     run_to_the_grid(loaded, request)
-                    self._grids[key] = max((x.grid for x in handle.layers if x.grid), key=lambda grid: grid.tokens)
-            return self._grids[key]
+                    grids = [layer.grid for layer in handle.layers if layer.grid]
+                    self._grids[key] = max(grids, key=lambda grid: grid.tokens), len(grids)
+            return self._grids[key][0]
+
+    def joint_layers(self, name: str, request: Request) -> int:
+        """How many layers attend to text and picture together; 0 where text has layers of its own."""
+        grid = self.grid(name, request)
+        return self._grids[name, request.frames, request.height, request.width][1] if grid.tokens > grid.visual else 0
 
     def share(self, attention: str, grid: TokenGrid) -> float:
         """Attention that a pattern computes, of dense attention, pooled keys counted; some only guess beforehand."""

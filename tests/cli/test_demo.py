@@ -210,3 +210,68 @@ def test_the_command_without_gradio_says_what_to_install(dattn_command, monkeypa
     monkeypatch.setattr(builtins, "__import__", without)
     outcome = dattn_command("demo")
     assert outcome.code == 2 and 'pip install "dattn[demo]"' in outcome.err
+
+
+@pytest.fixture
+def change(sd_folder):
+    """Arguments of ``/edit``, with some changed."""
+    usual = {
+        "model": str(sd_folder), "source": "a red circle", "edit": "a blue circle", "keep": 0.8, "frames": 1,
+        "height": 32, "width": 32, "steps": 2, "seed": 3, "another": False,
+    }  # fmt: skip
+    strengths = {f"strength_{i}": 1 for i in range(8)}
+
+    def arguments(**changed):
+        values = {**usual, **strengths, **changed}
+        return [list(values.values()), {"api_name": "/edit"}]
+
+    return arguments
+
+
+def edit(client, arguments):
+    values, named = arguments
+    return client.predict(*values, **named)
+
+
+def pixels(path):
+    from PIL import Image
+
+    return np.asarray(Image.open(path).convert("RGB")).astype(int)
+
+
+def test_an_edit_is_shown_beside_its_source(client, change):
+    seed, _, left, right, pictures, word, *seen = edit(client, change())
+    assert seed == 3 and left is None and right is None
+    source, other = map(pixels, pictures)
+    assert source.shape == other.shape and abs(source - other).max() > 0
+    assert word["value"] == "circle" and [name for name, _ in word["choices"]] == ["a", "circle"]
+    assert abs(pixels(seen[2][1]) - other).max() > 0  # the map is over it
+    again = client.predict("a", api_name="/map")
+    assert abs(pixels(again[2][0]) - other).max() == 0 and again[2][1] != seen[2][1]
+
+
+def test_words_may_be_stronger_and_an_edit_that_changes_nothing_is_the_source(client, change):
+    same = edit(client, change(edit="a red circle"))[4]
+    assert abs(pixels(same[0]) - pixels(same[1])).max() <= 1
+    strong = edit(client, change(edit="a red circle", strength_1=5.0))[4]
+    assert abs(pixels(strong[0]) - pixels(strong[1])).max() > 1
+
+
+def test_edits_of_other_lengths_and_of_videos(client, change, shapes_folder):
+    assert edit(client, change(edit="a big red circle"))[5]["value"] == "circle"
+    clips = edit(client, change(model=str(shapes_folder), frames=9))
+    assert clips[2].endswith(".mp4") and clips[3].endswith(".mp4") and clips[4] is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [({"edit": " "}, "Edit: say what to show"), ({"keep": 2}, "maximum"), ({"strength_0": 99}, "maximum")],
+)
+def test_what_is_wrong_with_an_edit_is_said(client, change, changed, says):
+    with pytest.raises(gradio_client.exceptions.AppError, match=says):
+        edit(client, change(**changed))
+
+
+def test_there_is_a_map_only_after_an_edit(client, change):
+    with pytest.raises(gradio_client.exceptions.AppError, match="make an edit first|not in the list of choices"):
+        client.predict("circle", api_name="/map")
