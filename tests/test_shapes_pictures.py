@@ -1,6 +1,7 @@
 """Pictures of the world, their judge, and the training of the two image models (a few steps of it)."""
 
 import sys
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -13,7 +14,14 @@ from dattn.apps.shapes import parse_caption, picture_codec, score_pictures, trai
 from dattn.apps.shapes.captions import COLORS
 from dattn.apps.shapes.picture_text import TEXT_LENGTH, build_t5, short_tokenizer
 from dattn.apps.shapes.picture_words import answers, every_caption, teach
-from dattn.apps.shapes.pictures import caption_of, draw_pictures, judge_picture, sample_picture
+from dattn.apps.shapes.pictures import (
+    caption_of,
+    draw_pictures,
+    is_whole,
+    judge_picture,
+    sample_picture,
+    whole_pictures,
+)
 
 OPPOSITE = {"above": "below", "below": "above", "left of": "right of", "right of": "left of"}
 
@@ -45,6 +53,21 @@ def test_the_same_seed_draws_the_same_picture_and_captions_tell_no_motion():
     assert all(o.motion is None for o in parse_caption(caption_of(scene)).objects)
     clip = scene.render(9)
     assert (clip == clip[:1]).all()
+
+
+def test_whole_pictures_show_nothing_on_opposite_borders():
+    scenes = whole_pictures(20)
+    known = [sample_picture(seed) for seed in range(100)]
+    assert scenes == [scene for scene in known if is_whole(scene)][:20] and not all(map(is_whole, known))
+    for scene, picture in zip(scenes, draw_pictures(scenes), strict=True):
+        for o in scene.objects:
+            alone = draw_pictures([replace(scene, objects=(o,))])[0].astype(int)
+            empty = draw_pictures([replace(scene, objects=())])[0].astype(int)
+            seen = abs(alone - empty).max(-1) > 0
+            assert (
+                seen.any() and not (seen[0].any() and seen[-1].any()) and not (seen[:, 0].any() and seen[:, -1].any())
+            )
+        assert picture.shape == (64, 64, 3)
 
 
 def test_no_picture_is_refused():

@@ -6,7 +6,7 @@ import argparse
 import hashlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,8 +21,9 @@ from transformers import PreTrainedTokenizerFast
 from .captions import parse_caption
 from .layout import Readout, layouts
 from .picture_codec import to_tensor
-from .pictures import caption_of, draw_pictures, sample_picture
+from .pictures import caption_of, draw_pictures, whole_pictures
 from .training import Clock, Ema, scale_rates, short_products
+from .world import Scene
 
 Model = TypeVar("Model", bound=nn.Module)
 UNCONDITIONAL = 0.1
@@ -55,24 +56,23 @@ class Pictures:
 
 
 def load_pictures(folder: Path, cache: Path, count: int) -> Pictures:
-    """The first ``count`` pictures of the world, encoded once by the folder's autoencoder and kept in ``cache``."""
+    """The first ``count`` whole pictures, encoded once by the folder's autoencoder and kept in ``cache``."""
     weights = (folder / "vae" / "diffusion_pytorch_model.safetensors").read_bytes()
-    path = cache / f"shapes-pictures-{count}-{hashlib.sha256(weights).hexdigest()[:12]}.pt"
+    path = cache / f"shapes-whole-pictures-{count}-{hashlib.sha256(weights).hexdigest()[:12]}.pt"
     if not path.exists():
         cache.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}")
-        torch.save(encode_pictures(AutoencoderKL.from_pretrained(folder / "vae").float(), count), part)
+        torch.save(encode_pictures(AutoencoderKL.from_pretrained(folder / "vae").float(), whole_pictures(count)), part)
         part.replace(path)
     latents, captions = torch.load(path)
-    return Pictures(latents, captions, layouts([sample_picture(seed) for seed in range(count)]))
+    return Pictures(latents, captions, layouts(whole_pictures(count)))
 
 
 @torch.no_grad()
-def encode_pictures(vae: AutoencoderKL, count: int) -> tuple[torch.Tensor, list[str]]:
-    """Latents and captions of the first ``count`` pictures."""
-    scenes = [sample_picture(seed) for seed in range(count)]
+def encode_pictures(vae: AutoencoderKL, scenes: Sequence[Scene]) -> tuple[torch.Tensor, list[str]]:
+    """Latents and captions of pictures."""
     parts = []
-    for i in range(0, count, 32):
+    for i in range(0, len(scenes), 32):
         with short_products():
             images = to_tensor(draw_pictures(scenes[i : i + 32]))
             parts.append(vae.encode(images).latent_dist.mode().half())

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import count as numbers
+from itertools import islice
 
 import numpy as np
 
 from .captions import Caption, Wanted, parse_caption
 from .judge import Verdict, judge
-from .world import NATIVE_SIZE, Scene, sample_scene
+from .world import NATIVE_SIZE, Scene, coverage, sample_scene
 
 FRAMES = 5
 """The judge reads clips; a picture is shown to it as one that stands still for the shortest clip it takes."""
@@ -26,6 +28,20 @@ def sample_picture(seed: int | Sequence[int], objects: int | None = None) -> Sce
     count = objects or int(own.integers(1, 3))
     scene = sample_scene(seed, count)
     return replace(scene, objects=tuple(replace(o, motion="standing still", speed=0.0) for o in scene.objects))
+
+
+def is_whole(scene: Scene, side: int = NATIVE_SIZE) -> bool:
+    """Whether no object leaves a picture on one side to come back on the other."""
+    for o in scene.objects:
+        cover = coverage(o.shape, o.centers(1, side, side), o.radius * side, side, side)[0] > 0
+        if (cover[0].any() and cover[-1].any()) or (cover[:, 0].any() and cover[:, -1].any()):
+            return False
+    return True
+
+
+def whole_pictures(count: int) -> list[Scene]:
+    """The first ``count`` pictures of the world whose objects are whole, for models that cannot see round a border."""
+    return list(islice(filter(is_whole, map(sample_picture, numbers())), count))
 
 
 def caption_of(scene: Scene) -> str:
