@@ -9,6 +9,7 @@ import gradio as gr
 
 from .edit import EditTab
 from .generate import GenerateTab
+from .long_video import LongTab
 from .look import IN_STEP, STYLES, theme
 from .studio import Studio
 from .visits import Visits
@@ -24,6 +25,8 @@ def build(studio: Studio, visits: Visits) -> gr.Blocks:
             GenerateTab(studio, visits).build(demo)
         with gr.Tab("Edit", elem_id="tab-edit"):
             EditTab(studio, visits).build()
+        with gr.Tab("Long video", elem_id="tab-long"):
+            LongTab(studio, visits).build()
 
         def leave(request: gr.Request) -> None:
             visits.leave(request.session_hash)

@@ -11,6 +11,9 @@ STYLES = """
 .badge b { color: var(--primary-600); } .dark .badge b { color: var(--primary-400); }
 .clip video, .clip img { image-rendering: pixelated; width: 100%; object-fit: contain; }
 .monospace textarea { font-family: monospace; font-size: .75rem; white-space: pre; overflow-x: auto; }
+.timeline .bar { background: var(--primary-600); color: white; border-radius: 6px; padding: .2rem .6rem;
+  margin-top: .3rem; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; font-size: .85rem;
+  box-sizing: border-box; }
 #hero h1 { margin-bottom: .1rem; }
 @media (max-width: 500px) { .gradio-container { padding: .5rem !important; } }
 """

@@ -275,3 +275,39 @@ def test_what_is_wrong_with_an_edit_is_said(client, change, changed, says):
 def test_there_is_a_map_only_after_an_edit(client, change):
     with pytest.raises(gradio_client.exceptions.AppError, match="make an edit first|not in the list of choices"):
         client.predict("circle", api_name="/map")
+
+
+@pytest.fixture
+def long(monkeypatch, served, shapes_folder):
+    """Arguments of ``/long_video``, with some changed; the tiny model's name tells no family, so it is told here."""
+    from dattn.apps.demo.long_video import LongTab
+
+    monkeypatch.setattr(LongTab, "_fits", lambda self, name: True)
+    usual = {
+        "model": "shapes-wan", "prompts": "a red circle moving right\na red circle moving up", "hold": 0, "frames": 9,
+        "height": 32, "width": 32, "steps": 1, "seed": 3, "another": False,
+    }  # fmt: skip
+    return lambda **changed: {**usual, **changed, "api_name": "/long_video"}
+
+
+def test_a_video_of_several_prompts_and_its_timeline(client, long):
+    from dattn.apps.media import read_video
+
+    seed, facts, clip, line = client.predict(**long())
+    assert seed == 3 and "Frames" in facts and line.count('class="bar"') == 2 and "moving up" in line
+    assert len(read_video(clip)) > 9
+    assert len(read_video(client.predict(**long(prompts="a\nb\nc", hold=2))[2])) > len(read_video(clip))
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"prompts": ""}, "0 lines; write 1 to 6"),
+        ({"prompts": "x\n" * 7}, "7 lines; write 1 to 6"),
+        ({"height": 512, "width": 512, "frames": 65}, "are the most here"),
+        ({"model": "shapes-flux"}, "not in the list of choices"),
+    ],
+)
+def test_what_is_wrong_with_a_long_video_is_said(client, long, changed, says):
+    with pytest.raises(gradio_client.exceptions.AppError, match=says):
+        client.predict(**long(**changed))
