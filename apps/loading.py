@@ -180,6 +180,8 @@ def _put_on(pipe: Any, lora: Path) -> None:
         pipe.load_lora_weights(str(place), **options)
     except Exception as error:  # whatever Diffusers raises at a file for another model
         raise ValueError(f"lora {lora}: cannot be loaded on {type(pipe).__name__} ({_first_line(error)})") from error
+    if not any(pipe.get_list_adapters().values()):
+        raise ValueError(f"lora {lora}: nothing in it is for {type(pipe).__name__}; it was made for another model")
 
 
 def _first_line(error: BaseException) -> str:

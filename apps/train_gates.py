@@ -57,6 +57,9 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError(f"--dense {options.dense}: a share of the heads, from 0 to 1")
     blocks = options.kind == "blocks"
     options.output = options.output or Path("gate.safetensors" if blocks else "heads.json")
+    ending = ".safetensors" if blocks else ".json"
+    if options.output.suffix != ending:
+        raise ValueError(f"--output {options.output}: {options.kind} are written as {ending}; give such a name")
     if options.learning_rate is None:
         options.learning_rate = 1e-3 if blocks else 0.02
     if not options.learning_rate > 0:

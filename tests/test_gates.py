@@ -145,3 +145,8 @@ def test_a_recipe_keeps_the_largest_gates_dense(dense, kept):
     layers = gates.recipe(Neighborhood(3), dense).layers
     found = {(row[0], head) for row, p in layers for head, one in enumerate(p.patterns) if one == Dense()}
     assert found == kept
+
+
+def test_a_local_pattern_is_clamped_to_small_grids():
+    fitted, note = Mixed(Neighborhood(9), HeadGates(0.1, 0.5)).fit(GRID)
+    assert fitted.local == Neighborhood(9).fit(GRID)[0] and note

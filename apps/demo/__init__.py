@@ -30,7 +30,6 @@ def parser() -> Parser:
     )
     p.add_argument("--queue", type=at_least(1), default=20, help="visitors that may wait (default: %(default)s)")
     p.add_argument("--share", action="store_true", help="a public link, through Gradio's servers")
-    p.add_argument("--mcp", action="store_true", help="serve the same as tools for agents; wants gradio[mcp]")
     return p
 
 

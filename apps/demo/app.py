@@ -42,7 +42,6 @@ def launch(demo: gr.Blocks, options: argparse.Namespace, **more: Any) -> Any:
         server_name=options.host,
         server_port=options.port,
         share=options.share,
-        mcp_server=options.mcp,
         max_file_size="20mb",
         show_error=True,
         footer_links=["api"],

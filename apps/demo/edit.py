@@ -134,6 +134,7 @@ class EditTab:
         allowed = self._studio.limits
         seed = limits.fresh_seed() if another is True else seed
         wish = self._studio.request(model, source, frames, height, width, steps, seed)
+        allowed.size(2 * (wish.frames or 1), wish.height, wish.width, 1)  # two clips in one batch
         edit, keep = allowed.prompt(edit, "Edit"), allowed.number(keep, "Keep the layout", 0, 1)
         given = (first, second, third, fourth, fifth, sixth, seventh, eighth)
         strengths = {
@@ -145,7 +146,7 @@ class EditTab:
         visit, maps = self._visits.of(request.session_hash), maps_of(words, self._studio.joint_layers(model, wish))
         with self._studio.model(model) as loaded:
             visit.edit = made = edited(loaded, wish, edit, controls, maps, telling(visit, progress))
-        place = visit.place()
+        visit.edit_place = place = visit.place()
         files = [write_clip(clip, place, name) for name, clip in (("source", made.source), ("edit", made.edit))]
         visit.keep(files[-1], f"{edit} · edit of {wish.prompt} · seed {wish.seed}")
         first_seen = max(words, key=len, default=None)
@@ -160,22 +161,24 @@ class EditTab:
         Raises:
             ValueError: there is none, or it has no such word.
         """
-        visit = self._visits.of(request.session_hash)
-        if visit.edit is None or visit.edit.maps is None:
+        visit = self._visits.known(request.session_hash)
+        if visit is None or visit.edit is None or visit.edit.maps is None or visit.edit_place is None:
             raise ValueError("Nothing to look at: make an edit first")
         if word not in visit.edit.maps.words:
             raise ValueError(f"Word {str(word)[:40]!r}: choose one of {', '.join(map(str, visit.edit.maps.words))}")
-        place = visit.place()
-        return self._map(place, write_clip(visit.edit.edit, place, "edit"), visit.edit, word)
+        place = visit.edit_place
+        return self._map(place, next(place.glob("edit.*")), visit.edit, word)
 
     def _map(self, place: Path, file: Path, made: Any, word: str) -> tuple[Any, Any, Any]:
         """The edit, and the same with a word's map over it."""
         frames = np.stack([np.asarray(frame.convert("RGB")) for frame in overlaid(made, word)])
-        return Pair.shown([file, write_clip(frames, place, "map")])
+        return Pair.shown([file, write_clip(frames, place, f"map-{made.maps.words.index(word)}")])
 
     def halt(self, request: gr.Request) -> None:
         """End the visitor's run within a step."""
-        self._visits.of(request.session_hash).stop.set()
+        visit = self._visits.known(request.session_hash)
+        if visit is not None:
+            visit.stop.set()
 
 
 def _padded(edit: str) -> list[str]:

@@ -18,6 +18,7 @@ from ..loading import Loaded
 from ..running import Request, clips_of, telling
 from .studio import OnStep
 
+MOST_WORDS = 12
 HALF = 0.5
 """Of the steps whose words keep the source's layout, those that keep its self-attention too."""
 
@@ -33,9 +34,9 @@ class Edited:
 
 
 def shared_words(source: str, edit: str) -> list[str]:
-    """Words that both prompts have, once each, in the edit's order; a word is looked for as it stands."""
+    """Words that both prompts have, once each, in the edit's order; not more than ``MOST_WORDS``."""
     there = source.lower().split()
-    return [word for word in dict.fromkeys(edit.split()) if word.lower() in there]
+    return [word for word in dict.fromkeys(edit.split()) if word.lower() in there][:MOST_WORDS]
 
 
 def controls_of(source: str, edit: str, keep: float, strengths: Mapping[str, float]) -> list[Control]:

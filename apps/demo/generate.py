@@ -203,7 +203,9 @@ class GenerateTab:
 
     def halt(self, request: gr.Request) -> None:
         """End the visitor's run within a step."""
-        self._visits.of(request.session_hash).stop.set()
+        visit = self._visits.known(request.session_hash)
+        if visit is not None:
+            visit.stop.set()
 
     def _mask(self, attention: str, model: str, wish: Request, place: Path) -> str | None:
         """A picture of a static pattern's mask; None of others."""

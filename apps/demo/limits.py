@@ -119,7 +119,7 @@ def attention(text: Any) -> str:
     text = text.strip()
     if text.lower() in STOCK:
         return "stock"
-    _check_no_files(text)
+    text = _without_files(text)
     try:
         pattern_from_string(text)
     except (RecursionError, MemoryError, OverflowError) as error:
@@ -127,12 +127,15 @@ def attention(text: Any) -> str:
     return text
 
 
-def _check_no_files(text: str) -> None:
+def _without_files(text: str) -> str:
+    """The pattern alone, without what Python does not read, if it names no file."""
     try:
-        nodes = list(ast.walk(ast.parse(text, mode="eval")))
+        tree = ast.parse(text, mode="eval")
+        nodes, text = list(ast.walk(tree)), ast.unparse(tree)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise ValueError(f"Pattern {text[:40]!r}: write it as in code, such as Radial(block_size=64)") from None
     names = {node.id.lower() for node in nodes if isinstance(node, ast.Name)}
     strings = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
     if names & set(WITH_FILES) or any(value not in WORDS for value in strings):
         raise ValueError(f"Pattern {text[:60]!r}: patterns that read files are not served here; use the library")
+    return text

@@ -169,7 +169,9 @@ class LongTab:
 
     def halt(self, request: gr.Request) -> None:
         """End the visitor's run within a step."""
-        self._visits.of(request.session_hash).stop.set()
+        visit = self._visits.known(request.session_hash)
+        if visit is not None:
+            visit.stop.set()
 
 
 def _made(loaded: Loaded, wish: Request, texts: list[str], hold: int, on_step: OnStep) -> Any:

@@ -9,8 +9,8 @@ from typing import Any
 
 import gradio as gr
 
-from .studio import OnStep, Stopped
-from .visits import Visit
+from .studio import OnStep
+from .visits import Stopped, Visit
 
 DEVICE = "device"
 """Concurrency of all that uses the device: one at a time."""
@@ -27,7 +27,7 @@ def served(handler: Callable[..., Any]) -> Callable[..., Any]:
             raise gr.Error("Stopped.", title="Stopped", duration=3, print_exception=False) from None
         except ValueError as error:
             raise gr.Error(str(error), title="That does not work", print_exception=False) from None
-        except (RuntimeError, MemoryError) as error:
+        except (RuntimeError, MemoryError, OSError) as error:
             raise gr.Error(f"The model gave up: {error}", title="That did not work", print_exception=True) from None
 
     return safe

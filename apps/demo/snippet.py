@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..loading import Loaded
+from ..loading import Loaded, shipped_folder
 from ..running import Request
 
 
@@ -12,9 +12,9 @@ def snippet(loaded: Loaded, request: Request, attention: str, dense: float) -> s
     call.pop("output_type")
     call["generator"] = Code(f"torch.Generator().manual_seed({request.seed})")
     arguments = "".join(f"    {name}={value!r},\n" for name, value in call.items())
-    model = str(loaded.folder) if loaded.folder and loaded.native is None else loaded.name
-    where = f"assets/models/{model}" if loaded.native else model
-    applied = "" if attention == "stock" else f'dattn.apply(pipe, "{attention}", dense_steps={dense})\n'
+    shipped = loaded.folder is not None and loaded.folder.resolve().parent == shipped_folder()
+    where = f"assets/models/{loaded.name}" if shipped else str(loaded.folder or loaded.name)
+    applied = "" if attention == "stock" else f"dattn.apply(pipe, {attention!r}, dense_steps={dense})\n"
     kind = type(loaded.pipe).__name__
     if loaded.makes_video:
         ending = 'export_to_video(pipe(\n{}).frames[0], "clip.mp4", fps=16)\n'
@@ -23,7 +23,7 @@ def snippet(loaded: Loaded, request: Request, attention: str, dense: float) -> s
         ending, extra = 'pipe(\n{}).images[0].save("picture.png")\n', ""
     return (
         f"import torch\nfrom diffusers import {kind}\n{extra}\nimport dattn\n\n"
-        f'pipe = {kind}.from_pretrained("{where}", dtype={loaded.pipe.dtype}).to("{loaded.pipe.device.type}")\n'
+        f'pipe = {kind}.from_pretrained({where!r}, dtype={loaded.pipe.dtype}).to("{loaded.pipe.device.type}")\n'
         f"{applied}{ending.format(arguments)}"
     )
 

@@ -23,10 +23,6 @@ OnStep = Callable[[str, int, int, int, int], None]
 """Told after each step: what runs, its steps done and in all, and which part of how many it is."""
 
 
-class Stopped(Exception):
-    """The visitor does not want the result any more."""
-
-
 class Studio:
     """Models by name, loaded when they are first asked for.
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 import tempfile
 import threading
+import time
+import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +16,11 @@ if TYPE_CHECKING:
 
 MOST_RUNS = 24
 """Runs that are kept for a visitor; the oldest go first."""
+MOST_VISITS = 64
+
+
+class Stopped(Exception):
+    """The visitor does not want the result any more."""
 
 
 @dataclass
@@ -24,23 +31,35 @@ class Visit:
         folder: for files; removed with the visit.
         runs: what was made, newest first: (file, caption).
         stop: set while the visitor wants the current run to end.
-        edit: the last one, for a look at other words.
+        edit: the last one, for a look at other words, and the folder of its files.
         count: runs so far.
+        seen: when the visitor last did something, for the oldest to go first.
     """
 
     folder: Path
     runs: list[tuple[str, str]] = field(default_factory=list)
     stop: threading.Event = field(default_factory=threading.Event)
     edit: Edited | None = None
+    edit_place: Path | None = None
     count: int = 0
+    seen: float = 0.0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def place(self) -> Path:
-        """A new folder for the files of a run; those of a run long ago are removed."""
-        self.count += 1
-        shutil.rmtree(self.folder / f"run-{self.count - MOST_RUNS}", ignore_errors=True)
-        place = self.folder / f"run-{self.count}"
-        place.mkdir(parents=True)
-        return place
+        """A new folder for the files of a run; those of a run long ago are removed.
+
+        Raises:
+            Stopped: the visitor has gone.
+        """
+        with self._lock:
+            self.count += 1
+            shutil.rmtree(self.folder / f"run-{self.count - MOST_RUNS}", ignore_errors=True)
+            place = self.folder / f"run-{self.count}"
+            try:
+                place.mkdir()
+            except FileNotFoundError:
+                raise Stopped from None
+            return place
 
     def keep(self, file: Path, caption: str) -> None:
         """Show a file in the gallery."""
@@ -48,25 +67,34 @@ class Visit:
 
 
 class Visits:
-    """All visitors, by the name of their session."""
+    """All visitors, by the name of their session; programs without one are strangers to each other."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._folder = Path(tempfile.mkdtemp(prefix="dattn-demo-"))
         self._visits: dict[str, Visit] = {}
 
+    def known(self, session: str | None) -> Visit | None:
+        """The visit of a session; None where it has none."""
+        with self._lock:
+            return self._visits.get(session or "")
+
     def of(self, session: str | None) -> Visit:
-        """The visit of a session; a new one where it is not known."""
-        name = session or "nobody"
+        """The visit of a session; a new one where it is not known. Of very many the one unseen for longest goes."""
+        name = session or uuid.uuid4().hex
         with self._lock:
             if name not in self._visits:
                 self._visits[name] = Visit(Path(tempfile.mkdtemp(dir=self._folder)))
-            return self._visits[name]
+            self._visits[name].seen = time.monotonic()
+            oldest = min(self._visits, key=lambda one: self._visits[one].seen)
+        if len(self._visits) > MOST_VISITS:
+            self.leave(oldest)
+        return self._visits[name]
 
     def leave(self, session: str | None) -> None:
         """The visitor has gone: stop what runs and remove the files."""
         with self._lock:
-            visit = self._visits.pop(session or "nobody", None)
+            visit = self._visits.pop(session or "", None)
         if visit is not None:
             visit.stop.set()
             shutil.rmtree(visit.folder, ignore_errors=True)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dattn.attention import attend
+from dattn.grid import TokenGrid
 from dattn.operators import PerHead, PerLayer
 from dattn.patterns.dense import Dense
 from dattn.spec import Call, Operator, Spec, part_of
@@ -128,6 +129,11 @@ class Mixed(Operator):
     def at(self, layer: int, layers: int, step: int, steps: int) -> Mixed:
         """With the pattern at that place."""
         return Mixed(self.local.at(layer, layers, step, steps), self.gates)
+
+    def fit(self, grid: TokenGrid) -> tuple[Mixed, str | None]:
+        """With the pattern clamped to the grid."""
+        local, note = self.local.fit(grid)
+        return Mixed(local, self.gates), note
 
     def compute(self, call: Call) -> tuple[Tensor, None]:
         """The mixed output."""

@@ -67,11 +67,11 @@ class ConceptMaps(Control):
         stage, self._store = self.stage, MapStore((1, SIZE, SIZE))
         stage.prompts, stage.samples, stage.passes = tuple(captions), len(captions), 0
         found = [self._found(caption) for caption in captions]
-        self.present = torch.tensor([[bool(word) for word, _ in row] for row in found])
+        self.present = torch.tensor([[bool(word and kind) for word, kind in row] for row in found])
         self._phrases = [[places or [0] for pair in row for places in pair] for row in found]  # 0 stands in for none
 
     def _found(self, caption: str) -> list[tuple[list[int], list[int]]]:
-        """The tokens of every concept's word and of its class; empty where the caption has it not."""
+        """The tokens of every concept's word and of its class behind it; empty where the caption has them not."""
         tokens = self._tokens.tokens(caption)
         found = []
         for concept in self.concepts:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,7 @@ def items_of_dataset(
     if isinstance(kind, datasets.Image | datasets.Video):
         rows = rows.cast_column(media, type(kind)(decode=False))
     folder.mkdir(parents=True, exist_ok=True)
-    return [Item(_file(row[media], folder / f"{number:06d}"), str(row[caption])) for number, row in enumerate(rows)]
+    return [Item(_file(row[media], folder, f"{name}, row {i}"), str(row[caption])) for i, row in enumerate(rows)]
 
 
 def _column(there: Sequence[str], wanted: str | None, usual: Sequence[str], option: str) -> str:
@@ -48,14 +50,22 @@ def _column(there: Sequence[str], wanted: str | None, usual: Sequence[str], opti
     return found
 
 
-def _file(value: Any, place: Path) -> Path:
-    """The file of an entry: its path, or its bytes written to ``place`` with the ending that it came with."""
+def _file(value: Any, folder: Path, where: str) -> Path:
+    """The file of an entry: its path, or its bytes, written under their hash so that several processes may.
+
+    Raises:
+        ValueError: an entry that is neither.
+    """
     if isinstance(value, str):
         return Path(value)
-    content, path = value["bytes"], Path(value["path"] or "")
+    content, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (None, None)
     if content is None:
-        return path
-    place = place.with_suffix(path.suffix or ".png")
-    if not place.is_file() or place.stat().st_size != len(content):
-        place.write_bytes(content)
+        if not path:
+            raise ValueError(f"--dataset_name {where}: no picture or clip there")
+        return Path(path)
+    place = folder / f"{hashlib.sha256(content).hexdigest()[:32]}{Path(path or '').suffix or '.png'}"
+    if not place.is_file():
+        part = place.with_suffix(f".{os.getpid()}.part")
+        part.write_bytes(content)
+        part.replace(place)
     return place

@@ -158,6 +158,8 @@ class Trainer:
                 "with the same"
             )
         vectors = {name: state.weights.pop(name) for name in list(state.weights) if name.startswith(PREFIX)}
+        if vectors and self._personal is None:
+            raise ValueError(f"resume_from_checkpoint {self.settings.resume}: it learned new words; name them again")
         restore(self.plain, state.weights)
         if self._personal is not None:
             self._personal.tokens.restore(vectors)

@@ -88,9 +88,11 @@ class Personal:
             if not self.maps.present.any():
                 self.masks[example] = torch.zeros(len(self.concepts), SIZE, SIZE)
                 continue
-            self.spread.watch(self.maps.maps()[:, :, 1])
+            maps = self.maps.maps()[:, :, 1]
+            there = self.maps.present[:, :, None, None].to(maps)
+            self.spread.watch(maps * there)
             forward(example, CLEAR)
-            self.masks[example] = self.spread.masks()[0] * self.maps.present[0, :, None, None].float()
+            self.masks[example] = (self.spread.masks() * there)[0].cpu()
             self.spread.watch(None)
 
 

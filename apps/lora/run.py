@@ -29,6 +29,11 @@ SAME = 1e-3
 """Outputs with a LoRA before and after saving differ at most by this share of the largest."""
 PATIENCE = timedelta(hours=24)
 """How long processes wait for the one that prepares data or makes samples."""
+NEW_WORDS = (
+    *("placeholder_token", "initializer_token", "concept"),
+    *("binding_weight", "masking_weight", "token_learning_rate"),
+)
+"""Options of new words, which stay the same where a run goes on."""
 DTYPES = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -148,6 +153,7 @@ def _settings(options: Any, names: Sequence[str], objective: Objective) -> Setti
             "layers": list(names),
             "seed": options.seed,
             "train_batch_size": options.train_batch_size,
+            **{name: getattr(options, name) for name in NEW_WORDS if options.placeholder_token},
         },
     )
 

@@ -47,6 +47,11 @@ class NewTokens:
         known = [token for token in placeholders if token in tokenizer.get_vocab()]
         if known or len(set(placeholders)) < len(placeholders):
             raise ValueError(f"--placeholder_token {' '.join(known or placeholders)}: known already; take another")
+        names = [_file_name(token) for token in placeholders]
+        if "" in names or len(set(names)) < len(names):
+            raise ValueError(
+                f"--placeholder_token {' '.join(placeholders)}: their letters and digits name their files; take others"
+            )
         tokenizer.add_tokens(list(placeholders))
         encoder.requires_grad_(False)
         encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
@@ -85,9 +90,13 @@ class NewTokens:
         """Write a file for each, as ``pipeline.load_textual_inversion`` reads it."""
         paths = []
         for name, vector in zip(self.placeholders, self.vectors.detach().cpu(), strict=True):
-            paths.append(folder / f"learned_embeds-{re.sub(r'[^0-9A-Za-z]+', '', name)}.safetensors")
+            paths.append(folder / f"learned_embeds-{_file_name(name)}.safetensors")
             save_file({name: vector.clone()}, paths[-1])
         return paths
+
+
+def _file_name(placeholder: str) -> str:
+    return re.sub(r"[^0-9A-Za-z]+", "", placeholder)
 
 
 def _only_token(tokenizer: Any, word: str) -> int:

@@ -13,7 +13,7 @@ pytest.importorskip("gradio")
 from dattn.apps.demo import defaults, knobs, limits  # noqa: E402, after the check for gradio
 from dattn.apps.demo.app import build, launch  # noqa: E402
 from dattn.apps.demo.studio import Studio  # noqa: E402
-from dattn.apps.demo.visits import MOST_RUNS, Visits  # noqa: E402
+from dattn.apps.demo.visits import MOST_RUNS, MOST_VISITS, Stopped, Visits  # noqa: E402
 from dattn.registry import pattern_from_string  # noqa: E402
 
 PATTERN = "Radial(block_size=16, sink=False)"
@@ -50,7 +50,7 @@ def test_both_clips_and_all_that_is_shown_beside_them(client, wish):
     seed, facts, stock, own, pictures, mask, report, code, gallery = client.predict(**wish())
     assert seed == 3 and "Speed-up" in facts and "PSNR" in facts and pictures is None
     assert stock.endswith(".mp4") and own.endswith(".mp4") and mask and "Radial" in report
-    assert f'dattn.apply(pipe, "{PATTERN}", dense_steps=0.0)' in code and "manual_seed(3)" in code
+    assert f"dattn.apply(pipe, '{PATTERN}', dense_steps=0.0)" in code and "manual_seed(3)" in code
     compile(code, "snippet", "exec")
     assert len(gallery) == 1 and "seed 3" in gallery[0]["caption"]
     assert len(client.predict(**wish(pattern="stock"))[-1]) == 2
@@ -62,7 +62,8 @@ def test_the_script_makes_the_same_clip(client, wish, shapes_folder, tmp_path, m
     own, code = (client.predict(**wish(dense=0.5))[i] for i in (3, 7))
     monkeypatch.chdir(tmp_path)
     folder = str(shapes_folder)
-    exec(code.replace(f"assets/models/{shapes_folder.name}", folder), {})
+    assert folder in code
+    exec(code, {})
     mine, theirs = read_video(tmp_path / "clip.mp4").astype(int), read_video(own).astype(int)
     assert mine.shape == theirs.shape  # both are compressed, by two writers
     assert np.corrcoef(mine.ravel(), theirs.ravel())[0, 1] > 0.97
@@ -95,6 +96,7 @@ BAD = [
     ({"pattern": "Clustered(2, 2, centroids='/etc/passwd')"}, "read files are not served"),
     ({"pattern": "/etc/passwd.json"}, "write it as in code"),
     ({"pattern": "(" * 900}, "write it as in code"),
+    ({"pattern": "Nowhere() #.json"}, "unknown pattern"),
     ({"model": "/etc"}, "not in the list of choices"),
     ({"frames": 10**9}, "greater than maximum"),
     ({"height": 4096, "width": 4096}, "are the most here; ask for less"),
@@ -189,8 +191,36 @@ def test_files_of_a_visit_go_with_it():
     assert len(list(visit.folder.iterdir())) == MOST_RUNS
     folder = visit.folder
     visits.leave("someone")
-    assert not folder.exists() and visit.stop.is_set() and visits.of("someone") is not visit
+    assert not folder.exists() and visit.stop.is_set() and visits.known("someone") is None
+    with pytest.raises(Stopped):
+        visit.place()
+    assert not folder.exists() and visits.of("someone") is not visit
+    assert visits.of(None) is not visits.of(None)  # programs without a session do not share one
     visits.close()
+
+
+def test_of_very_many_visits_the_oldest_go():
+    visits = Visits()
+    first = visits.of("first")
+    for number in range(MOST_VISITS):
+        visits.of(str(number))
+    assert visits.known("first") is None and not first.folder.exists() and visits.known("0") is not None
+    visits.close()
+
+
+def test_the_script_is_python_whatever_the_pattern(studio_of):
+    for text in ('Selected(Pooled(), TopK(0.3, across="head"))', "Radial(\n  decay=0.5)"):
+        compile(studio_of(limits.attention(text)), "script", "exec")
+
+
+@pytest.fixture
+def studio_of(served, shapes_folder):
+    """The script of a pattern on the tiny model."""
+    from dattn.apps.demo.snippet import snippet
+
+    request = served[1].request(str(shapes_folder), "a", 9, 32, 32, 2, 0)
+    with served[1].model(str(shapes_folder)) as loaded:
+        yield lambda attention: snippet(loaded, request, attention, 0.0)
 
 
 def test_the_command_without_gradio_says_what_to_install(dattn_command, monkeypatch):

@@ -201,3 +201,17 @@ def test_a_lora_is_put_on_the_model(dattn_command, shapes_folder, tmp_path):
     (tmp_path / "other").mkdir()
     outcome = dattn_command("generate", *clip, "--lora", tmp_path / "other")
     assert outcome.code == 2 and "cannot be loaded on WanPipeline" in outcome.err
+    outcome = dattn_command("generate", *clip, "--lora", other_lora(tmp_path))
+    assert outcome.code == 2 and "nothing in it is for WanPipeline" in outcome.err
+
+
+def other_lora(tmp_path):
+    """A LoRA of a UNet."""
+    import torch
+    from safetensors.torch import save_file
+
+    (tmp_path / "unet").mkdir()
+    name = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    tensors = {f"{name}.lora_A.weight": torch.ones(2, 8), f"{name}.lora_B.weight": torch.ones(8, 2)}
+    save_file(tensors, tmp_path / "unet" / "pytorch_lora_weights.safetensors")
+    return tmp_path / "unet"

@@ -37,6 +37,7 @@ def test_heads(dattn_command, shapes_folder, tmp_path):
         (("heads", "--dense", "1.5"), "--dense 1.5: a share of the heads"),
         (("heads", "--local", "Nowhere()"), "unknown pattern 'Nowhere'"),
         (("blocks", "--block_size", "24"), "--block_size: invalid choice"),
+        (("heads", "--output", "heads.txt"), "heads are written as .json"),
         (("blocks", "--learning_rate", "0"), "--learning_rate 0.0: above 0"),
     ],
 )

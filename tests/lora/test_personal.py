@@ -202,9 +202,28 @@ def test_new_words_are_learned_and_loaded_by_stock_diffusers(pair, tmp_path):
         assert all(torch.equal(again[name], vector) for name, vector in load_file(path).items())
 
 
+def test_going_on_with_other_new_words_is_refused(pair, tmp_path, capsys):
+    assert train(pair, tmp_path, 1) == 0
+    other = ["--placeholder_token", "<new1>", "<new3>", "--initializer_token", "red", "blue"]
+    assert train(pair, tmp_path, 2, *other, "--resume_from_checkpoint", "latest") == 2
+    assert "placeholder_token was ['<new1>', '<new2>']" in capsys.readouterr().err
+
+
+def test_a_class_that_is_not_named_leaves_the_concept_out():
+    tokens = NewTokens(stock(), ["<new1>"], ["red"])
+    maps = ConceptMaps(tokens, [Concept("<new1>", "circle")])
+    named = [
+        bool(word and kind)
+        for text in ("a <new1> circle", "a <new1> square", "a circle")
+        for word, kind in maps._found(text)
+    ]
+    assert named == [True, False, False]
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
+        (["--placeholder_token", "<a-1>", "<a1>"], "their letters and digits name their files"),
         (["--placeholder_token", "red", "<new2>"], "red: known already"),
         (["--initializer_token", "red"], "give one for each of <new1> <new2>"),
         (["--initializer_token", "red", "zebra"], "--initializer_token zebra"),
