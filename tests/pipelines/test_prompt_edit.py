@@ -85,16 +85,21 @@ def test_a_real_picture_comes_back(editing):
     assert (edited[1] - edited[0]).abs().max() > 1e-3
 
 
-def test_an_empty_edit_of_a_real_picture_stays_near(editing):
-    """Without guidance the way back from the inverted picture is nearly the way there."""
+# not SDXL: the epsilon of a random model, divided by a small alpha, is no field that any step size resolves
+@pytest.mark.parametrize("editing", ["sd", "flux", "sd3"], indirect=True)
+def test_an_empty_edit_of_a_picture_comes_nearer_with_more_steps(editing):
+    """Without guidance the way back from the inverted picture is the way there, up to the size of a step."""
     pipe, call = editing
-    picture = np.full((1, 32, 32, 3), 0.3, np.float32)
-    clean = latents_of(pipe, picture, 32, 32)
     plain = {name: value for name, value in call.items() if name not in ("true_cfg_scale", "negative_prompt")}
-    plain |= {"guidance_scale": 1.0, "output_type": "latent", "num_inference_steps": 12}
-    same = pipe(SOURCE, SOURCE, image=picture, **plain).images[1]
-    fresh = pipe(SOURCE, SOURCE, generator=seeded(), **plain).images[1]
-    assert (same - clean[0]).square().mean() < 0.5 * (fresh - clean[0]).square().mean()
+    plain |= {"guidance_scale": 1.0}
+    picture = pipe.stock.__call__(pipe, SOURCE, generator=seeded(), **plain | {"output_type": "np"}).images
+    clean = latents_of(pipe, picture, 32, 32)[0]
+
+    def error(steps):
+        settings = plain | {"output_type": "latent", "num_inference_steps": steps}
+        return (pipe(SOURCE, SOURCE, image=picture, **settings).images[1] - clean).square().mean()
+
+    assert error(24) < 0.5 * error(6)
 
 
 @pytest.mark.parametrize(
