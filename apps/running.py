@@ -18,12 +18,12 @@ import torch
 
 import dattn
 from dattn.backends import choose
+from dattn.metrics import WINDOW, psnr, ssim
 from dattn.presets import PRESETS
 from dattn.registry import pattern_from_string
 
 from .arguments import STOCK
 from .loading import STRETCH, Loaded
-from .metrics import WINDOW, psnr, ssim
 from .shapes.judge import judge
 from .shapes.pictures import judge_picture
 

@@ -52,6 +52,19 @@ class BlockList:
         sums = torch.nn.functional.pad(gathered.cumsum(-1), (1, 0))
         return sums.gather(-1, self.offsets.long()).diff(dim=-1)
 
+    def only(self, rows: Tensor) -> tuple[BlockList, Tensor]:
+        """The lists of the query blocks that ``rows``, bool [query blocks], names; those of the others are empty.
+
+        With them comes, int64 [batch or 1, groups or 1, entries], where each entry was before.
+        """
+        places = torch.arange(self.index.shape[-1], device=self.index.device).expand(self.index.shape)
+        row = torch.searchsorted(self.offsets.long().contiguous(), places.contiguous(), right=True) - 1
+        kept = torch.nn.functional.pad(rows, (0, 1))[row.clamp_max(len(rows))]  # past the last offset: no row
+        order = (~kept).byte().argsort(dim=-1, stable=True)
+        offsets = torch.nn.functional.pad((self.counts() * rows).cumsum(-1), (1, 0)).int()
+        order = order[..., : int(offsets[..., -1].max())]
+        return BlockList(offsets, self.index.gather(-1, order)), order
+
     def to(self, device: torch.device | str) -> BlockList:
         """The same lists on another device."""
         return BlockList(self.offsets.to(device), self.index.to(device))
@@ -273,6 +286,14 @@ class BlockMask:
         levels = tuple(Level(run, lists(blocks)) for run, blocks in self.levels)
         parts = {"full": lists(self.full), "partial": lists(self.partial), "tile": pick(self.tile), "levels": levels}
         return replace(self, query=side(self.query), key=side(self.key), **parts)
+
+    def only(self, rows: Tensor) -> BlockMask:
+        """The same for the query blocks that ``rows``, bool [query blocks], names; the others visit no block."""
+        full, _ = self.full.only(rows)
+        partial, order = self.partial.only(rows)
+        tile = self.tile.expand(order.shape[0], order.shape[1], -1).gather(-1, order)
+        levels = tuple(Level(run, blocks.only(rows)[0]) for run, blocks in self.levels)
+        return replace(self, full=full, partial=partial, tile=tile, levels=levels)
 
     def to(self, device: torch.device | str) -> BlockMask:
         """The same mask on another device."""

@@ -3,10 +3,10 @@ import pytest
 from PIL import Image
 
 from dattn.apps.media import read_video, write_clip
-from dattn.apps.metrics import psnr
 from dattn.apps.shapes import sample_scene
 from dattn.apps.sheet import sheet
 from dattn.apps.table import table
+from dattn.metrics import psnr
 
 
 def clip(frames=9, height=64, width=64, seed=1):

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from dattn.apps.metrics import psnr, ssim
+from dattn.metrics import psnr, ssim
 
 
 def noise(seed, *shape):
