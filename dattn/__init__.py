@@ -55,9 +55,11 @@ from dattn.patterns import (
     XAttention,
 )
 from dattn.plugin import Handle, apply, remove
+from dattn.recipe import Recipe
 from dattn.registry import pattern_from_dict, pattern_from_string
 from dattn.spec import Operator
 from dattn.support import supported_models
+from dattn.tuning import tune
 
 __version__ = "0.1.0"
 
@@ -95,6 +97,7 @@ __all__ = [
     "Pyramid",
     "Radial",
     "RadialBias",
+    "Recipe",
     "Rectified",
     "Reshaped",
     "Routing",
@@ -115,4 +118,5 @@ __all__ = [
     "pattern_from_string",
     "remove",
     "supported_models",
+    "tune",
 ]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dattn import presets, recipe, report
+from dattn import presets, report
 from dattn.adapters import Adapter, Site, adapter_for
 from dattn.backends import BACKENDS
 from dattn.block_mask import MaskCache
@@ -23,7 +23,7 @@ from dattn.control.taps import PipelineTap
 from dattn.processors import Layer
 from dattn.processors.direction import Direction
 from dattn.processors.patch import Patch
-from dattn.recipe import Selection, Settings
+from dattn.recipe import AUTO, Recipe, Selection, Settings
 from dattn.report import Report
 from dattn.schedule import Amount, Clock, SchedulerTap, resolve_amount
 
@@ -50,7 +50,7 @@ def apply(
     Args:
         target: a pipeline (its ``transformer``, ``transformer_2`` and ``unet``) or a bare model.
         attention: a pattern, an operator, a dict, a preset (``"radial"``, ``"neighborhood"``, ``"dense"``,
-            ``"auto"``), a pattern as text (``"Radial(decay=0.2)"``), the path of a recipe (``….json``), or None.
+            ``"auto"``), a pattern as text (``"Radial(decay=0.2)"``), a recipe or its path (``….json``), or None.
         dense_steps: leading steps that stay stock: an int counts, a float in [0, 1) is a fraction, rounded up.
             None: as the preset or the recipe says, otherwise 0. On a bare model anything but 0 needs
             ``handle.step(index, total)`` before the forward pass, which raises without it.
@@ -143,6 +143,11 @@ class Handle:
         """What changes what attention says, innermost first."""
         return tuple(self._controls)
 
+    @property
+    def position(self) -> tuple[int, int]:
+        """The step that the denoising loop is at, and of how many; step 0 of 1 outside of one."""
+        return self._stage.step, self._stage.steps
+
     def add(self, control: Control) -> None:
         """Let one more control act, on what those before it leave.
 
@@ -180,9 +185,12 @@ class Handle:
 
     def save_recipe(self, path: str | Path) -> None:
         """Write pattern and schedule as JSON, with the model and the grid of its first layer."""
-        part, grid = self._parts[0], self._patches[0].layers[0].grid
-        chosen = _chosen([site.name for site in part.sites], self.settings.layers)
-        recipe.save(path, self.settings, part.kind, grid, chosen)
+        part, grid, own = self._parts[0], self._patches[0].layers[0].grid, self.settings
+        chosen = None if own.layers is None else tuple(_chosen([site.name for site in part.sites], own.layers))
+        auto = own.min_saving is not None and own.recipe is None
+        attention, sizes = AUTO if auto else own.attention, None if grid is None else grid.sizes
+        figures = None if own.recipe is None else own.recipe.figures
+        Recipe(part.kind, sizes, attention, own.dense_steps, own.dense_layers, chosen, figures).save(path)
 
     def remove(self) -> None:
         """Put everything back: processors, hooks and scheduler are what they were."""

@@ -23,7 +23,7 @@ from dattn.patterns import (
     SparseVideoGen,
     XAttention,
 )
-from dattn.recipe import Settings, attention_of, load
+from dattn.recipe import AUTO, Recipe, Settings
 from dattn.registry import pattern_from_dict, pattern_from_string
 from dattn.schedule import Amount
 from dattn.scores.pooled import Pooled
@@ -31,6 +31,8 @@ from dattn.selection import TopP
 from dattn.spec import Spec
 
 AUTO_MIN_SAVING = 0.1
+MEASURED_MIN_SAVING = 1e-6
+"""Of recipes that were measured: where they chose dense attention, the model's own runs."""
 VIDEO, IMAGE = "any video model", "any image model"
 
 
@@ -145,7 +147,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
         "hunyuan_video": Preset(XAttention(8, 0.9), 0.1, 0, _published("XAttention", "HunyuanVideo")),
     },
 }
-AUTO = {True: "radial", False: "neighborhood"}
+OF_AUTO = {True: "radial", False: "neighborhood"}
 
 
 def _kind(family: str) -> str:
@@ -197,21 +199,23 @@ def resolve(
 def _settings(attention: Any, family: str, model: str, layers: int | None) -> Settings:
     if isinstance(attention, str):
         return _from_string(attention, family, model, layers)
+    if isinstance(attention, Recipe):
+        return _from_recipe(attention, "this recipe", family, model, layers)
     if isinstance(attention, dict):
         attention = pattern_from_dict(attention)
     if attention is not None and not isinstance(attention, Spec):
         raise ValueError(
             f"attention={attention!r}: give a pattern such as dattn.Radial(), its dict, a preset "
-            f"({', '.join(preset_names(family))}), the path of a recipe (.json), or None"
+            f"({', '.join(preset_names(family))}), a recipe or its path (.json), or None"
         )
     return Settings(attention)
 
 
 def _from_string(text: str, family: str, model: str, layers: int | None) -> Settings:
     if text.endswith(".json"):
-        return _from_recipe(text, family, model, layers)
-    if text == "auto":
-        return replace(_from_preset(AUTO[_kind(family) == VIDEO], family, layers), min_saving=AUTO_MIN_SAVING)
+        return _from_recipe(Recipe.load(text), f"recipe {text}", family, model, layers)
+    if text == AUTO:
+        return replace(_from_preset(OF_AUTO[_kind(family) == VIDEO], family, layers), min_saving=AUTO_MIN_SAVING)
     if text in PRESETS:
         return _from_preset(text, family, layers)
     return Settings(pattern_from_string(text), source=repr(text))
@@ -228,16 +232,15 @@ def _from_preset(name: str, family: str, layers: int | None) -> Settings:
     return Settings(preset.attention, preset.dense_steps, preset.dense_layers, source=f"{name!r}, {preset.source}")
 
 
-def _from_recipe(path: str, family: str, model: str, layers: int | None) -> Settings:
-    recipe = load(path, model)
-    if recipe["attention"] == "auto":
-        base = _from_string("auto", family, model, layers)
-    else:
-        base = Settings(attention_of(recipe["attention"], path))
+def _from_recipe(recipe: Recipe, source: str, family: str, model: str, layers: int | None) -> Settings:
+    recipe.check_model(model, source)
+    base = _from_string(AUTO, family, model, layers) if recipe.attention == AUTO else Settings(recipe.attention)
+    if recipe.figures is not None:
+        base = replace(base, recipe=recipe, min_saving=MEASURED_MIN_SAVING)
     return replace(
         base,
-        dense_steps=recipe["dense_steps"],
-        dense_layers=recipe["dense_layers"],
-        layers=recipe.get("layers"),
-        source=f"recipe {path}",
+        dense_steps=recipe.dense_steps,
+        dense_layers=recipe.dense_layers,
+        layers=recipe.layers,
+        source=source,
     )

@@ -1,0 +1,244 @@
+"""``tune``: measure a pipeline, and choose the attention that is fastest at a quality, or nearest at a speed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from dattn.block_mask import MaskCache
+from dattn.grid import TokenGrid
+from dattn.operators.per_head import cost_of
+from dattn.patterns import Dense
+from dattn.plugin import apply, models_of
+from dattn.recipe import Recipe
+from dattn.registry import pattern_from_string
+from dattn.spec import Spec
+from dattn.tuning.assemble import assembled
+from dattn.tuning.candidates import DENSE, candidates
+from dattn.tuning.goal import Goal
+from dattn.tuning.passes import Again, heard
+from dattn.tuning.store import Store
+from dattn.tuning.study import LOSSES, RANGES, Study
+from dattn.tuning.tables import Measured
+
+STAND_IN_COST = 0.3
+"""The candidate whose harm is measured is the first that costs about this share of dense attention."""
+Tell = Callable[[str, int, int], None]
+"""Told before every part of the work: what it is, which, and of how many."""
+
+
+def tune(
+    pipe: Any,
+    prompts: Sequence[str],
+    *,
+    quality: float | None = None,
+    psnr: float | None = None,
+    speed_up: float | None = None,
+    candidates: Sequence[str] | None = None,
+    seed: int = 0,
+    folder: str | Path | None = None,
+    tell: Tell = lambda what, number, of: None,
+    **call: Any,
+) -> Recipe:
+    """Find the attention for a model, a clip and a machine, by measuring.
+
+    What is applied to the pipeline is replaced while it runs, and nothing is applied afterwards. The last prompt is
+    kept apart: it tells whether what was predicted from the others comes true; of one prompt, another seed does.
+
+    Args:
+        pipe: a Diffusers pipeline whose output can be had as NumPy arrays.
+        prompts: what it is asked for; two or three.
+        quality: the least SSIM to dense attention's result, in (0, 1).
+        psnr: or the least PSNR to it, in dB.
+        speed_up: or how many times as fast a whole call should be, above 1. One of the three; without any, quality
+            0.95.
+        candidates: patterns as text; None for those of ``dattn.tuning.candidates``.
+        seed: of the noise, and of the rows that are looked at.
+        folder: for measurements; a study that was killed goes on from there.
+        tell: told how far it is.
+        **call: arguments of the pipeline's call: size, steps, guidance.
+
+    Returns:
+        A recipe. ``figures`` says what was predicted and what was measured; ``dattn.apply(pipe, recipe)`` uses it.
+
+    Raises:
+        ValueError: a bound out of range, no prompt, a candidate that is none or wants training, or a folder of another
+            study.
+    """
+    goal = Goal.of(quality, psnr, speed_up)
+    if not prompts or isinstance(prompts, str):
+        raise ValueError(f"prompts={prompts!r}: give a list of two or three prompts")
+    grid = _grid(pipe, prompts[0], call)
+    specs = _specs(candidates, grid)
+    study = Study(pipe, call, specs, _stand_in(specs, grid), seed)
+    kind = type(next(iter(models_of(pipe).values()))).__name__
+    made_with = {"model": kind, "grid": grid.sizes, "prompts": list(prompts), "call": call, "seed": seed}
+    store = Store(Path(folder) if folder else None, {**made_with, "candidates": list(specs)})
+    return _Tuning(study, store, list(prompts), goal, tell).recipe(kind, grid)
+
+
+def _grid(pipe: Any, prompt: str, call: dict[str, Any]) -> TokenGrid:
+    """That of the largest layer, without a run: the first forward pass ends before it begins."""
+
+    def stop(again: Again) -> Any:
+        raise _Enough
+
+    with apply(pipe, Dense()) as handle, heard(models_of(pipe).values(), stop):
+        with contextlib.suppress(_Enough):
+            pipe(prompt=prompt, **call, output_type="latent")
+        return max((layer.grid for layer in handle.layers if layer.grid), key=lambda grid: grid.tokens)
+
+
+class _Enough(Exception):
+    """Ends a call once its grid is known."""
+
+
+def _specs(texts: Sequence[str] | None, grid: TokenGrid) -> dict[str, Spec]:
+    """The candidates by name, dense attention first.
+
+    Raises:
+        ValueError: text that is no pattern, or one that pretrained models cannot do.
+    """
+    found = {DENSE: pattern_from_string(DENSE)}
+    for text in candidates(grid) if texts is None else texts:
+        spec = pattern_from_string(text)
+        if spec.untuned:
+            raise ValueError(f"candidate {text}: {spec.untuned}; leave it out")
+        found.setdefault(text, spec)
+    if len(found) < 2:
+        raise ValueError(f"candidates={texts!r}: give at least one pattern beside dense attention")
+    return found
+
+
+def _stand_in(specs: dict[str, Spec], grid: TokenGrid) -> str:
+    masks = MaskCache(len(specs))
+    cost = {name: cost_of(spec.at(0, 1, 0, 1).fit(grid)[0], grid, 64, masks) for name, spec in specs.items()}
+    return min(list(specs)[1:], key=lambda name: abs(round(cost[name] - STAND_IN_COST, 2)))
+
+
+@dataclass(eq=False)
+class _Tuning:
+    """The order of things: observe, see what is lost, choose, check on a prompt kept apart, correct once."""
+
+    study: Study
+    store: Store
+    prompts: list[str]
+    goal: Goal
+    tell: Tell
+    _done: int = field(default=0)
+
+    @property
+    def _seen(self) -> list[str]:
+        """The prompts that are observed."""
+        return self.prompts[:-1] or self.prompts
+
+    def _say(self, what: str) -> None:
+        parts = len(self._seen) + len(RANGES) + 2  # a second check is not known beforehand
+        self._done += 1
+        self.tell(what, self._done, max(parts, self._done))
+
+    def recipe(self, kind: str, grid: TokenGrid) -> Recipe:
+        """All of it."""
+        observed = [self._observed(number, prompt) for number, prompt in enumerate(self._seen)]
+        lost = [self._lost(number) for number in range(len(RANGES))]
+        measured = Measured(tuple(self.study.specs), self.study.stand_in, observed, lost)
+        dense = self._dense()["seconds"]
+        tried = [self._try(measured, dense, 1.0, 1.0)]
+        first = tried[0]["measured"]
+        if not self.goal.met(first) or self.goal.leaves_room(first):
+            off = {name: _ratio(first[name], tried[0]["predicted"][name]) for name in (self.goal.loss, "seconds")}
+            second = self._try(measured, dense, off[self.goal.loss], off["seconds"])
+            tried += [second] if second["spec"] != tried[0]["spec"] else []
+        best = self.goal.best(tried)
+        if not self.goal.met(best["measured"]):
+            nearest = self.goal.said(best["measured"])
+            warnings.warn(f"dattn.tune: {self.goal} was not reached; the nearest: {nearest}", stacklevel=4)
+        return Recipe(kind, grid.sizes, best.pop("spec"), figures=self._figures(best, tried, dense, measured))
+
+    def _figures(self, best: Any, tried: list[Any], dense: float, measured: Measured) -> dict[str, Any]:
+        """What the recipe says of itself."""
+        return {
+            "goal": self.goal.to_dict(),
+            "met": self.goal.met(best["measured"]),
+            "dense_seconds": dense,
+            "prompts": self.prompts,
+            "seed": self.study.seed,
+            "call": dict(self.study.call),
+            "ranges": list(RANGES),
+            **best,
+            "tried": [{name: one[name] for name in ("predicted", "measured")} for one in tried],
+            "seconds": measured.observed[0]["times"],
+        }
+
+    def _observed(self, number: int, prompt: str) -> Any:
+        self._say(f"dense attention, watched: {prompt}")
+
+        def measure() -> Any:
+            clip, figures = self.study.observe(prompt, sense=number == 0)
+            self.goal.check_size(clip.shape)
+            if number == 0:
+                self.store.keep("dense", clip)
+            return figures
+
+        return self.store.do(f"observed-{number}", measure)
+
+    def _lost(self, number: int) -> Any:
+        self._say(f"sparse from {RANGES[number]:.0%} of the steps on")
+        lose = lambda: self.study.lose(self._seen[0], self.store.array("dense"), number)
+        return self.store.do(f"lost-{number}", lose)
+
+    def _dense(self) -> Any:
+        """The prompt kept apart, by stock attention."""
+        self._say(f"stock attention: {self.prompts[-1]}")
+
+        def measure() -> Any:
+            clip, seconds = self._apart().clip(self.prompts[-1])
+            self.store.keep("apart", clip)
+            return {"seconds": seconds}
+
+        return self.store.do("apart", measure)
+
+    def _apart(self) -> Study:
+        """The study of the prompt kept apart; of a single prompt, with other noise."""
+        return self.study if len(self.prompts) > 1 else replace(self.study, seed=self.study.seed + 1)
+
+    def _try(self, measured: Measured, dense: float, scale: float, pace: float) -> dict[str, Any]:
+        """Choose, and make the clip kept apart so."""
+        tables = {loss: measured.tables(loss, scale=scale, pace=pace) for loss in LOSSES}
+        own = tables[self.goal.loss]
+        chosen, found = self.goal.choose(own)
+        names = own.by_name(chosen)
+        spec = assembled({key: tuple(self.study.specs[n] for n in heads) for key, heads in names.items()}, RANGES)
+        predicted: dict[str, Any] = {loss: table.loss(chosen) for loss, table in tables.items()}
+        predicted |= {
+            "seconds": own.other + chosen.seconds,
+            "speed_up": own.dense * pace / (own.other + chosen.seconds),
+        }
+        predicted["over_prompts"] = [
+            measured.tables(self.goal.loss, [one], scale).loss(chosen) for one in measured.observed
+        ]
+        self._say(f"check: {self.goal.said(predicted)} expected")
+        check = lambda: self._apart().check(self.prompts[-1], spec, self.store.array("apart"))
+        result = self.store.do(f"check-{_key(spec)}", check)
+        return {
+            "spec": spec,
+            "predicted": predicted,
+            "measured": result | {"speed_up": dense / result["seconds"]},
+            "places": [{"range": r, "layer": layer, "heads": list(heads)} for (r, layer), heads in names.items()],
+            "frontier": [[one.loss, own.other + one.seconds] for one in found],
+        }
+
+
+def _ratio(real: float, expected: float) -> float:
+    return real / expected if expected > 0 and real > 0 else 1.0
+
+
+def _key(spec: Spec) -> str:
+    """A short name of a pattern."""
+    return hashlib.sha256(json.dumps(spec.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
