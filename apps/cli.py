@@ -17,6 +17,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "patterns": ("patterns", "patterns and operators, their fields and defaults"),
     "models": ("models", "the models that can be made sparse"),
     "doctor": ("doctor", "what is installed here, and what would run"),
+    "tune": ("tune", "the right attention for a model, a clip and this machine, by measuring"),
+    "recipes": ("recipes", "recipes that are shipped, and what is in one"),
     "train-lora": ("train_lora", "fine-tune a model with LoRA, under any attention"),
     "train-gates": ("train_gates", "let a pipeline teach gates that choose blocks or heads"),
     "demo": ("demo", "the web demo: see what attention does"),

@@ -116,6 +116,7 @@ class Handle:
         self._patches: list[Patch] = []
         self._removed = False
         self._passes = 0  # since the last step
+        self._warned: set[tuple[int, ...]] = set()  # grids that the recipe was not measured at
         self._clock = Clock(self._forget, self._place)
         self._tap: SchedulerTap | None = None
         self._controls: list[Control] = []
@@ -279,6 +280,21 @@ class Handle:
             layer.place(step, total or 1, dense)
             if total is not None and self._clock.index >= total:
                 layer.release()
+        if self.settings.recipe is not None and self.settings.recipe.grid is not None and step > 0:
+            self._compare(self.settings.recipe.grid[:3])
+
+    def _compare(self, measured: tuple[int, ...]) -> None:
+        """Warn of a call at another grid than the recipe was measured at; once for each."""
+        grids = [layer.grid.shape for layer in self.layers if layer.grid is not None]
+        if not grids or measured in grids or grids[0] in self._warned:
+            return
+        self._warned.add(grids[0])
+        there, here = ("x".join(map(str, grid)) for grid in (measured, grids[0]))
+        warnings.warn(
+            f"dattn: the recipe was measured at {there} tokens, this call has {here}: shares of blocks follow, windows "
+            "in frames stay as they are, and nobody has seen its quality here; run dattn tune at this size",
+            stacklevel=2,
+        )
 
     def _before_forward(self) -> None:
         self._follow_scheduler()

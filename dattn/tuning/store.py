@@ -38,7 +38,7 @@ class Store:
     def do(self, name: str, measure: Callable[[], Any]) -> Any:
         """What ``measure`` gives, JSON-ready; what is there already is not measured again."""
         if self._folder is None:
-            return measure()
+            return json.loads(json.dumps(measure()))  # as from a file: keys are text
         path = self._folder / f"{name}.json"
         if not path.is_file():
             _write(path, measure())

@@ -41,6 +41,7 @@ class Study:
         specs: candidates by name, dense attention first.
         stand_in: the candidate whose harm is measured.
         seed: of the noise, and of the rows that are looked at.
+        backend: of attention, as in ``dattn.apply``.
     """
 
     pipe: Any
@@ -48,6 +49,7 @@ class Study:
     specs: Mapping[str, Spec]
     stand_in: str
     seed: int = 0
+    backend: str = "auto"
     _record: list[tuple[int, Any]] = field(default_factory=list)  # of a dense run: (step, what the model gave)
     _recorded: str | None = None  # its prompt
 
@@ -68,7 +70,7 @@ class Study:
         watching, self._record, self._recorded = self._watching(), [], prompt
         sensed: dict[tuple[int, int], list[float]] = {}
         repeats = 0.0
-        with apply(self.pipe, Watch(watching)) as handle:
+        with apply(self.pipe, Watch(watching), backend=self.backend) as handle:
 
             def hear(again: Again) -> Any:
                 nonlocal repeats
@@ -112,7 +114,7 @@ class Study:
         """
         watching, passes = self._watching(), iter(self._record if self._recorded == prompt else ())
         watching.noting, watching.sparse_range = False, number
-        with apply(self.pipe, Watch(watching)) as handle:
+        with apply(self.pipe, Watch(watching), backend=self.backend) as handle:
 
             def hear(again: Again) -> Any:
                 step, steps = handle.position
@@ -127,7 +129,7 @@ class Study:
 
     def check(self, prompt: str, spec: Any, dense: np.ndarray) -> dict[str, float]:
         """Loss and seconds of a run under a pattern."""
-        with apply(self.pipe, spec) as handle:
+        with apply(self.pipe, spec, backend=self.backend) as handle:
             clip, seconds = self.clip(prompt)
             work = handle.report().to_dict()["flops_share"]
         return {**losses(clip, dense), "seconds": seconds, "work": work}

@@ -42,6 +42,7 @@ def tune(
     speed_up: float | None = None,
     candidates: Sequence[str] | None = None,
     seed: int = 0,
+    backend: str = "auto",
     folder: str | Path | None = None,
     tell: Tell = lambda what, number, of: None,
     **call: Any,
@@ -60,6 +61,7 @@ def tune(
             0.95.
         candidates: patterns as text; None for those of ``dattn.tuning.candidates``.
         seed: of the noise, and of the rows that are looked at.
+        backend: of attention, as in ``dattn.apply``.
         folder: for measurements; a study that was killed goes on from there.
         tell: told how far it is.
         **call: arguments of the pipeline's call: size, steps, guidance.
@@ -76,9 +78,16 @@ def tune(
         raise ValueError(f"prompts={prompts!r}: give a list of two or three prompts")
     grid = _grid(pipe, prompts[0], call)
     specs = _specs(candidates, grid)
-    study = Study(pipe, call, specs, _stand_in(specs, grid), seed)
+    study = Study(pipe, call, specs, _stand_in(specs, grid), seed, backend)
     kind = type(next(iter(models_of(pipe).values()))).__name__
-    made_with = {"model": kind, "grid": grid.sizes, "prompts": list(prompts), "call": call, "seed": seed}
+    made_with = {
+        "model": kind,
+        "grid": grid.sizes,
+        "prompts": list(prompts),
+        "call": call,
+        "seed": seed,
+        "backend": backend,
+    }
     store = Store(Path(folder) if folder else None, {**made_with, "candidates": list(specs)})
     return _Tuning(study, store, list(prompts), goal, tell).recipe(kind, grid)
 

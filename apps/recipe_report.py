@@ -1,0 +1,132 @@
+"""A measured recipe on one page: what runs where, what was expected, and what came of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dattn.recipe import Recipe
+from dattn.tuning.goal import Goal, decibels
+
+from .table import table
+
+Places = list[Mapping[str, Any]]
+
+
+def text(recipe: Recipe) -> str:
+    """The page as text."""
+    figures = recipe.figures
+    if figures is None:
+        return f"{recipe.model}: {recipe.attention} (not measured)"
+    expected, found = figures["predicted"], figures["measured"]
+    rows = [
+        ["seconds of a call", figures["dense_seconds"], expected["seconds"], found["seconds"]],
+        ["times as fast", 1.0, expected["speed_up"], found["speed_up"]],
+        ["PSNR dB", None, _finite(decibels(expected["mse"])), _finite(decibels(found["mse"]))],
+        ["SSIM", None, 1 - expected["ssim"], 1 - found["ssim"]],
+    ]
+    return "\n\n".join([_head(recipe, figures), table(("", "dense", "expected", "measured"), rows), _where(figures)])
+
+
+def _head(recipe: Recipe, figures: Mapping[str, Any]) -> str:
+    goal = Goal(**figures["goal"])
+    grid = "x".join(map(str, recipe.grid[:3])) if recipe.grid else "?"
+    reached = "reached" if figures["met"] else "NOT reached; this is the nearest"
+    low, high = (
+        _of_goal(goal, loss)
+        for loss in (max(figures["predicted"]["over_prompts"]), min(figures["predicted"]["over_prompts"]))
+    )
+    spread = "" if goal.kind == "speed_up" else f" Expected over the prompts: {low} to {high}."
+    machine = figures.get("machine", {})
+    on = f" on {machine.get('gpu') or machine.get('processor')}" if machine else ""
+    return (
+        f"{figures.get('name', recipe.model)} at {grid} tokens{on}: goal {goal}, {reached}.{spread}\n"
+        f"Checked with a prompt kept apart: {figures['prompts'][-1]!r}"
+    )
+
+
+def _of_goal(goal: Goal, loss: float) -> str:
+    return f"SSIM {1 - loss:.3f}" if goal.loss == "ssim" else f"{decibels(loss):.1f} dB"
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _where(figures: Mapping[str, Any]) -> str:
+    """A line for every layer and range: which heads have what."""
+    rows = []
+    for place in sorted(figures["places"], key=lambda place: (place["range"], place["layer"])):
+        shares = {name: place["heads"].count(name) for name in place["heads"]}
+        several = len(shares) > 1
+        said = ", ".join(f"{count} heads {name}" if several else name for name, count in shares.items())
+        rows.append([_range(figures["ranges"], place["range"]), str(place["layer"]), said])
+    return table(("steps", "layer", "attention"), _merged(rows))
+
+
+def _merged(rows: list[list[str]]) -> list[list[str]]:
+    """Neighbouring layers with the same as one row."""
+    found: list[list[str]] = []
+    for steps, layer, said in rows:
+        if found and found[-1][0] == steps and found[-1][2] == said:
+            found[-1][1] = f"{found[-1][1].split('-')[0]}-{layer}"
+        else:
+            found.append([steps, layer, said])
+    return found
+
+
+def _range(ranges: list[float], number: int) -> str:
+    end = ranges[number + 1] if number + 1 < len(ranges) else 1.0
+    return f"{ranges[number]:.0%} to {end:.0%}"
+
+
+def picture(recipe: Recipe, path: Path) -> None:
+    """The page as a PNG: the time of each head in each layer and range, and the choices that there were."""
+    from matplotlib.figure import Figure
+
+    figures = recipe.figures
+    assert figures is not None
+    ranges = figures["ranges"]
+    figure = Figure(figsize=(2.6 * len(ranges) + 4.2, 4.4), dpi=130, layout="constrained")
+    axes = figure.subplots(1, len(ranges) + 1, width_ratios=[2.2] * len(ranges) + [4])
+    image = None
+    for number, one in enumerate(axes[:-1]):
+        image = one.imshow(_cost(figures, number), vmin=0, vmax=1, cmap="viridis_r", aspect="auto")
+        one.set(title=f"steps {_range(ranges, number)}", xlabel="head", ylabel="layer" if number == 0 else "")
+    figure.colorbar(image, ax=axes[:-1], label="time, of dense attention", location="bottom", shrink=0.6)
+    _frontier(axes[-1], figures)
+    figure.suptitle(_head(recipe, figures).splitlines()[0], fontsize=9)
+    figure.savefig(path)
+
+
+def _cost(figures: Mapping[str, Any], number: int) -> Any:
+    """[layers, heads]: time of what each head has, over dense attention's."""
+    import numpy as np
+
+    times = {tuple(entry["size"]): entry["seconds"] for entry in figures["seconds"]}
+    rows = [place for place in figures["places"] if place["range"] == number]
+    cost = np.full((max(place["layer"] for place in rows) + 1, max(len(place["heads"]) for place in rows)), np.nan)
+    for place in rows:
+        seconds = next(found for size, found in times.items() if size[1] == len(place["heads"]))
+        dense = seconds["Dense()"][0]
+        cost[place["layer"], : len(place["heads"])] = [min(seconds[name][0] / dense, 1) for name in place["heads"]]
+    return cost
+
+
+def _frontier(axes: Any, figures: Mapping[str, Any]) -> None:
+    """Seconds against the goal's measure: what could be chosen, what was, and what came of it."""
+    goal = Goal(**figures["goal"])
+    value = (lambda loss: 1 - loss) if goal.loss == "ssim" else decibels
+    points = [(value(loss), seconds) for loss, seconds in figures["frontier"] if loss > 0]
+    axes.plot(*zip(*points, strict=True) if points else ((), ()), "-", color="0.6", label="could be chosen")
+    for name, mark in (("predicted", "o"), ("measured", "*")):
+        axes.plot(value(figures[name][goal.loss]), figures[name]["seconds"], mark, markersize=10, label=name)
+    axes.axhline(figures["dense_seconds"], color="0.3", linestyle=":", label="dense")
+    if goal.kind != "speed_up":
+        axes.axvline(goal.value, color="C3", linestyle="--", label="goal")
+        axes.set_xlim(left=goal.value - (0.15 if goal.loss == "ssim" else 10))
+    axes.set(xlabel="SSIM" if goal.loss == "ssim" else "PSNR (dB)", ylabel="seconds of a call", ylim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)

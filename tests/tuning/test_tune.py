@@ -1,0 +1,231 @@
+"""Tuning a tiny pipeline: what is found is used, bounded, remembered, and said."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import dattn
+from dattn.recipe import Recipe
+from dattn.tuning.assemble import assembled
+from dattn.tuning.candidates import candidates
+from dattn.tuning.goal import Goal
+from dattn.tuning.store import Store
+from dattn.tuning.study import RANGES, Study
+from tests.cli.conftest import build_wan
+
+PROMPTS = ["a red circle", "a blue square"]
+CALL = {"num_frames": 17, "height": 32, "width": 32, "num_inference_steps": 8, "guidance_scale": 2.0}
+SPECS = ["Radial(block_size=16)", "Neighborhood((3, None, None))", "Alike(0.3, block_size=16)"]
+
+
+def built():
+    """A tiny pipeline, without dropout."""
+    pipe = build_wan()
+    pipe.set_progress_bar_config(disable=True)
+    for name in ("text_encoder", "transformer", "vae"):
+        getattr(pipe, name).eval()
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return built()
+
+
+@pytest.fixture(scope="module")
+def study(pipe, tmp_path_factory):
+    """A folder of measurements, for choices of many kinds."""
+    folder = tmp_path_factory.mktemp("study")
+    dattn.tune(pipe, PROMPTS, quality=0.5, candidates=SPECS, folder=folder, **CALL)
+    return folder
+
+
+def tuned(pipe, study, **goal):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return dattn.tune(pipe, PROMPTS, candidates=SPECS, folder=study, **goal, **CALL)
+
+
+def test_a_recipe_is_used(pipe, study, tmp_path):
+    recipe = tuned(pipe, study, quality=0.5)
+    figures = recipe.figures
+    assert {row["range"] for row in figures["places"]} == set(range(len(RANGES)))
+    assert figures["predicted"]["seconds"] > 0 and len(figures["predicted"]["over_prompts"]) == 1
+    recipe.save(tmp_path / "mine.json")
+    again = Recipe.load(tmp_path / "mine.json")
+    assert again.attention == recipe.attention and again.grid == recipe.grid
+    outputs = []
+    for given in (recipe, str(tmp_path / "mine.json"), recipe.attention):
+        with dattn.apply(pipe, given) as handle:
+            outputs.append(Study(pipe, CALL, {}, "").clip(PROMPTS[0])[0])
+            saved = tmp_path / "again.json"
+            handle.save_recipe(saved)
+    np.testing.assert_array_equal(outputs[0], outputs[1])
+    np.testing.assert_allclose(outputs[0], outputs[2], atol=1e-4)  # dense attention is the model's own in the former
+    assert json.loads(saved.read_text())["attention"] == json.loads((tmp_path / "mine.json").read_text())["attention"]
+
+
+def test_measured_recipes_keep_their_figures(pipe, study, tmp_path):
+    recipe = tuned(pipe, study, quality=0.5)
+    with dattn.apply(pipe, recipe) as handle:
+        handle.save_recipe(tmp_path / "kept.json")
+    assert Recipe.load(tmp_path / "kept.json").figures == json.loads(json.dumps(recipe.figures))
+
+
+def test_nothing_stays_applied(pipe, study):
+    before = [type(m.processor) for m in pipe.transformer.modules() if hasattr(m, "processor")]
+    tuned(pipe, study, quality=0.9)
+    assert [type(m.processor) for m in pipe.transformer.modules() if hasattr(m, "processor")] == before
+    assert "forward" not in vars(pipe.transformer) and not pipe.transformer._forward_pre_hooks
+
+
+def test_a_looser_bound_is_never_slower(pipe, study):
+    expected = [tuned(pipe, study, quality=q).figures["tried"][0]["predicted"] for q in (0.999, 0.9, 0.5, 0.1)]
+    seconds = [one["seconds"] for one in expected]
+    assert seconds == sorted(seconds, reverse=True)
+    assert all(one["ssim"] <= 1 - q + 1e-9 for one, q in zip(expected, (0.999, 0.9, 0.5, 0.1), strict=True))
+
+
+def test_the_same_measurements_give_the_same_recipe(pipe, study):
+    assert tuned(pipe, study, psnr=20).attention == tuned(pipe, study, psnr=20).attention
+
+
+def test_the_same_seed_sees_the_same_errors(pipe):
+    def errors():
+        specs = {text: dattn.pattern_from_string(text) for text in ["Dense()", *SPECS]}
+        rows = Study(pipe, CALL, specs, SPECS[0]).observe(PROMPTS[0], sense=True)[1]
+        return [row["error"] for row in rows["rows"]], rows["parts"]
+
+    assert errors() == errors()
+
+
+def test_a_range_is_lost_alone(pipe):
+    """The first steps from the record, then sparse, then dense: as a pattern for each range says."""
+    specs = {text: dattn.pattern_from_string(text) for text in ["Dense()", *SPECS]}
+    own = Study(pipe, CALL, specs, SPECS[0])
+    dense, _ = own.observe(PROMPTS[0], sense=False)
+    found = own.lose(PROMPTS[0], dense, 1)
+    spec = dattn.PerStep({0: dattn.Dense(), RANGES[1]: specs[SPECS[0]], RANGES[2]: dattn.Dense()})
+    expected = own.check(PROMPTS[0], spec, dense)
+    assert found["mse"] > 0 and found["mse"] == pytest.approx(expected["mse"], rel=1e-3)
+    fresh = Study(pipe, CALL, specs, SPECS[0])  # nothing recorded: a study that goes on
+    assert fresh.lose(PROMPTS[0], dense, 1)["mse"] == pytest.approx(found["mse"], rel=1e-3)
+
+
+def test_a_bound_that_cannot_be_met_gives_the_nearest(pipe, study):
+    with pytest.warns(UserWarning, match="900.00 x was not reached; the nearest"):
+        recipe = dattn.tune(pipe, PROMPTS, speed_up=900, candidates=SPECS, folder=study, **CALL)
+    assert not recipe.figures["met"] and recipe.figures["places"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"quality": 1.5}, "quality=1.5: give a number above 0 and below 1"),
+        ({"quality": 0.9, "psnr": 30}, "give one of them"),
+        ({"speed_up": 1}, "speed_up=1: give a number above 1"),
+        ({"prompts": []}, "give a list of two or three prompts"),
+        ({"prompts": "a fox"}, "give a list"),
+        ({"candidates": ["CrossShaped(2)"]}, "leave it out"),
+        ({"candidates": ["Radiant()"]}, "unknown pattern"),
+        ({"candidates": ["Dense()"]}, "at least one pattern beside"),
+    ],
+)
+def test_bad_input(pipe, change, message):
+    options = {"prompts": PROMPTS, "candidates": SPECS, **CALL, **change}
+    with pytest.raises(ValueError, match=message):
+        dattn.tune(pipe, options.pop("prompts"), **options)
+    assert not pipe.transformer._forward_pre_hooks
+
+
+def test_another_study_is_not_mixed_in(pipe, study):
+    with pytest.raises(ValueError, match="made with seed=0, not 1; name another folder"):
+        dattn.tune(pipe, PROMPTS, candidates=SPECS, folder=study, seed=1, **CALL)
+
+
+def test_pictures_too_small_for_ssim():
+    with pytest.raises(ValueError, match="SSIM needs 11 x 11 pixels, these are 8 x 8; give psnr"):
+        Goal.of(0.9, None, None).check_size((1, 8, 8, 3))
+    Goal.of(None, 30, None).check_size((1, 8, 8, 3))
+
+
+def test_another_model_is_refused_and_another_grid_is_said(pipe, study):
+    recipe = tuned(pipe, study, quality=0.5)
+    with pytest.raises(ValueError, match="this recipe is for Other, the target is WanTransformer3DModel"):
+        dattn.apply(pipe, replace(recipe, model="Other"))
+    with dattn.apply(pipe, recipe), pytest.warns(UserWarning, match="measured at 9x8x8 tokens, this call has 5x8x8"):
+        Study(pipe, CALL | {"num_frames": 9}, {}, "").clip(PROMPTS[0])
+
+
+def test_memory_is_bounded(pipe):
+    """Figures of a run grow with layers, heads and candidates alone: not with tokens."""
+    sizes = []
+    for frames in (9, 33):
+        specs = {text: dattn.pattern_from_string(text) for text in ["Dense()", *SPECS]}
+        sizes.append(len(json.dumps(Study(pipe, CALL | {"num_frames": frames}, specs, SPECS[0]).observe("a", True)[1])))
+    assert sizes[1] < 1.2 * sizes[0]
+
+
+KILLED = """
+import sys, dattn
+from tests.tuning.test_tune import CALL, PROMPTS, SPECS, built
+tell = lambda what, number, of: print(number, flush=True)
+recipe = dattn.tune(built(), PROMPTS, quality=0.5, candidates=SPECS, folder=sys.argv[1], tell=tell, **CALL)
+recipe.save(sys.argv[2])
+"""
+
+
+def test_a_killed_study_goes_on(tmp_path):
+    """kill -9 in the middle; what is there is not measured again."""
+    run = [sys.executable, "-c", KILLED, str(tmp_path / "study"), str(tmp_path / "recipe.json")]
+    options = {"stdout": subprocess.PIPE, "text": True, "env": os.environ | {"PYTHONPATH": os.getcwd()}}
+    with subprocess.Popen(run, **options) as process:
+        while process.stdout.readline().strip() != "3":
+            assert process.poll() is None
+        process.send_signal(signal.SIGKILL)
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "study").glob("observed*.json")}
+    assert kept and not (tmp_path / "recipe.json").exists()
+    subprocess.run(run, check=True, **options)
+    assert all(path.stat().st_mtime_ns == when for path, when in kept.items())
+    assert Recipe.load(tmp_path / "recipe.json").figures["tried"]
+
+
+def test_assembled():
+    a, b, dense = dattn.Radial(block_size=16), dattn.StridedHeads(2), dattn.Dense()
+    everywhere = {(r, layer): (a, a) for r in range(3) for layer in range(2)}
+    assert assembled(everywhere, RANGES) == a
+    assert assembled(dict.fromkeys(everywhere, (dense, dense)), RANGES) == dense
+    mixed = everywhere | {(0, 0): (dense, dense), (0, 1): (dense, dense), (1, 1): (a, b)}
+    assert assembled(mixed, RANGES) == dattn.PerStep(
+        {0: dense, 0.25: dattn.PerLayer({0: a, 1: dattn.PerHead((a, b))}), 0.6: a}
+    )
+    partly = {(0, layer): (a, a) if layer else (dense, dense) for layer in range(3)}
+    assert assembled(partly, [0.0]) == dattn.PerLayer({(1, 2): a})
+
+
+@pytest.mark.parametrize("shape", [(65, 8, 8), (1, 32, 32), (1, 8, 8), (5, 4, 4), (21, 45, 80), (1, 64, 64), (2, 2, 2)])
+def test_candidates_fit(shape):
+    grid = dattn.TokenGrid(*shape)
+    found = [dattn.pattern_from_string(text) for text in candidates(grid)]
+    assert found[0] == dattn.Dense() and len(set(map(str, found))) == len(found) > 4
+    for spec in found:
+        assert not spec.untuned
+        fitted, note = spec.at(0, 1, 0, 1).fit(grid)
+        assert note is None, (spec, note)
+        if fitted.static and grid.tokens < 5000:
+            fitted.mask(grid)
+
+
+def test_a_store_writes_whole_files(tmp_path):
+    store = Store(tmp_path, {"a": (1, 2)})
+    assert store.do("x", lambda: {"v": 1}) == {"v": 1} == store.do("x", lambda: pytest.fail("measured again"))
+    store.keep("y", np.arange(3))
+    assert Store(tmp_path, {"a": (1, 2)}).array("y").tolist() == [0, 1, 2]
+    assert not list(tmp_path.glob("*part*"))
