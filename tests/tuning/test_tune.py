@@ -160,7 +160,7 @@ def test_another_model_is_refused_and_another_grid_is_said(pipe, study):
     recipe = tuned(pipe, study, quality=0.5)
     with pytest.raises(ValueError, match="this recipe is for Other, the target is WanTransformer3DModel"):
         dattn.apply(pipe, replace(recipe, model="Other"))
-    with dattn.apply(pipe, recipe), pytest.warns(UserWarning, match="measured at 9x8x8 tokens, this call has 5x8x8"):
+    with dattn.apply(pipe, recipe), pytest.warns(UserWarning, match="measured at 9x4x4 tokens, this call has 5x4x4"):
         Study(pipe, CALL | {"num_frames": 9}, {}, "").clip(PROMPTS[0])
 
 
