@@ -1,9 +1,9 @@
-"""``dattn recipes``: the recipes that are shipped, and what is in one."""
+"""``dattn recipes``: the recipes that are here, and what is in one."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from .arguments import Parser
@@ -18,7 +18,7 @@ EXAMPLES = """\
 
 def parser() -> Parser:
     """The command's options."""
-    p = Parser("recipes", "List the recipes that are shipped, or show one.", EXAMPLES)
+    p = Parser("recipes", "List the recipes that are here, or show one.", EXAMPLES)
     p.add_argument("recipe", nargs="?", help="a name from the list, or a file")
     p.add_argument("--json", action="store_true", help="the file as it is")
     return p
@@ -28,6 +28,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the command."""
     options = parser().parse_args(argv)
     from dattn.recipe import Recipe
+    from dattn.shelf import places
 
     from .recipe_report import text
 
@@ -36,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
         print(json.dumps(recipe.to_dict(), indent=2) if options.json else text(recipe))
         return 0
     rows = []
-    for path in shipped():
+    for path in places():
         recipe = Recipe.load(path)
         figures = recipe.figures or {}
         grid = "x".join(map(str, recipe.grid[:3])) if recipe.grid else "any"
@@ -50,20 +51,15 @@ def _ssim(found: dict[str, float]) -> float | None:
     return 1 - found["ssim"] if "ssim" in found else None
 
 
-def shipped() -> Iterator[Path]:
-    """The recipes of a clone; a wheel has none."""
-    import dattn
-
-    yield from sorted((Path(dattn.__file__).resolve().parents[1] / "assets" / "recipes").glob("*.json"))
-
-
 def _place(name: str) -> Path:
     """The file that a name means.
 
     Raises:
         ValueError: neither a file nor a recipe that is shipped.
     """
-    known = {path.stem: path for path in shipped()}
+    from dattn.shelf import places
+
+    known = {path.stem: path for path in places()}
     if name in known:
         return known[name]
     if Path(name).is_file():

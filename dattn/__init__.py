@@ -59,7 +59,7 @@ from dattn.recipe import Recipe
 from dattn.registry import pattern_from_dict, pattern_from_string
 from dattn.spec import Operator
 from dattn.support import supported_models
-from dattn.tuning import tune
+from dattn.tuning.tune import tune
 
 __version__ = "0.1.0"
 

@@ -26,6 +26,7 @@ from dattn.processors.patch import Patch
 from dattn.recipe import AUTO, Recipe, Selection, Settings
 from dattn.report import Report
 from dattn.schedule import Amount, Clock, SchedulerTap, resolve_amount
+from dattn.shelf import identity
 
 COMPONENTS = ("transformer", "transformer_2", "unet")
 HANDLE = "_dattn_handle"
@@ -71,7 +72,8 @@ def apply(
         raise ValueError(f"backend={backend!r}: choose auto, {' or '.join(BACKENDS)}")
     parts = [_Part(name, model, adapter_for(model)) for name, model in models_of(target).items()]
     served = sum(not site.why for site in parts[0].sites)
-    settings = presets.resolve(attention, _family(parts), parts[0].kind, dense_steps, dense_layers, served)
+    config = identity(parts[0].model)
+    settings = presets.resolve(attention, _family(parts), parts[0].kind, dense_steps, dense_layers, served, config)
     settings = replace(settings, layers=_once(settings.layers if layers is None else layers))
     for part in parts:
         part.stock_reasons(settings)
@@ -274,10 +276,10 @@ class Handle:
         self._passes = 0
         total = self._clock.total
         step = min(self._clock.index, (total or 1) - 1)
-        dense = step < self._dense_steps()
+        dense = self._dense_steps()
         self._stage.step, self._stage.steps, self._stage.passes = step, total or 1, 0
         for layer in self.layers:
-            layer.place(step, total or 1, dense)
+            layer.place(step, total or 1, step < dense, step == dense - 1)
             if total is not None and self._clock.index >= total:
                 layer.release()
         if self.settings.recipe is not None and self.settings.recipe.grid is not None and step > 0:

@@ -10,6 +10,7 @@ from typing import Any
 
 from dattn.adapters import ADAPTERS
 from dattn.operators.per_layer import PerLayer
+from dattn.operators.per_step import PerStep
 from dattn.operators.rectified import Rectified
 from dattn.orders import Curve
 from dattn.patterns import (
@@ -28,7 +29,10 @@ from dattn.registry import pattern_from_dict, pattern_from_string
 from dattn.schedule import Amount
 from dattn.scores.pooled import Pooled
 from dattn.selection import TopP
+from dattn.shelf import found
 from dattn.spec import Spec
+from dattn.tuning.auto import observed
+from dattn.tuning.by_grid import ByGrid
 
 AUTO_MIN_SAVING = 0.1
 MEASURED_MIN_SAVING = 1e-6
@@ -174,6 +178,7 @@ def resolve(
     dense_steps: Amount | None,
     dense_layers: Amount | None,
     layers: int | None = None,
+    config: str = "",
 ) -> Settings:
     """What ``attention`` means for a model; a schedule given by the caller wins over a preset's or a recipe's.
 
@@ -184,11 +189,13 @@ def resolve(
         dense_steps: None where the caller gave none.
         dense_layers: None where the caller gave none.
         layers: how many self-attention layers the model has.
+        config: identity of the model, for ``"auto"`` to find recipes by.
 
     Raises:
         ValueError: nothing that we know, or a schedule out of bounds.
     """
-    settings = _settings(attention, family, model, layers)
+    known = found(model, config) if attention == AUTO else {}
+    settings = _measured(known, family, layers) if known else _settings(attention, family, model, layers)
     return replace(
         settings,
         dense_steps=settings.dense_steps if dense_steps is None else dense_steps,
@@ -215,10 +222,27 @@ def _from_string(text: str, family: str, model: str, layers: int | None) -> Sett
     if text.endswith(".json"):
         return _from_recipe(Recipe.load(text), f"recipe {text}", family, model, layers)
     if text == AUTO:
-        return replace(_from_preset(OF_AUTO[_kind(family) == VIDEO], family, layers), min_saving=AUTO_MIN_SAVING)
+        return _automatic(family, layers)
     if text in PRESETS:
         return _from_preset(text, family, layers)
     return Settings(pattern_from_string(text), source=repr(text))
+
+
+def _measured(known: dict[str, Recipe], family: str, layers: int | None) -> Settings:
+    """Recipes for the grids that they were measured at; elsewhere the preset, after dense steps of its own."""
+    base = _from_preset(OF_AUTO[_kind(family) == VIDEO], family, layers)
+    elsewhere = PerStep({0: Dense(), base.dense_steps: base.attention}) if base.dense_steps else base.attention
+    grids = tuple((recipe.grid[:3], name, recipe.attention) for name, recipe in known.items() if recipe.grid)
+    return Settings(
+        ByGrid(grids, elsewhere), source=f"'auto', recipes {', '.join(known)}", min_saving=MEASURED_MIN_SAVING
+    )
+
+
+def _automatic(family: str, layers: int | None) -> Settings:
+    """The preset for the family, among candidates that are looked at in the last dense step."""
+    video = _kind(family) == VIDEO
+    base = _from_preset(OF_AUTO[video], family, layers)
+    return replace(base, attention=observed(base.attention, video), min_saving=AUTO_MIN_SAVING)
 
 
 def _from_preset(name: str, family: str, layers: int | None) -> Settings:

@@ -155,7 +155,7 @@ def _row(layer: Layer) -> Row:
 def _remarks(layer: Layer, known: bool) -> list[str]:
     """What an operator has to say about itself."""
     held = layer.held()
-    return [layer.concrete.untuned if known else "", f"keeps {held / 1e6:.1f} MB" if held else ""]
+    return [layer.said, layer.concrete.untuned if known else "", f"keeps {held / 1e6:.1f} MB" if held else ""]
 
 
 def _flops(layer: Layer) -> int | None:

@@ -19,6 +19,8 @@ VISITED = "visited"
 """Where a call leaves in its state what it visited, if only the call knows: density, and the pooled keys' share."""
 
 
+SAID = "said"
+"""Where a call leaves in its state what the report should say of it."""
 PLACED = ("masks", "step", "layer", "layers", "sharing")
 """What a handle puts in every state; see ``Operator.attend``."""
 
@@ -71,6 +73,10 @@ class Spec(Named):
     def fit(self, grid: TokenGrid) -> tuple[Spec, str | None]:
         """The same, clamped to a grid that it would be too large for, and a note that says what changed."""
         return self, None
+
+    def before(self) -> Spec | None:
+        """What runs in the last dense step in place of the model's own attention, and says the same; None: nothing."""
+        return None
 
     def for_heads(self, heads: tuple[int, ...], of: int) -> Spec:
         """The same for the heads ``heads`` of ``of``, where a process computes no others.

@@ -14,7 +14,7 @@ from dattn.attention import attend, autocast
 from dattn.backends import choose, load
 from dattn.block_mask import BlockMask, MaskCache
 from dattn.grid import TokenGrid
-from dattn.spec import VISITED, State
+from dattn.spec import SAID, VISITED, State
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,7 @@ class Layer:
         self.blocked = ""
         self.refusal = ""
         self.run: Run | None = None
+        self.said = ""  # by a call, for the report
         self.pairs = self.one_stream = False  # see ``Adapter``
         self.sharing = 0, 1  # number among the layers of its level that a pattern may run in, and how many those are
         self._states: dict[tuple[str, int, int], State] = {}
@@ -117,13 +118,15 @@ class Layer:
         self._served = False
         self.head_dim = 64  # until the first call tells
 
-    def place(self, step: int, steps: int, dense: bool) -> None:
-        """The denoising loop is at ``step`` of ``steps``, and that step is dense or not."""
+    def place(self, step: int, steps: int, dense: bool, last: bool = False) -> None:
+        """The denoising loop is at ``step`` of ``steps``, and that step is dense, the ``last`` such, or not."""
         if self.pattern is None:
             return
-        self._dense_step, self._step = dense, step
+        self._step = step
         self._turns.clear()
-        self._placed = self.pattern.at(self.index, self.count, step, steps)
+        placed = self.pattern.at(self.index, self.count, step, steps)
+        before = placed.before() if last else None
+        self._dense_step, self._placed = dense and before is None, before or placed
         self._settle()
 
     def enter(self, grid: TokenGrid | tuple[TokenGrid, ...] | Tensor | str) -> None:
@@ -194,7 +197,7 @@ class Layer:
         self._turns.clear()
         self._recount()
         self._held = 0
-        self.refusal, self.run = "", None
+        self.refusal, self.run, self.said = "", None, ""
 
     def _recount(self) -> None:
         """Begin to count anew what is computed."""
@@ -421,6 +424,7 @@ class Layer:
         output = attend(query, key, value, pattern, grid, state=state, **options)
         if VISITED in state:
             self._note(*state.pop(VISITED))
+        self.said = state.pop(SAID, self.said)
         return output
 
     def _note(self, density: float, tail: float) -> None:

@@ -28,7 +28,7 @@ class Look(NamedTuple):
     kept: Tensor | None
 
 
-def look(call: Call, spec: Spec, dense: Tensor, rows: int, generator: torch.Generator) -> Look:
+def look(call: Call, spec: Spec, dense: Tensor, rows: int, generator: torch.Generator, *, kept: bool = True) -> Look:
     """Compare a pattern with dense attention in some rows.
 
     A mask is computed in whole query blocks, chosen at random, of about ``rows`` rows together; an operator that is
@@ -40,6 +40,7 @@ def look(call: Call, spec: Spec, dense: Tensor, rows: int, generator: torch.Gene
         dense: the output of dense attention, of the same shape.
         rows: how many rows to look at.
         generator: draws the blocks; the same state, the same blocks.
+        kept: whether the weight is looked at too.
     """
     if not (spec.static or isinstance(spec, Dynamic)):
         output = attend(*call[:3], spec, call.grid, state=call.state, **call.options)
@@ -52,7 +53,7 @@ def look(call: Call, spec: Spec, dense: Tensor, rows: int, generator: torch.Gene
     blocks = _some_blocks(mask, rows, generator)
     output, sums = over(mask.only(blocks), call)
     seen = _rows_of(mask, blocks, dense.shape)
-    return Look(_share(output - dense, dense, seen), _kept(call, sums, seen))
+    return Look(_share(output - dense, dense, seen), _kept(call, sums, seen) if kept else None)
 
 
 def _some_blocks(mask: BlockMask, rows: int, generator: torch.Generator) -> Tensor:

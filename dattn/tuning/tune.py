@@ -18,6 +18,7 @@ from dattn.patterns import Dense
 from dattn.plugin import apply, models_of
 from dattn.recipe import Recipe
 from dattn.registry import pattern_from_string
+from dattn.shelf import identity
 from dattn.spec import Spec
 from dattn.tuning.assemble import assembled
 from dattn.tuning.candidates import DENSE, candidates
@@ -79,9 +80,11 @@ def tune(
     grid = _grid(pipe, prompts[0], call)
     specs = _specs(candidates, grid)
     study = Study(pipe, call, specs, _stand_in(specs, grid), seed, backend)
-    kind = type(next(iter(models_of(pipe).values()))).__name__
+    model = next(iter(models_of(pipe).values()))
+    kind, config = type(model).__name__, identity(model)
     made_with = {
         "model": kind,
+        "config": config,
         "grid": grid.sizes,
         "prompts": list(prompts),
         "call": call,
@@ -89,7 +92,7 @@ def tune(
         "backend": backend,
     }
     store = Store(Path(folder) if folder else None, {**made_with, "candidates": list(specs)})
-    return _Tuning(study, store, list(prompts), goal, tell).recipe(kind, grid)
+    return _Tuning(study, store, list(prompts), goal, tell).recipe(kind, config, grid)
 
 
 def _grid(pipe: Any, prompt: str, call: dict[str, Any]) -> TokenGrid:
@@ -152,7 +155,7 @@ class _Tuning:
         self._done += 1
         self.tell(what, self._done, max(parts, self._done))
 
-    def recipe(self, kind: str, grid: TokenGrid) -> Recipe:
+    def recipe(self, kind: str, config: str, grid: TokenGrid) -> Recipe:
         """All of it."""
         observed = [self._observed(number, prompt) for number, prompt in enumerate(self._seen)]
         lost = [self._lost(number) for number in range(len(RANGES))]
@@ -168,7 +171,8 @@ class _Tuning:
         if not self.goal.met(best["measured"]):
             nearest = self.goal.said(best["measured"])
             warnings.warn(f"dattn.tune: {self.goal} was not reached; the nearest: {nearest}", stacklevel=4)
-        return Recipe(kind, grid.sizes, best.pop("spec"), figures=self._figures(best, tried, dense, measured))
+        spec = best.pop("spec")
+        return Recipe(kind, grid.sizes, spec, figures={"config": config, **self._figures(best, tried, dense, measured)})
 
     def _figures(self, best: Any, tried: list[Any], dense: float, measured: Measured) -> dict[str, Any]:
         """What the recipe says of itself."""

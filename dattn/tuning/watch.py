@@ -18,7 +18,7 @@ from torch import Tensor
 from dattn.attention import attend
 from dattn.patterns import Dense
 from dattn.schedule import resolve_amount
-from dattn.spec import Call, Operator, Spec
+from dattn.spec import PLACED, Call, Operator, Spec
 from dattn.tuning.sampled import look
 
 SHARE, LEAST = 0.01, 256
@@ -155,7 +155,7 @@ def _placed(spec: Spec, call: Call, place: tuple[int, int]) -> Spec:
 
 def _apart(call: Call) -> dict[str, Any]:
     """A state like a handle's that keeps nothing but masks."""
-    return {name: call.state[name] for name in ("masks", "layer", "layers", "sharing", "step") if name in call.state}
+    return {name: call.state[name] for name in PLACED if name in call.state}
 
 
 def _seconds(call: Call, spec: Spec) -> float:
