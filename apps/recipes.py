@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
         grid = "x".join(map(str, recipe.grid[:3])) if recipe.grid else "any"
         found = figures.get("measured", {})
         rows.append([path.stem, recipe.model, grid, found.get("speed_up"), _ssim(found)])
-    print(table(("recipe", "model", "grid", "times as fast", "SSIM"), rows) if rows else "no recipes are shipped here")
+    print(table(("recipe", "model", "grid", "times as fast", "SSIM"), rows) if rows else "there are no recipes here")
     return 0
 
 

@@ -115,13 +115,15 @@ def _specs(texts: Sequence[str] | None, grid: TokenGrid) -> dict[str, Spec]:
     """The candidates by name, dense attention first.
 
     Raises:
-        ValueError: text that is no pattern, or one that pretrained models cannot do.
+        ValueError: text that is no pattern, or one that pretrained models cannot do or that differs by head.
     """
     found = {DENSE: pattern_from_string(DENSE)}
     for text in candidates(grid) if texts is None else texts:
         spec = pattern_from_string(text)
         if spec.untuned:
             raise ValueError(f"candidate {text}: {spec.untuned}; leave it out")
+        if spec.static and spec.fit(grid)[0].mask(grid).groups > 1:
+            raise ValueError(f"candidate {text}: it differs from head to head, as the choice itself may; leave it out")
         found.setdefault(text, spec)
     if len(found) < 2:
         raise ValueError(f"candidates={texts!r}: give at least one pattern beside dense attention")

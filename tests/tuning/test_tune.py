@@ -134,6 +134,7 @@ def test_a_bound_that_cannot_be_met_gives_the_nearest(pipe, study):
         ({"prompts": []}, "give a list of two or three prompts"),
         ({"prompts": "a fox"}, "give a list"),
         ({"candidates": ["CrossShaped(2)"]}, "leave it out"),
+        ({"candidates": ["StridedHeads(2, 1)"]}, "differs from head to head"),
         ({"candidates": ["Radiant()"]}, "unknown pattern"),
         ({"candidates": ["Dense()"]}, "at least one pattern beside"),
     ],
