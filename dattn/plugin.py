@@ -293,8 +293,8 @@ class Handle:
         self._warned.add(grids[0])
         there, here = ("x".join(map(str, grid)) for grid in (measured, grids[0]))
         warnings.warn(
-            f"dattn: the recipe was measured at {there} tokens, this call has {here}: shares of blocks follow, windows "
-            "in frames stay as they are, and nobody has seen its quality here; run dattn tune at this size",
+            f"dattn: the recipe was measured at {there} tokens, this call has {here}: shares and growing spans "
+            "follow, but nobody has seen its quality here; run dattn tune at this size",
             stacklevel=2,
         )
 

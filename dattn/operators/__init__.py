@@ -5,6 +5,7 @@ from __future__ import annotations
 from dattn.operators.agent import Agent
 from dattn.operators.bias import Bias, RadialBias
 from dattn.operators.first_order import FirstOrder
+from dattn.operators.growing import Growing
 from dattn.operators.in_line import InLine
 from dattn.operators.per_head import PerHead
 from dattn.operators.per_layer import PerLayer
@@ -20,6 +21,7 @@ __all__ = [
     "Agent",
     "Bias",
     "FirstOrder",
+    "Growing",
     "InLine",
     "PerHead",
     "PerLayer",
@@ -44,5 +46,6 @@ _ALL: tuple[type[Spec], ...] = (
     PerHead,
     PerLayer,
     PerStep,
+    Growing,
 )
 OPERATORS: dict[str, type[Spec]] = {operator.__name__: operator for operator in _ALL}

@@ -28,6 +28,8 @@ from dattn.spec import VISITED, Call, Operator, Spec, State, part_of
 class PerHead(Operator):
     """A tuple of patterns or operators, shared out evenly among the heads in their order.
 
+    Heads that have the same one are computed in one call, wherever they are.
+
     Args:
         patterns: one or more, at most as many as there are heads when attention is computed.
 
@@ -98,14 +100,16 @@ class PerHead(Operator):
         return list(self.patterns)
 
     def compute(self, call: Call) -> tuple[Tensor, None]:
-        """Group after group."""
-        outputs, visited = [], {}
-        for number, heads in enumerate(head_groups(call.query.shape[1], len(self.patterns))):
-            own = part_of(call.state, f"heads {number}")
+        """Pattern after pattern, the groups that have the same together."""
+        output, visited = torch.empty_like(call.value), {}
+        groups = head_groups(call.query.shape[1], len(self.patterns))
+        for pattern, numbers in self._together().items():
+            own = part_of(call.state, f"heads {numbers[0]}")
+            heads = [head for number in numbers for head in range(call.query.shape[1])[groups[number]]]
             q, k, v = (t[:, heads] for t in call[:3])
-            outputs.append(attend(q, k, v, self.patterns[number], call.grid, state=own, **call.options))
+            output[:, heads] = attend(q, k, v, pattern, call.grid, state=own, **call.options)
             if VISITED in own:
-                visited[number] = own.pop(VISITED)
+                visited |= dict.fromkeys(numbers, own.pop(VISITED))
         if visited:
             width, masks = call.query.shape[-1], masks_in(call.state)
             every = [
@@ -113,7 +117,14 @@ class PerHead(Operator):
                 for number, p in enumerate(self.patterns)
             ]
             call.state[VISITED] = tuple(sum(column) / len(every) for column in zip(*every, strict=True))
-        return torch.cat(outputs, 1), None
+        return output, None
+
+    def _together(self) -> dict[Spec, list[int]]:
+        """The numbers of the groups that have the same pattern."""
+        found: dict[Spec, list[int]] = {}
+        for number, pattern in enumerate(self.patterns):
+            found.setdefault(pattern, []).append(number)
+        return found
 
     def choose(self, backend: str, query: Tensor) -> Choice:
         """What each of them runs on."""

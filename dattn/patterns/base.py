@@ -34,6 +34,14 @@ class Pattern(Spec):
 
         return HeadShare(self, heads, of)
 
+    def stretched(self, factor: float) -> Pattern:
+        """The same with spans of frames so many times as long.
+
+        Raises:
+            ValueError: it has none.
+        """
+        raise ValueError(f"{self.name} has no spans in frames: give Neighborhood((9, None, None)) or SparseFrames(5)")
+
     def mask(self, grid: TokenGrid) -> BlockMask:
         """The pattern on a grid, as block lists.
 
@@ -59,6 +67,12 @@ class Pattern(Spec):
         visual = slice(grid.text_before, grid.text_before + grid.visual)
         out[..., visual, visual] = allowed
         return out
+
+
+def grown(span: int, factor: float) -> int:
+    """A span so many times as long, rounded: an odd one to an odd number; 1 at least."""
+    odd = span % 2
+    return max(1, 2 * round((span * factor - odd) / 2) + odd) if span > 1 else max(1, round(span * factor))
 
 
 def check_count(name: str, value: Any, least: int = 1) -> None:

@@ -29,7 +29,7 @@ from torch import Tensor
 from dattn.axis_window import AxisVisits, AxisWindow, TileVisits
 from dattn.block_mask import BlockMask, build
 from dattn.grid import AXES, AxisTiles, TokenGrid, block_size_for, tiled_layout
-from dattn.patterns.base import Pattern, PerAxis, as_tuple, check_per_axis, check_tail
+from dattn.patterns.base import Pattern, PerAxis, as_tuple, check_per_axis, check_tail, grown
 from dattn.tiles import choose_tile
 
 ALTERNATE = "alternate"
@@ -79,6 +79,16 @@ class Neighborhood(Pattern):
     def at(self, layer: int, layers: int, step: int, steps: int) -> Neighborhood:
         """The dilation of this layer."""
         return replace(self, dilation=None if layer % 2 else 1) if self.dilation == ALTERNATE else self
+
+    def stretched(self, factor: float) -> Pattern:
+        """A window of more or fewer frames; its stride and dilation stay.
+
+        Raises:
+            ValueError: no window of its own over frames.
+        """
+        if not isinstance(self.window, tuple) or self.window[0] is None:
+            return super().stretched(factor)
+        return replace(self, window=(grown(self.window[0], factor), *self.window[1:]))
 
     def axes(self, grid: TokenGrid) -> tuple[AxisWindow, ...]:
         """The rule of every axis.

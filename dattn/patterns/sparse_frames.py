@@ -20,7 +20,7 @@ from torch import Tensor
 from dattn.block_mask import BlockMask
 from dattn.grid import TokenGrid
 from dattn.groups import Groups
-from dattn.patterns.base import Pattern, check_count, check_tail
+from dattn.patterns.base import Pattern, check_count, check_tail, grown
 
 GOLDEN = (5**0.5 - 1) / 2
 PHASES = 8
@@ -55,6 +55,10 @@ class SparseFrames(Pattern):
         if isinstance(self.phase, bool) or not isinstance(self.phase, int | float) or not 0 <= self.phase < 1:
             raise ValueError(f"phase={self.phase!r}: give a number from 0 up to, but not, 1")
         check_tail(self.tail)
+
+    def stretched(self, factor: float) -> SparseFrames:
+        """A window of more or fewer frames, and as many more anchors."""
+        return replace(self, window=grown(self.window, factor), anchors=round(self.anchors * factor))
 
     def at(self, layer: int, layers: int, step: int, steps: int) -> SparseFrames:
         """The anchors of one step."""

@@ -36,8 +36,9 @@ def _in_time(grid: TokenGrid, block: str) -> list[str]:
     count = lambda share: max(1, round(grid.frames * share))
     frames = [f"SparseFrames({odd(near)}, {count(far)})" for near, far in ((0.08, 0.06), (0.08, 0.12), (0.14, 0.2))]
     windows = [f"Neighborhood(({odd(share)}, None, None))" for share in (0.1, 0.2, 0.35)]
+    spans = [f"Growing({pattern}, {grid.frames})" for pattern in (*frames, *windows)]
     heads = [f"SparseVideoGen({density}, {block})" for density in (0.2, 0.35)]
-    return [f"Radial({block})", *frames, *windows, *heads]
+    return [f"Radial({block})", *spans, *heads]
 
 
 def _in_space(grid: TokenGrid) -> list[str]:
