@@ -91,7 +91,7 @@ def picture(recipe: Recipe, path: Path) -> None:
     ranges = figures["ranges"]
     figure = Figure(figsize=(2.6 * len(ranges) + 4.2, 4.4), dpi=130, layout="constrained")
     axes = figure.subplots(1, len(ranges) + 1, width_ratios=[2.2] * len(ranges) + [4])
-    image = None
+    image: Any = None
     for number, one in enumerate(axes[:-1]):
         image = one.imshow(_cost(figures, number), vmin=0, vmax=1, cmap="viridis_r", aspect="auto")
         one.set(title=f"steps {_range(ranges, number)}", xlabel="head", ylabel="layer" if number == 0 else "")

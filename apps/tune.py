@@ -78,12 +78,12 @@ def main(argv: Sequence[str]) -> int:
         loaded.pipe, prompts, **goal, candidates=options.candidates, seed=options.seed, backend=options.backend,
         folder=options.study or options.output.with_suffix(".study"), tell=_tell, **call,
     )  # fmt: skip
-    assert recipe.figures is not None
-    recipe = replace(recipe, figures=recipe.figures | {"name": loaded.name} | provenance("tune", argv))
+    figures = (recipe.figures or {}) | {"name": loaded.name} | provenance("tune", argv)
+    recipe = replace(recipe, figures=figures)
     recipe.save(options.output)
     picture(recipe, options.output.with_suffix(".png"))
     print(f"\n{text(recipe)}\n\nwritten: {options.output}, {options.output.with_suffix('.png')}")
-    return 0 if recipe.figures["met"] else 1
+    return 0 if figures["met"] else 1
 
 
 def _tell(what: str, number: int, of: int) -> None:

@@ -11,6 +11,7 @@ rounded, odd windows to odd ones. With still = 0 density stays what it was, with
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -46,7 +47,8 @@ class Growing(Pattern):
 
     def at(self, layer: int, layers: int, step: int, steps: int) -> Spec:
         """The pattern at that place."""
-        return replace(self, pattern=self.pattern.at(layer, layers, step, steps))
+        placed: Any = self.pattern.at(layer, layers, step, steps)
+        return replace(self, pattern=placed)
 
     def on(self, grid: TokenGrid) -> Pattern:
         """The pattern at a grid's length."""

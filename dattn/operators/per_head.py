@@ -101,7 +101,8 @@ class PerHead(Operator):
 
     def compute(self, call: Call) -> tuple[Tensor, None]:
         """Pattern after pattern, the groups that have the same together."""
-        output, visited = torch.empty_like(call.value), {}
+        output = torch.empty_like(call.value)
+        visited: dict[int, tuple[float, float]] = {}
         groups = head_groups(call.query.shape[1], len(self.patterns))
         for pattern, numbers in self._together().items():
             own = part_of(call.state, f"heads {numbers[0]}")

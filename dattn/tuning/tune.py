@@ -119,7 +119,7 @@ def _specs(texts: Sequence[str] | None, grid: TokenGrid) -> dict[str, Spec]:
     """
     found = {DENSE: pattern_from_string(DENSE)}
     for text in candidates(grid) if texts is None else texts:
-        spec = pattern_from_string(text)
+        spec: Any = pattern_from_string(text)
         if spec.untuned:
             raise ValueError(f"candidate {text}: {spec.untuned}; leave it out")
         if spec.static and spec.fit(grid)[0].mask(grid).groups > 1:
