@@ -110,8 +110,8 @@ class PerHead(Operator):
             q, k, v = (t[:, heads] for t in call[:3])
             output[:, heads] = attend(q, k, v, pattern, call.grid, state=own, **call.options)
             if VISITED in own:
-                shares = own.pop(VISITED)
-                visited |= {number: shares for number in numbers}
+                shares: Any = own.pop(VISITED)
+                visited |= dict.fromkeys(numbers, shares)
         if visited:
             width, masks = call.query.shape[-1], masks_in(call.state)
             every = [
