@@ -34,11 +34,9 @@ def _head(recipe: Recipe, figures: Mapping[str, Any]) -> str:
     goal = Goal(**figures["goal"])
     grid = "x".join(map(str, recipe.grid[:3])) if recipe.grid else "?"
     reached = "reached" if figures["met"] else "NOT reached; this is the nearest"
-    low, high = (
-        _of_goal(goal, loss)
-        for loss in (max(figures["predicted"]["over_prompts"]), min(figures["predicted"]["over_prompts"]))
-    )
-    spread = "" if goal.kind == "speed_up" else f" Expected over the prompts: {low} to {high}."
+    over = figures["predicted"]["over_prompts"]
+    between = f"{_of_goal(goal, max(over))} to {_of_goal(goal, min(over))}"
+    spread = f" Expected over the prompts: {between}." if len(over) > 1 and goal.kind != "speed_up" else ""
     machine = figures.get("machine", {})
     on = f" on {machine.get('gpu') or machine.get('processor')}" if machine else ""
     return (
