@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+import fastapi
 import gradio as gr
 
 from .edit import EditTab
 from .generate import GenerateTab
 from .long_video import LongTab
 from .look import IN_STEP, STYLES, theme
+from .serving import note_time
 from .studio import Studio
 from .visits import Visits
 
@@ -22,7 +24,7 @@ def build(studio: Studio, visits: Visits) -> gr.Blocks:
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600)) as demo:
         gr.Markdown(f"# {TITLE}\nThe same noise, once by stock attention and once by another.", elem_id="hero")
         with gr.Tab("Generate", elem_id="tab-generate"):
-            GenerateTab(studio, visits).build(demo)
+            GenerateTab(studio, visits).build()
         with gr.Tab("Edit", elem_id="tab-edit"):
             EditTab(studio, visits).build()
         with gr.Tab("Long video", elem_id="tab-long"):
@@ -38,6 +40,7 @@ def build(studio: Studio, visits: Visits) -> gr.Blocks:
 def launch(demo: gr.Blocks, options: argparse.Namespace, **more: Any) -> Any:
     """Serve it; what ``Blocks.launch`` returns."""
     demo.queue(max_size=options.queue)
+    app = {"dependencies": [fastapi.Depends(note_time)]}
     return demo.launch(
         server_name=options.host,
         server_port=options.port,
@@ -48,13 +51,15 @@ def launch(demo: gr.Blocks, options: argparse.Namespace, **more: Any) -> Any:
         theme=theme(),
         css=STYLES,
         head=IN_STEP,
+        app_kwargs=app,
         **more,
     )
 
 
 def serve(options: argparse.Namespace) -> None:
     """Serve until interrupted."""
-    studio, visits = Studio(options.model, options.device, options.dtype, options.max_pixels), Visits()
+    studio = Studio(options.model, options.device, options.dtype, options.max_pixels, options.deadline)
+    visits = Visits()
     try:
         launch(build(studio, visits), options)
     finally:

@@ -69,19 +69,19 @@ class SizeControls:
             )
 
     @property
-    def size(self) -> list[Any]:
-        """Frames, height and width."""
-        return [self.frames, self.height, self.width]
+    def size(self) -> dict[str, Any]:
+        """Frames, height and width, by their names in the API."""
+        return {"frames": self.frames, "height": self.height, "width": self.width}
 
     @property
-    def inputs(self) -> list[Any]:
-        """All, in the order in which handlers take them."""
-        return [*self.size, self.steps, self.seed, self.another]
+    def inputs(self) -> dict[str, Any]:
+        """All, by their names in the API."""
+        return {**self.size, "steps": self.steps, "seed": self.seed, "another": self.another}
 
     @property
     def fitted(self) -> list[Any]:
         """Those that go with a model; ``fit`` gives their updates."""
-        return [*self.size, self.steps]
+        return [*self.size.values(), self.steps]
 
     @staticmethod
     def fit(wishes: Wishes) -> list[Update]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import dattn
 from dattn.block_mask import MaskCache
@@ -16,11 +16,18 @@ from dattn.registry import pattern_from_string
 
 from ..loading import DEFAULT, Loaded, load, pick_device, shipped
 from ..running import Request, Result, run, run_to_the_grid
-from .limits import Limits
+from .limits import Limits, fresh_seed
 
 CPU_PIXELS, GPU_PIXELS = 2_200_000, 120_000_000
-OnStep = Callable[[str, int, int, int, int], None]
-"""Told after each step: what runs, its steps done and in all, and which part of how many it is."""
+SECONDS = 3600.0
+"""That a call may take, where nobody says else."""
+
+
+class OnStep(Protocol):
+    """Told after each step: what runs, its steps done and in all, and which part of how many it is."""
+
+    def __call__(self, what: str, done: int, of: int, part: int = 0, parts: int = 1) -> None:
+        """What it raises ends the run."""
 
 
 class Studio:
@@ -30,6 +37,7 @@ class Studio:
         models: folders or hub names beside the demo models.
         device, dtype: as for ``load``.
         pixels: of a clip at most; None goes by the device.
+        seconds: that a call may take.
     """
 
     def __init__(
@@ -38,6 +46,7 @@ class Studio:
         device: str | None = None,
         dtype: str | None = None,
         pixels: int | None = None,
+        seconds: float = SECONDS,
     ) -> None:
         self.device, self._dtype = pick_device(device), dtype
         demos = sorted(shipped(), key=lambda path: path.name != DEFAULT)
@@ -47,7 +56,7 @@ class Studio:
         self._loaded: dict[str, Loaded] = {}
         self._grids: dict[tuple[Any, ...], tuple[TokenGrid, int]] = {}
         self._lock = threading.RLock()
-        self.limits = Limits(pixels or (CPU_PIXELS if self.device == "cpu" else GPU_PIXELS))
+        self.limits = Limits(pixels or (CPU_PIXELS if self.device == "cpu" else GPU_PIXELS), seconds)
 
     @property
     def models(self) -> list[str]:
@@ -68,18 +77,24 @@ class Studio:
                 self._loaded[name] = load(self._places[name], self.device, self._dtype)
             yield self._loaded[name]
 
-    def request(self, model: Any, prompt: Any, frames: Any, height: Any, width: Any, steps: Any, seed: Any) -> Request:
+    def request(self, given: Mapping[str, Any]) -> Request:
         """What a visitor asks for, checked.
+
+        Args:
+            given: model, frames, height and width; prompt, steps, seed and whether to take another, where they matter.
 
         Raises:
             ValueError: what is wrong, for the visitor to read.
         """
-        with self.model(model) as loaded:
+        with self.model(given["model"]) as loaded:
             video, multiple = loaded.makes_video, _multiple_of(loaded)
             guidance = loaded.native.guidance if loaded.native else None
-        size = self.limits.size(frames if video else 1, height, width, multiple)
-        told = self.limits.prompt(prompt), self.limits.seed(seed)
-        return Request(*told, size[0] if video else None, size[1], size[2], self.limits.steps(steps), guidance)
+        frames, height, width = self.limits.size(
+            given["frames"] if video else 1, given["height"], given["width"], multiple
+        )
+        prompt, steps = self.limits.prompt(given.get("prompt", "a")), self.limits.steps(given.get("steps", 1))
+        seed = fresh_seed() if given.get("another") is True else self.limits.seed(given.get("seed", 0))
+        return Request(prompt, seed, frames if video else None, height, width, steps, guidance)
 
     def grid(self, name: str, request: Request) -> TokenGrid:
         """The tokens of a request."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 import threading
@@ -30,7 +31,7 @@ class Visit:
     Attributes:
         folder: for files; removed with the visit.
         runs: what was made, newest first: (file, caption).
-        stop: set while the visitor wants the current run to end.
+        stopped: when the visitor last wanted all to end, by ``time.monotonic``.
         edit: the last one, for a look at other words, and the folder of its files.
         count: runs so far.
         seen: when the visitor last did something, for the oldest to go first.
@@ -38,12 +39,16 @@ class Visit:
 
     folder: Path
     runs: list[tuple[str, str]] = field(default_factory=list)
-    stop: threading.Event = field(default_factory=threading.Event)
+    stopped: float = 0.0
     edit: Edited | None = None
     edit_place: Path | None = None
     count: int = 0
     seen: float = 0.0
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def stop(self) -> None:
+        """End what was asked for until now."""
+        self.stopped = time.monotonic()
 
     def place(self) -> Path:
         """A new folder for the files of a run; those of a run long ago are removed.
@@ -96,7 +101,7 @@ class Visits:
         with self._lock:
             visit = self._visits.pop(session or "", None)
         if visit is not None:
-            visit.stop.set()
+            visit.stopped = math.inf
             shutil.rmtree(visit.folder, ignore_errors=True)
 
     def close(self) -> None:

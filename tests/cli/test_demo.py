@@ -12,6 +12,7 @@ pytest.importorskip("gradio")
 
 from dattn.apps.demo import defaults, knobs, limits  # noqa: E402, after the check for gradio
 from dattn.apps.demo.app import build, launch  # noqa: E402
+from dattn.apps.demo.serving import Job  # noqa: E402
 from dattn.apps.demo.studio import Studio  # noqa: E402
 from dattn.apps.demo.visits import MOST_RUNS, MOST_VISITS, Stopped, Visits  # noqa: E402
 from dattn.registry import pattern_from_string  # noqa: E402
@@ -47,7 +48,7 @@ def wish(shapes_folder):
 
 
 def test_both_clips_and_all_that_is_shown_beside_them(client, wish):
-    seed, facts, stock, own, pictures, mask, report, code, gallery = client.predict(**wish())
+    facts, seed, stock, own, pictures, mask, report, code, gallery = client.predict(**wish())
     assert seed == 3 and "Speed-up" in facts and "PSNR" in facts and pictures is None
     assert stock.endswith(".mp4") and own.endswith(".mp4") and mask and "Radial" in report
     assert f"dattn.apply(pipe, '{PATTERN}', dense_steps=0.0)" in code and "manual_seed(3)" in code
@@ -70,12 +71,12 @@ def test_the_script_makes_the_same_clip(client, wish, shapes_folder, tmp_path, m
 
 
 def test_pictures_are_compared_under_a_slider(client, wish, sd_folder):
-    seed, _, stock, own, pictures, *_ = client.predict(**wish(model=str(sd_folder), pattern="Neighborhood(3)"))
+    _, seed, stock, own, pictures, *_ = client.predict(**wish(model=str(sd_folder), pattern="Neighborhood(3)"))
     assert seed == 3 and stock is None and own is None and len(pictures) == 2
 
 
 def test_another_seed_is_shown(client, wish):
-    assert client.predict(**wish(another=True))[0] != 3
+    assert client.predict(**wish(another=True))[1] != 3
 
 
 def test_an_estimate_before_anything_is_made(client, shapes_folder):
@@ -132,7 +133,7 @@ def test_two_visitors_do_not_see_each_other(served, wish):
 
 def test_a_run_stops_within_a_step_and_leaves_the_model_as_it_was(served, client, wish):
     studio = served[1]
-    before = client.predict(**wish())[1]
+    before = client.predict(**wish())[0]
     job = client.submit(**wish(steps=200))
     deadline = time.time() + 60
     while not job.status().progress_data and time.time() < deadline:
@@ -146,8 +147,28 @@ def test_a_run_stops_within_a_step_and_leaves_the_model_as_it_was(served, client
     with pytest.raises(gradio_client.exceptions.AppError, match="Stopped"):
         job.result(timeout=30)
     assert time.time() - began < 10
-    assert client.predict(**wish())[1].count("badge") == before.count("badge")
+    assert client.predict(**wish())[0].count("badge") == before.count("badge")
     assert all("_dattn" not in name for x in studio._loaded.values() for name in vars(x.denoisers[0]))
+
+
+def test_a_stop_ends_what_waits_in_the_queue(served, client, wish):
+    other = gradio_client.Client(served[0], verbose=False)
+    first = other.submit(**wish(steps=30))
+    while not first.status().progress_data:
+        time.sleep(0.05)
+    job = client.submit(**wish(steps=200))
+    time.sleep(0.5)
+    client.predict(api_name="/stop")
+    with pytest.raises(gradio_client.exceptions.AppError, match="Stopped"):
+        job.result(timeout=60)
+    assert first.result(timeout=60) and client.predict(**wish())
+
+
+def test_a_deadline_ends_a_run():
+    visits = Visits()
+    with pytest.raises(ValueError, match="Not done after 0 s, the most here"):
+        Job(visits.of("someone"), time.monotonic(), 0, None).check()
+    visits.close()
 
 
 def test_one_at_a_time_on_a_device(served, wish, monkeypatch):
@@ -191,7 +212,7 @@ def test_files_of_a_visit_go_with_it():
     assert len(list(visit.folder.iterdir())) == MOST_RUNS
     folder = visit.folder
     visits.leave("someone")
-    assert not folder.exists() and visit.stop.is_set() and visits.known("someone") is None
+    assert not folder.exists() and visit.stopped > time.monotonic() and visits.known("someone") is None
     with pytest.raises(Stopped):
         visit.place()
     assert not folder.exists() and visits.of("someone") is not visit
@@ -218,7 +239,7 @@ def studio_of(served, shapes_folder):
     """The script of a pattern on the tiny model."""
     from dattn.apps.demo.snippet import snippet
 
-    request = served[1].request(str(shapes_folder), "a", 9, 32, 32, 2, 0)
+    request = served[1].request({"model": str(shapes_folder), "frames": 9, "height": 32, "width": 32, "steps": 2})
     with served[1].model(str(shapes_folder)) as loaded:
         yield lambda attention: snippet(loaded, request, attention, 0.0)
 
@@ -249,18 +270,7 @@ def change(sd_folder):
         "model": str(sd_folder), "source": "a red circle", "edit": "a blue circle", "keep": 0.8, "frames": 1,
         "height": 32, "width": 32, "steps": 2, "seed": 3, "another": False,
     }  # fmt: skip
-    strengths = {f"strength_{i}": 1 for i in range(8)}
-
-    def arguments(**changed):
-        values = {**usual, **strengths, **changed}
-        return [list(values.values()), {"api_name": "/edit"}]
-
-    return arguments
-
-
-def edit(client, arguments):
-    values, named = arguments
-    return client.predict(*values, **named)
+    return lambda **changed: {**usual, **changed, "api_name": "/edit"}
 
 
 def pixels(path):
@@ -270,7 +280,7 @@ def pixels(path):
 
 
 def test_an_edit_is_shown_beside_its_source(client, change):
-    seed, _, left, right, pictures, word, *seen = edit(client, change())
+    _, seed, left, right, pictures, word, *seen = client.predict(**change())
     assert seed == 3 and left is None and right is None
     source, other = map(pixels, pictures)
     assert source.shape == other.shape and abs(source - other).max() > 0
@@ -281,25 +291,25 @@ def test_an_edit_is_shown_beside_its_source(client, change):
 
 
 def test_words_may_be_stronger_and_an_edit_that_changes_nothing_is_the_source(client, change):
-    same = edit(client, change(edit="a red circle"))[4]
+    same = client.predict(**change(edit="a red circle"))[4]
     assert abs(pixels(same[0]) - pixels(same[1])).max() <= 1
-    strong = edit(client, change(edit="a red circle", strength_1=5.0))[4]
+    strong = client.predict(**change(edit="a red circle", strength_2=5.0))[4]
     assert abs(pixels(strong[0]) - pixels(strong[1])).max() > 1
 
 
 def test_edits_of_other_lengths_and_of_videos(client, change, shapes_folder):
-    assert edit(client, change(edit="a big red circle"))[5]["value"] == "circle"
-    clips = edit(client, change(model=str(shapes_folder), frames=9))
+    assert client.predict(**change(edit="a big red circle"))[5]["value"] == "circle"
+    clips = client.predict(**change(model=str(shapes_folder), frames=9))
     assert clips[2].endswith(".mp4") and clips[3].endswith(".mp4") and clips[4] is None
 
 
 @pytest.mark.parametrize(
     ("changed", "says"),
-    [({"edit": " "}, "Edit: say what to show"), ({"keep": 2}, "maximum"), ({"strength_0": 99}, "maximum")],
+    [({"edit": " "}, "Edit: say what to show"), ({"keep": 2}, "maximum"), ({"strength_1": 99}, "maximum")],
 )
 def test_what_is_wrong_with_an_edit_is_said(client, change, changed, says):
     with pytest.raises(gradio_client.exceptions.AppError, match=says):
-        edit(client, change(**changed))
+        client.predict(**change(**changed))
 
 
 def test_there_is_a_map_only_after_an_edit(client, change):
@@ -308,11 +318,8 @@ def test_there_is_a_map_only_after_an_edit(client, change):
 
 
 @pytest.fixture
-def long(monkeypatch, served, shapes_folder):
-    """Arguments of ``/long_video``, with some changed; the tiny model's name tells no family, so it is told here."""
-    from dattn.apps.demo.long_video import LongTab
-
-    monkeypatch.setattr(LongTab, "_fits", lambda self, name: True)
+def long():
+    """Arguments of ``/long_video``, with some changed."""
     usual = {
         "model": "shapes-wan", "prompts": "a red circle moving right\na red circle moving up", "hold": 0, "frames": 9,
         "height": 32, "width": 32, "steps": 1, "seed": 3, "another": False,
@@ -323,7 +330,7 @@ def long(monkeypatch, served, shapes_folder):
 def test_a_video_of_several_prompts_and_its_timeline(client, long):
     from dattn.apps.media import read_video
 
-    seed, facts, clip, line = client.predict(**long())
+    facts, seed, clip, line = client.predict(**long())
     assert seed == 3 and "Frames" in facts and line.count('class="bar"') == 2 and "moving up" in line
     assert len(read_video(clip)) > 9
     assert len(read_video(client.predict(**long(prompts="a\nb\nc", hold=2))[2])) > len(read_video(clip))
