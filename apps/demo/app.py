@@ -12,6 +12,7 @@ from .edit import EditTab
 from .generate import GenerateTab
 from .long_video import LongTab
 from .look import IN_STEP, STYLES, theme
+from .regions import RegionsTab
 from .serving import note_time
 from .studio import Studio
 from .visits import Visits
@@ -27,6 +28,8 @@ def build(studio: Studio, visits: Visits) -> gr.Blocks:
             GenerateTab(studio, visits).build()
         with gr.Tab("Edit", elem_id="tab-edit"):
             EditTab(studio, visits).build()
+        with gr.Tab("Regions", elem_id="tab-regions"):
+            RegionsTab(studio, visits).build()
         with gr.Tab("Long video", elem_id="tab-long"):
             LongTab(studio, visits).build()
 

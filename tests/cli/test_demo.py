@@ -6,12 +6,14 @@ import time
 
 import numpy as np
 import pytest
+from PIL import Image, ImageColor, ImageDraw
 
 gradio_client = pytest.importorskip("gradio_client")
 pytest.importorskip("gradio")
 
 from dattn.apps.demo import defaults, knobs, limits  # noqa: E402, after the check for gradio
 from dattn.apps.demo.app import build, launch  # noqa: E402
+from dattn.apps.demo.painting import COLORS  # noqa: E402
 from dattn.apps.demo.serving import Job  # noqa: E402
 from dattn.apps.demo.studio import Studio  # noqa: E402
 from dattn.apps.demo.visits import MOST_RUNS, MOST_VISITS, Stopped, Visits  # noqa: E402
@@ -274,8 +276,6 @@ def change(sd_folder):
 
 
 def pixels(path):
-    from PIL import Image
-
     return np.asarray(Image.open(path).convert("RGB")).astype(int)
 
 
@@ -348,3 +348,56 @@ def test_a_video_of_several_prompts_and_its_timeline(client, long):
 def test_what_is_wrong_with_a_long_video_is_said(client, long, changed, says):
     with pytest.raises(gradio_client.exceptions.AppError, match=says):
         client.predict(**long(**changed))
+
+
+@pytest.fixture
+def regional(sd_folder):
+    """Arguments of ``/regions``, with some changed."""
+    usual = {
+        "model": str(sd_folder), "prompt": "two things", "prompt_1": "a red circle", "box_1": "0, 0, 0.5, 1",
+        "prompt_2": "a blue circle", "box_2": "0.5 0 1 1", "height": 32, "width": 32, "steps": 2, "seed": 3,
+    }  # fmt: skip
+    return lambda **changed: {**usual, **changed, "api_name": "/regions"}
+
+
+def test_regions_are_boxes_and_drawn_around(client, regional):
+    _, seed, left, right, pictures = client.predict(**regional())
+    plain, made = map(pixels, pictures)
+    assert seed == 3 and left is None and right is None and plain.shape == made.shape == (256, 256, 3)
+    orange, blue = (ImageColor.getrgb(color) for color in [*COLORS.values()][:2])
+    for x, color in ((0, orange), (127, orange), (128, blue), (255, blue)):
+        assert tuple(made[100, x]) == color
+    assert abs(made[32:96, 32:96] - plain[32:96, 32:96]).max() > 0
+
+
+def test_paint_counts_more_than_a_box(client, regional, tmp_path):
+    color = ImageColor.getrgb(COLORS["orange"])
+    layer = Image.new("RGBA", (64, 64))
+    ImageDraw.Draw(layer).rectangle((0, 32, 63, 63), fill=(*color, 255))
+    layer.save(tmp_path / "layer.png")
+    file = gradio_client.handle_file(str(tmp_path / "layer.png"))
+    canvas = {"background": None, "layers": [file], "composite": file}
+    made = pixels(client.predict(**regional(canvas=canvas, prompt_2="", soft=2))[4][1])
+    assert tuple(made[128, 100]) == tuple(made[255, 200]) == color and tuple(made[60, 0]) != color
+
+
+def test_regions_of_a_video(client, regional, shapes_folder):
+    files = client.predict(**regional(model=str(shapes_folder), frames=9, isolate=True, avoid=True, window=0.5))
+    assert files[2].endswith(".mp4") and files[3].endswith(".mp4") and files[4] is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"prompt_1": "", "prompt_2": " "}, "No region has a prompt"),
+        ({"box_1": ""}, "Region 1: paint it in orange"),
+        ({"box_1": "0 0 2 1"}, "fractions of the picture"),
+        ({"box_1": "a b"}, "write left, top, right, bottom"),
+        ({"box_1": "0 0 0.0001 1"}, "thinner than a pixel"),
+        ({"box_1": "nan 0 1 1"}, "fractions of the picture"),
+        ({"soft": 99}, "maximum"),
+    ],
+)
+def test_what_is_wrong_with_regions_is_said(client, regional, changed, says):
+    with pytest.raises(gradio_client.exceptions.AppError, match=says):
+        client.predict(**regional(**changed))
