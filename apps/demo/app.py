@@ -10,6 +10,7 @@ import gradio as gr
 
 from .edit import EditTab
 from .generate import GenerateTab
+from .inside import InsideTab
 from .long_video import LongTab
 from .look import IN_STEP, STYLES, theme
 from .regions import RegionsTab
@@ -32,6 +33,8 @@ def build(studio: Studio, visits: Visits) -> gr.Blocks:
             RegionsTab(studio, visits).build()
         with gr.Tab("Long video", elem_id="tab-long"):
             LongTab(studio, visits).build()
+        with gr.Tab("Look inside", elem_id="tab-inside"):
+            InsideTab(studio, visits).build()
 
         def leave(request: gr.Request) -> None:
             visits.leave(request.session_hash)

@@ -14,6 +14,12 @@ STYLES = """
 .timeline .bar { background: var(--primary-600); color: white; border-radius: 6px; padding: .2rem .6rem;
   margin-top: .3rem; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; font-size: .85rem;
   box-sizing: border-box; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(280px, 100%), 1fr)); gap: 1rem; }
+.chart { margin: 0; color: var(--body-text-color); border: 1px solid var(--border-color-primary); border-radius: 8px;
+  padding: .6rem; background: var(--background-fill-primary); min-width: 0; }
+.chart svg { width: 100%; height: auto; display: block; }
+.chart figcaption { font-size: .85rem; margin-top: .3rem; }
+.chart-empty { color: var(--body-text-color-subdued); padding: 2rem 1rem; text-align: center; }
 #hero h1 { margin-bottom: .1rem; }
 @media (max-width: 500px) { .gradio-container { padding: .5rem !important; } }
 """

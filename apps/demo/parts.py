@@ -97,16 +97,17 @@ class Pair:
         left, right: what they are.
         video: which of the two is shown at first.
         prefix: of their ``elem_id``.
+        position: of the slider at first, in percent.
     """
 
-    def __init__(self, left: str, right: str, video: bool, prefix: str = "") -> None:
+    def __init__(self, left: str, right: str, video: bool, prefix: str = "", position: int = 50) -> None:
         options: Any = {"autoplay": True, "loop": True, "interactive": False, "elem_classes": "clip", "min_width": 140}
         with gr.Row(elem_classes="pair", visible=video, elem_id=f"{prefix}pair") as self.row:
             self.left = gr.Video(label=left, elem_id=f"{prefix}stock-clip", **options)
             self.right = gr.Video(label=right, elem_id=f"{prefix}dattn-clip", **options)
         self.slider = gr.ImageSlider(
             label=f"Left: {left}. Right: {right}", visible=not video, interactive=False, elem_id=f"{prefix}slider",
-            elem_classes="clip",
+            elem_classes="clip", slider_position=position,
         )  # fmt: skip
 
     @property

@@ -56,7 +56,7 @@ class RegionsTab(Tab):
         self.canvas = gr.ImageEditor(
             type="pil", image_mode="RGBA", sources=[], transforms=[], layers=False, fixed_canvas=True,
             brush=gr.Brush(16, [*COLORS.values()], next(iter(COLORS.values())), "fixed"), buttons=["fullscreen"],
-            canvas_size=_canvas(wishes), label="Canvas: paint each region in its colour", elem_id="regions-canvas",
+            canvas_size=_canvas(wishes), label="Canvas", placeholder="Paint each region in its colour", elem_id="regions-canvas",
         )  # fmt: skip
         texts = [*FIRST[wishes.video], "", ""]
         rows = [self._build_region(*row) for row in zip(range(1, 5), COLORS, texts, BOXES, strict=True)]
@@ -104,7 +104,7 @@ class RegionsTab(Tab):
 
     def build_results(self, wishes: Wishes) -> None:
         """Without and with regions."""
-        self.pair = Pair("Base prompt alone", "With regions", wishes.video, "regions-")
+        self.pair = Pair("Base prompt alone", "With regions", wishes.video, "regions-", position=5)
 
     def connect(self) -> None:
         """Say what the controls do."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .edits import Edited
+    from .inside import Inside
 
 MOST_RUNS = 24
 """Runs that are kept for a visitor; the oldest go first."""
@@ -33,6 +34,7 @@ class Visit:
         runs: what was made, newest first: (file, caption).
         stopped: when the visitor last wanted all to end, by ``time.monotonic``.
         edit: the last one, for a look at other words, and the folder of its files.
+        inside: what the last look inside a model found.
         count: runs so far.
         seen: when the visitor last did something, for the oldest to go first.
     """
@@ -42,6 +44,7 @@ class Visit:
     stopped: float = 0.0
     edit: Edited | None = None
     edit_place: Path | None = None
+    inside: Inside | None = None
     count: int = 0
     seen: float = 0.0
     _lock: threading.Lock = field(default_factory=threading.Lock)
