@@ -19,6 +19,13 @@ def parser() -> Parser:
     p.add_argument(
         "--model", nargs="+", default=[], metavar="FOLDER_OR_NAME", help="Diffusers models beside the demo models"
     )
+    p.add_argument(
+        "--data",
+        nargs="+",
+        default=[],
+        metavar="FOLDER",
+        help="with captions, for visitors to train on",
+    )
     p.add_argument("--device", help="cpu, cuda, cuda:1, mps, … (default: cuda where there is one)")
     p.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="(default: by device)")
     p.add_argument("--host", default="127.0.0.1", help="address to serve on (default: %(default)s)")

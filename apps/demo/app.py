@@ -9,6 +9,7 @@ import fastapi
 import gradio as gr
 
 from .edit import EditTab
+from .finetune import FinetuneTab
 from .generate import GenerateTab
 from .inside import InsideTab
 from .long_video import LongTab
@@ -35,6 +36,8 @@ def build(studio: Studio, visits: Visits) -> gr.Blocks:
             LongTab(studio, visits).build()
         with gr.Tab("Look inside", elem_id="tab-inside"):
             InsideTab(studio, visits).build()
+        with gr.Tab("Fine-tune", elem_id="tab-finetune"):
+            FinetuneTab(studio, visits).build()
 
         def leave(request: gr.Request) -> None:
             visits.leave(request.session_hash)
@@ -64,7 +67,7 @@ def launch(demo: gr.Blocks, options: argparse.Namespace, **more: Any) -> Any:
 
 def serve(options: argparse.Namespace) -> None:
     """Serve until interrupted."""
-    studio = Studio(options.model, options.device, options.dtype, options.max_pixels, options.deadline)
+    studio = Studio(options.model, options.device, options.dtype, options.max_pixels, options.deadline, options.data)
     visits = Visits()
     try:
         launch(build(studio, visits), options)

@@ -12,7 +12,7 @@ from ..media import write_clip
 from . import limits
 from .edits import controls_of, edited, maps_of, overlaid, shared_words
 from .look import badges
-from .parts import Pair, SizeControls, Update, Wishes
+from .parts import Pair, SizeControls, Update, Wishes, lora_choice
 from .serving import QUIET, Given, Job, served
 from .tab import Tab
 
@@ -45,6 +45,7 @@ class EditTab(Tab):
         )  # fmt: skip
         with gr.Accordion("Strength of words", open=True, elem_id="edit-strengths"):
             self.strengths = [_strength(word, i) for i, word in enumerate(_padded(edit))]
+        self.lora = lora_choice(self.prefix)
         self.size = self.size_controls(wishes)
 
     def build_results(self, wishes: Wishes) -> None:
@@ -64,7 +65,7 @@ class EditTab(Tab):
             self.make,
             {
                 "model": self.model, "source": self.source, "edit": self.edit, "keep": self.keep,
-                **self.size.inputs, **strengths,
+                **self.size.inputs, **strengths, "lora": self.lora,
             },
             [self.size.seed, *self.pair.outputs, self.word, *self.map.outputs],
             "edit",
@@ -94,7 +95,7 @@ class EditTab(Tab):
         controls = controls_of(wish.prompt, edit, keep, self._strengths(given, edit))
         words = shared_words(wish.prompt, edit)
         maps = maps_of(words, self._studio.joint_layers(model, wish))
-        with self._studio.model(model) as loaded:
+        with self._studio.model(model, visit.lora_for(model, given["lora"])) as loaded:
             visit.edit = made = edited(loaded, wish, edit, controls, maps, job.tell)
         visit.edit_place = place = visit.place()
         files = [write_clip(clip, place, name) for name, clip in (("source", made.source), ("edit", made.edit))]

@@ -11,7 +11,7 @@ from ..media import write_clip
 from ..running import Request, Result
 from . import knobs, limits
 from .look import badges
-from .parts import Pair, SizeControls, Update, Wishes
+from .parts import Pair, SizeControls, Update, Wishes, lora_choice
 from .serving import ALONE, QUIET, Given, Job, served
 from .snippet import snippet
 from .tab import Tab
@@ -53,6 +53,7 @@ class GenerateTab(Tab):
             info="Share of the steps with stock attention: first ones decide what is where",
         )  # fmt: skip
         self.estimate = gr.HTML(elem_id="estimate", min_height=36)
+        self.lora = lora_choice()
         self.size = self.size_controls(wishes)
 
     def build_results(self, wishes: Wishes) -> None:
@@ -89,7 +90,7 @@ class GenerateTab(Tab):
             self.make,
             {
                 "model": self.model, "prompt": self.prompt, "pattern": self.pattern, "dense": self.dense,
-                **self.size.inputs,
+                **self.size.inputs, "lora": self.lora,
             },
             [self.size.seed, *self.pair.outputs, self.mask, self.report, self.code, self.gallery],
             "generate",
@@ -137,9 +138,10 @@ class GenerateTab(Tab):
         model, wish = given["model"], self._studio.request(given)
         attention = limits.attention(given["pattern"])
         dense = self._studio.limits.number(given["dense"], "Dense at first", 0, 0.9)
-        stock, made = self._studio.make(model, wish, attention, dense, job.tell)
+        lora = job.visit.lora_for(model, given["lora"])
+        stock, made = self._studio.make(model, wish, attention, dense, job.tell, lora)
         with self._studio.model(model) as loaded:
-            code = snippet(loaded, wish, attention, dense)
+            code = snippet(loaded, wish, attention, dense, lora is not None)
         place = job.visit.place()
         files = [write_clip(result.clip, place, name) for name, result in (("stock", stock or made), ("dattn", made))]
         job.visit.keep(files[-1], f"{wish.prompt} · {attention} · seed {wish.seed}")

@@ -11,6 +11,7 @@ import gradio as gr
 
 from ..loading import Loaded
 from . import limits
+from .visits import NO_LORA, OWN_LORA
 
 STEPS = 30
 """Of models that say nothing about it."""
@@ -88,6 +89,14 @@ class SizeControls:
         """What another model wishes."""
         sides = [gr.update(value=wishes.height), gr.update(value=wishes.width), gr.update(value=wishes.steps)]
         return [gr.update(value=wishes.frames, visible=wishes.video), *sides]
+
+
+def lora_choice(prefix: str = "") -> gr.Dropdown:
+    """Whether the LoRA that the visitor trained is put on the model."""
+    return gr.Dropdown(
+        [NO_LORA, OWN_LORA], value=NO_LORA, label="LoRA", info="What you have trained in the tab Fine-tune",
+        elem_id=f"{prefix}lora",
+    )  # fmt: skip
 
 
 class Pair:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import dattn
@@ -14,7 +15,7 @@ from dattn.grid import TokenGrid
 from dattn.operators.per_head import cost_of
 from dattn.registry import pattern_from_string
 
-from ..loading import DEFAULT, Loaded, load, pick_device, shipped
+from ..loading import DEFAULT, Loaded, load, pick_device, put_on, shipped
 from ..running import Request, Result, run, run_to_the_grid
 from .limits import Limits, fresh_seed
 
@@ -38,6 +39,10 @@ class Studio:
         device, dtype: as for ``load``.
         pixels: of a clip at most; None goes by the device.
         seconds: that a call may take.
+        data: folders that visitors may train on.
+
+    Raises:
+        ValueError: no models, or no such folder.
     """
 
     def __init__(
@@ -47,12 +52,17 @@ class Studio:
         dtype: str | None = None,
         pixels: int | None = None,
         seconds: float = SECONDS,
+        data: Sequence[str] = (),
     ) -> None:
         self.device, self._dtype = pick_device(device), dtype
         demos = sorted(shipped(), key=lambda path: path.name != DEFAULT)
         self._places = {name: name for name in models} | {path.name: str(path) for path in demos}
         if not self._places:
             raise ValueError("no --model: this installation carries no models; name a Diffusers folder or hub name")
+        self.data = {path.resolve().name: path.resolve() for path in map(Path, data)}
+        for path in self.data.values():
+            if not path.is_dir():
+                raise ValueError(f"--data {path}: no such folder; name folders of clips or pictures with captions")
         self._loaded: dict[str, Loaded] = {}
         self._grids: dict[tuple[Any, ...], tuple[TokenGrid, int]] = {}
         self._lock = threading.RLock()
@@ -63,9 +73,16 @@ class Studio:
         """Names that can be asked for: those of the command line, then the demo models."""
         return list(self._places)
 
+    def place(self, name: str) -> str:
+        """The folder or hub name of a model that can be asked for."""
+        return self._places[name]
+
     @contextmanager
-    def model(self, name: Any) -> Iterator[Loaded]:
+    def model(self, name: Any, lora: Path | None = None) -> Iterator[Loaded]:
         """A model, for one user at a time.
+
+        Args:
+            lora: the folder of one that is put on it meanwhile.
 
         Raises:
             ValueError: no such model.
@@ -75,7 +92,15 @@ class Studio:
         with self._lock:
             if name not in self._loaded:
                 self._loaded[name] = load(self._places[name], self.device, self._dtype)
-            yield self._loaded[name]
+            loaded = self._loaded[name]
+            if lora is None:
+                yield loaded
+                return
+            put_on(loaded.pipe, lora)
+            try:
+                yield loaded
+            finally:
+                loaded.pipe.unload_lora_weights()
 
     def request(self, given: Mapping[str, Any]) -> Request:
         """What a visitor asks for, checked.
@@ -129,20 +154,21 @@ class Studio:
         return beside(fitted.mask(grid).plot()) if fitted.static else None
 
     def make(
-        self, name: str, request: Request, attention: str, dense: float, on_step: OnStep
+        self, name: str, request: Request, attention: str, dense: float, on_step: OnStep, lora: Path | None = None
     ) -> tuple[Result | None, Result]:
         """A clip by stock attention and the same under a pattern; of stock attention alone, nothing to compare with.
 
         Args:
             dense: share of the steps, from the first on, that stay dense under the pattern.
             on_step: told after every step.
+            lora: put on the model for both.
 
         Raises:
             ValueError: what pattern or pipeline refuse.
             Stopped: raised by ``on_step``; the model is as it was.
         """
         wanted = ["stock"] if attention == "stock" else ["stock", attention]
-        with self.model(name) as loaded:
+        with self.model(name, lora) as loaded:
             results = [
                 run(loaded, request, one, {"dense_steps": dense}, partial(_at, on_step, one, part, len(wanted)))
                 for part, one in enumerate(wanted)

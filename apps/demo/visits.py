@@ -10,7 +10,7 @@ import time
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .edits import Edited
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 MOST_RUNS = 24
 """Runs that are kept for a visitor; the oldest go first."""
 MOST_VISITS = 64
+NO_LORA, OWN_LORA = "none", "LoRA of this visit"
 
 
 class Stopped(Exception):
@@ -35,6 +36,7 @@ class Visit:
         stopped: when the visitor last wanted all to end, by ``time.monotonic``.
         edit: the last one, for a look at other words, and the folder of its files.
         inside: what the last look inside a model found.
+        lora: the last one trained: the name of its model, and its folder.
         count: runs so far.
         seen: when the visitor last did something, for the oldest to go first.
     """
@@ -45,6 +47,7 @@ class Visit:
     edit: Edited | None = None
     edit_place: Path | None = None
     inside: Inside | None = None
+    lora: tuple[str, Path] | None = None
     count: int = 0
     seen: float = 0.0
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -68,6 +71,22 @@ class Visit:
             except FileNotFoundError:
                 raise Stopped from None
             return place
+
+    def lora_for(self, model: Any, choice: Any) -> Path | None:
+        """The folder of the LoRA that was chosen for a model; None of ``NO_LORA``.
+
+        Raises:
+            ValueError: there is none, or it is for another model.
+        """
+        if choice == NO_LORA:
+            return None
+        if choice != OWN_LORA:
+            raise ValueError(f"LoRA {str(choice)[:40]!r}: choose {NO_LORA} or {OWN_LORA}")
+        if self.lora is None:
+            raise ValueError("LoRA: you have not trained one yet; the tab Fine-tune does")
+        if self.lora[0] != model:
+            raise ValueError(f"LoRA: yours is for {self.lora[0]}; choose that model")
+        return self.lora[1]
 
     def keep(self, file: Path, caption: str) -> None:
         """Show a file in the gallery."""
