@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import numpy as np
 
 from ..lora.adapting import WEIGHTS
 from ..running import Request
@@ -23,8 +24,8 @@ from .serving import Given, Job
 from .tab import Tab
 from .training import training
 
-SHAPES, NEGATIVE = "Moving Shapes", "Moving Shapes, negative"
-"""Data sets that are made for the visitor; the colours of the second one are turned into their opposites."""
+SHAPES, WHITE = "Moving Shapes", "Moving Shapes, all white"
+"""Data sets that are made for the visitor; a LoRA of the second one is soon seen to work."""
 CLIPS, FRAMES = 8, 9
 """Of them: how many, and how long training clips are at first."""
 MOST_TRAINING, MOST_RANK = 2000, 128
@@ -42,7 +43,7 @@ class FinetuneTab(Tab):
 
     def build_wish(self, name: str, wishes: Wishes) -> None:
         """What is to be learnt, and how."""
-        sets = [NEGATIVE, SHAPES, *self._studio.data]
+        sets = [WHITE, SHAPES, *self._studio.data]
         self.data = gr.Dropdown(
             sets, value=sets[0], label="Data", info="Folders of the server's --data, or shapes made for you",
             elem_id="finetune-data",
@@ -53,7 +54,7 @@ class FinetuneTab(Tab):
             allow_custom_value=True, elem_id="finetune-pattern",
         )  # fmt: skip
         self.train_steps = gr.Slider(
-            1, MOST_TRAINING, 60, step=1, label="Training steps", info="One clip each", elem_id="finetune-train-steps"
+            1, MOST_TRAINING, 80, step=1, label="Training steps", info="One clip each", elem_id="finetune-train-steps"
         )
         with gr.Row():
             self.rank = gr.Slider(
@@ -67,7 +68,7 @@ class FinetuneTab(Tab):
                 elem_id="finetune-rank",
             )
             self.rate = gr.Number(
-                2e-3, label="Learning rate", info="Of AdamW", min_width=140, elem_id="finetune-rate", step="any"
+                4e-3, label="Learning rate", info="Of AdamW", min_width=140, elem_id="finetune-rate", step="any"
             )
         self.prompt = gr.Textbox(
             wishes.prompt, label="Validation prompt", info="Made before and after", max_length=limits.LONGEST_PROMPT,
@@ -170,13 +171,18 @@ class FinetuneTab(Tab):
         """
         if name in self._studio.data:
             return self._studio.data[name]
-        if name not in (SHAPES, NEGATIVE):
-            sets = ", ".join([NEGATIVE, SHAPES, *self._studio.data])
+        if name not in (SHAPES, WHITE):
+            sets = ", ".join([WHITE, SHAPES, *self._studio.data])
             raise ValueError(f"Data {escape(str(name)[:40])!r}: choose one of {sets}")
         assert wish.height and wish.width
-        change = (lambda clip: 255 - clip) if name == NEGATIVE else (lambda clip: clip)
-        write_folder(folder / "data", CLIPS, wish.frames or 1, max(wish.height, wish.width), change=change)
+        size = wish.frames or 1, max(wish.height, wish.width)
+        write_folder(folder / "data", CLIPS, *size, change=_white if name == WHITE else lambda clip: clip)
         return folder / "data"
+
+
+def _white(clip: np.ndarray) -> np.ndarray:
+    """A clip in which all colours are as bright as their brightest part."""
+    return clip.max(-1, keepdims=True).repeat(3, -1)
 
 
 def _patterns(video: bool) -> list[str]:
