@@ -20,6 +20,10 @@ STYLES = """
 .chart svg { width: 100%; height: auto; display: block; }
 .chart figcaption { font-size: .85rem; margin-top: .3rem; }
 .chart-empty { color: var(--body-text-color-subdued); padding: 2rem 1rem; text-align: center; }
+#regions-canvas .empty, #regions-canvas .empty * { color: #475569; }
+#gallery .grid-container { grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)) !important; }
+#gallery .thumbnail-item video, #gallery .thumbnail-item img { object-fit: contain !important; }
+#finetune-grid { padding-top: 2.4rem; }
 #hero h1 { margin-bottom: .1rem; }
 @media (max-width: 500px) { .gradio-container { padding: .5rem !important; } }
 """

@@ -56,9 +56,9 @@ class RegionsTab(Tab):
         self.canvas = gr.ImageEditor(
             type="pil", image_mode="RGBA", sources=[], transforms=[], layers=False, fixed_canvas=True,
             brush=gr.Brush(16, [*COLORS.values()], next(iter(COLORS.values())), "fixed"), buttons=["fullscreen"],
-            canvas_size=_canvas(wishes), label="Canvas", placeholder="Paint each region in its colour",
-            elem_id="regions-canvas",
+            canvas_size=_canvas(wishes), label="Canvas", elem_id="regions-canvas",
         )  # fmt: skip
+        gr.Markdown("Paint each region in its colour. One that is not painted is its box.", elem_id="regions-help")
         texts = [*FIRST[wishes.video], "", ""]
         rows = [self._build_region(*row) for row in zip(range(1, 5), COLORS, texts, BOXES, strict=True)]
         self.prompts, self.boxes = zip(*rows, strict=True)
