@@ -7,6 +7,7 @@ from typing import Any
 
 import fastapi
 import gradio as gr
+from PIL import Image
 
 from .edit import EditTab
 from .finetune import FinetuneTab
@@ -19,6 +20,8 @@ from .serving import note_time
 from .studio import Studio
 from .visits import Visits
 
+LARGEST_UPLOAD = 2**22
+"""Pixels; PIL warns at more and refuses twice as many."""
 TITLE = "dattn: see what attention does"
 
 
@@ -48,6 +51,7 @@ def build(studio: Studio, visits: Visits) -> gr.Blocks:
 
 def launch(demo: gr.Blocks, options: argparse.Namespace, **more: Any) -> Any:
     """Serve it; what ``Blocks.launch`` returns."""
+    Image.MAX_IMAGE_PIXELS = LARGEST_UPLOAD  # a small file may hold a picture that fills the memory
     demo.queue(max_size=options.queue)
     app = {"dependencies": [fastapi.Depends(note_time)]}
     return demo.launch(

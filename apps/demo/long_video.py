@@ -26,7 +26,7 @@ from .tab import Tab
 PROMPTS = "a red circle moving right\na red circle moving down"
 MOST_PROMPTS, MOST_HELD = 6, 8
 FAMILIES = ("wan", "cogvideo")
-"""In the names of models that the pipeline is for."""
+"""In the names of pipelines and models that it is for."""
 
 
 class LongTab(Tab):
@@ -36,8 +36,9 @@ class LongTab(Tab):
 
     @property
     def models(self) -> list[str]:
-        """Those that seem to be Wan or CogVideoX by name: one of the hub is not loaded to find out."""
-        return [name for name in self._studio.models if any(part in name.lower() for part in FAMILIES)]
+        """Those that seem to be Wan or CogVideoX; the pipeline itself says when it runs whether it serves one."""
+        kinds = {name: self._studio.kind(name).lower() for name in self._studio.models}
+        return [name for name, kind in kinds.items() if any(family in kind for family in FAMILIES)]
 
     def build(self) -> None:
         """Lay it out, in the Blocks that are open."""

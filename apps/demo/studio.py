@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -76,6 +77,11 @@ class Studio:
     def place(self, name: str) -> str:
         """The folder or hub name of a model that can be asked for."""
         return self._places[name]
+
+    def kind(self, name: str) -> str:
+        """The class of a folder's pipeline; the name of a model of the hub, which is not loaded to find out."""
+        index = Path(self._places[name]) / "model_index.json"
+        return str(json.loads(index.read_text())["_class_name"]) if index.is_file() else name
 
     @contextmanager
     def model(self, name: Any, lora: Path | None = None) -> Iterator[Loaded]:

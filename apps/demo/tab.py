@@ -22,11 +22,13 @@ class Tab:
         visits: whose it is.
 
     Attributes:
+        model: the choice of the model.
         prefix: of all ``elem_id``.
         action: what is written on the button that starts.
         stop_api: how the stop button is served; one tab serves it to programs for all.
     """
 
+    model: gr.Dropdown
     prefix: ClassVar[str] = ""
     action: ClassVar[str] = ""
     stop_api: ClassVar[dict[str, Any]] = {"api_visibility": "private"}
@@ -110,5 +112,3 @@ class Tab:
         """End what the visitor has asked for, within a step if it runs, at its turn if it waits."""
         if request.session_hash:
             self._visits.of(request.session_hash).stop()
-
-    model: gr.Dropdown

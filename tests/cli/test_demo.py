@@ -224,6 +224,13 @@ def test_files_of_a_visit_go_with_it():
     visits.close()
 
 
+def test_a_small_file_that_holds_a_huge_picture_is_refused(client, regional, tmp_path):
+    Image.new("1", (2**13, 2**13)).save(tmp_path / "bomb.png")
+    file = gradio_client.handle_file(str(tmp_path / "bomb.png"))
+    with pytest.raises(gradio_client.exceptions.AppError, match="decompression bomb"):
+        client.predict(**regional(canvas={"background": None, "layers": [file], "composite": file}))
+
+
 def test_of_very_many_visits_the_oldest_go():
     visits = Visits()
     first = visits.of("first")
