@@ -79,7 +79,10 @@ class FinetuneTab(Tab):
     def build_results(self, wishes: Wishes) -> None:
         """The loss while it learns, then the comparison and the file."""
         self.loss = gr.HTML(EMPTY, elem_id="finetune-loss", min_height=240)
-        self.grid = gr.Image(label="Before and after", interactive=False, elem_id="finetune-grid")
+        self.grid = gr.Image(
+            label="Before and after", interactive=False, buttons=["download", "fullscreen"], elem_id="finetune-grid",
+            elem_classes="headed",
+        )  # fmt: skip
         self.file = gr.File(label="LoRA, as safetensors", interactive=False, elem_id="finetune-file")
 
     def connect(self) -> None:

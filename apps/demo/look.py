@@ -23,7 +23,8 @@ STYLES = """
 #regions-canvas .empty, #regions-canvas .empty * { color: #475569; }
 #gallery .grid-container { grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)) !important; }
 #gallery .thumbnail-item video, #gallery .thumbnail-item img { object-fit: contain !important; }
-#finetune-grid { padding-top: 2.4rem; }
+.headed { padding-top: 2.6rem !important; }
+@media (max-width: 500px) { .headed > label { max-width: calc(100% - 6.5rem); } }
 #hero h1 { margin-bottom: .1rem; }
 @media (max-width: 500px) { .gradio-container { padding: .5rem !important; } }
 """

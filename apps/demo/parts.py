@@ -115,8 +115,8 @@ class Pair:
             self.left = gr.Video(label=left, elem_id=f"{prefix}stock-clip", **options)
             self.right = gr.Video(label=right, elem_id=f"{prefix}dattn-clip", **options)
         self.slider = gr.ImageSlider(
-            label=f"Left: {left}. Right: {right}", visible=not video, interactive=False, elem_id=f"{prefix}slider",
-            elem_classes="clip", slider_position=position,
+            label=f"{left} | {right}", visible=not video, interactive=False, elem_id=f"{prefix}slider",
+            elem_classes=["clip", "headed"], slider_position=position,
         )  # fmt: skip
 
     @property

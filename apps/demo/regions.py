@@ -12,7 +12,6 @@ from PIL import Image
 import dattn
 from dattn.control import Region, Regions
 
-from ..loading import DEFAULT
 from ..media import write_clip
 from ..running import run
 from . import limits
@@ -30,6 +29,7 @@ FIRST = {
     True: ("a red circle standing still", "a blue square standing still"),
     False: ("a red circle", "a blue square"),
 }
+ORDER = ("shapes-sd", "shapes-flux", "shapes-wan")
 BOXES = ("0, 0, 0.5, 1", "0.5, 0, 1, 1", "", "")
 MOST_SOFT = 32
 APART: dict[bool, tuple[Any, ...]] = {True: (0.3, True, True, 0.5, 0), False: (0.2, False, False, 1.0, 0)}
@@ -43,8 +43,8 @@ class RegionsTab(Tab):
 
     @property
     def models(self) -> list[str]:
-        """The demo's model of videos last: it seldom keeps two objects apart."""
-        return sorted(self._studio.models, key=lambda name: name == DEFAULT)
+        """The demo's own in the order in which they keep objects apart, that of videos last."""
+        return sorted(self._studio.models, key=lambda name: ORDER.index(name) if name in ORDER else -1)
 
     def build_wish(self, name: str, wishes: Wishes) -> None:
         """The prompts, and where each of them holds."""
@@ -105,7 +105,7 @@ class RegionsTab(Tab):
 
     def build_results(self, wishes: Wishes) -> None:
         """Without and with regions."""
-        self.pair = Pair("Base prompt alone", "With regions", wishes.video, "regions-", position=5)
+        self.pair = Pair("Base prompt", "Regions", wishes.video, "regions-", position=5)
 
     def connect(self) -> None:
         """Say what the controls do."""
