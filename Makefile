@@ -17,7 +17,7 @@ OLDER  := 0.41.0
 WHEEL  := pip wheel --quiet --no-deps --no-build-isolation
 
 .DEFAULT_GOAL := help
-.PHONY: help install generate test lint format types oldest older evaluate natten clean
+.PHONY: help install generate test lint format types oldest older evaluate screenshots natten clean
 
 help:  ## what can be made
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -68,6 +68,9 @@ oldest: $(STAMP)  ## the kernels compiled with the oldest Triton that dattn supp
 older: $(STAMP)  ## what we rely on in Diffusers, with the release before the one that is installed
 	@$(BIN)/pip install --quiet --no-deps --upgrade --target build/diffusers "diffusers==$(OLDER)"
 	@PYTHONPATH=build/diffusers OMP_NUM_THREADS=1 $(PYTEST) tests/test_stand_in.py tests/test_plugin_diffusers.py
+
+screenshots: $(STAMP)  ## pictures of the demo's tabs (needs Playwright and Chromium)
+	@$(BIN)/python -m dattn.apps.demo.screenshots assets/pictures/demo $(ARGS)
 
 natten: $(STAMP)  ## NATTEN, which the tests then compare Neighborhood with (compiles for a while)
 	@$(BIN)/pip install --quiet cmake ninja

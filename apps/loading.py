@@ -159,13 +159,13 @@ def load(model: str | None, device: str | None = None, dtype: str | None = None,
     except Exception as error:  # whatever a broken folder, a missing network or a missing class raises
         raise ValueError(f"model {source}: cannot be loaded ({_first_line(error)})") from error
     if lora is not None:
-        _put_on(pipe, lora)
+        put_on(pipe, lora)
     folder = source if isinstance(source, Path) else None
     name = folder.resolve().name if folder else str(source)
     return Loaded(pipe.to(device), name, folder, native(folder.resolve()) if folder else None)
 
 
-def _put_on(pipe: Any, lora: Path) -> None:
+def put_on(pipe: Any, lora: Path) -> None:
     """Load a LoRA.
 
     Raises:

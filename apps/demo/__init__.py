@@ -19,6 +19,13 @@ def parser() -> Parser:
     p.add_argument(
         "--model", nargs="+", default=[], metavar="FOLDER_OR_NAME", help="Diffusers models beside the demo models"
     )
+    p.add_argument(
+        "--data",
+        nargs="+",
+        default=[],
+        metavar="FOLDER",
+        help="with captions, for visitors to train on",
+    )
     p.add_argument("--device", help="cpu, cuda, cuda:1, mps, … (default: cuda where there is one)")
     p.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="(default: by device)")
     p.add_argument("--host", default="127.0.0.1", help="address to serve on (default: %(default)s)")
@@ -27,6 +34,9 @@ def parser() -> Parser:
         "--max-pixels",
         type=at_least(1),
         help="of a clip, all frames together (default: by device, 2 million on a CPU)",
+    )
+    p.add_argument(
+        "--deadline", type=at_least(1), default=3600, metavar="SECONDS", help="of one call (default: %(default)s)"
     )
     p.add_argument("--queue", type=at_least(1), default=20, help="visitors that may wait (default: %(default)s)")
     p.add_argument("--share", action="store_true", help="a public link, through Gradio's servers")

@@ -5,15 +5,23 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+import fastapi
 import gradio as gr
+from PIL import Image
 
 from .edit import EditTab
+from .finetune import FinetuneTab
 from .generate import GenerateTab
+from .inside import InsideTab
 from .long_video import LongTab
 from .look import IN_STEP, STYLES, theme
+from .regions import RegionsTab
+from .serving import note_time
 from .studio import Studio
 from .visits import Visits
 
+LARGEST_UPLOAD = 2**22
+"""Pixels; PIL warns at more and refuses twice as many."""
 TITLE = "dattn: see what attention does"
 
 
@@ -22,11 +30,17 @@ def build(studio: Studio, visits: Visits) -> gr.Blocks:
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600)) as demo:
         gr.Markdown(f"# {TITLE}\nThe same noise, once by stock attention and once by another.", elem_id="hero")
         with gr.Tab("Generate", elem_id="tab-generate"):
-            GenerateTab(studio, visits).build(demo)
+            GenerateTab(studio, visits).build()
         with gr.Tab("Edit", elem_id="tab-edit"):
             EditTab(studio, visits).build()
+        with gr.Tab("Regions", elem_id="tab-regions"):
+            RegionsTab(studio, visits).build()
         with gr.Tab("Long video", elem_id="tab-long"):
             LongTab(studio, visits).build()
+        with gr.Tab("Look inside", elem_id="tab-inside"):
+            InsideTab(studio, visits).build()
+        with gr.Tab("Fine-tune", elem_id="tab-finetune"):
+            FinetuneTab(studio, visits).build()
 
         def leave(request: gr.Request) -> None:
             visits.leave(request.session_hash)
@@ -37,7 +51,9 @@ def build(studio: Studio, visits: Visits) -> gr.Blocks:
 
 def launch(demo: gr.Blocks, options: argparse.Namespace, **more: Any) -> Any:
     """Serve it; what ``Blocks.launch`` returns."""
+    Image.MAX_IMAGE_PIXELS = LARGEST_UPLOAD  # a small file may hold a picture that fills the memory
     demo.queue(max_size=options.queue)
+    app = {"dependencies": [fastapi.Depends(note_time)]}
     return demo.launch(
         server_name=options.host,
         server_port=options.port,
@@ -48,13 +64,15 @@ def launch(demo: gr.Blocks, options: argparse.Namespace, **more: Any) -> Any:
         theme=theme(),
         css=STYLES,
         head=IN_STEP,
+        app_kwargs=app,
         **more,
     )
 
 
 def serve(options: argparse.Namespace) -> None:
     """Serve until interrupted."""
-    studio, visits = Studio(options.model, options.device, options.dtype, options.max_pixels), Visits()
+    studio = Studio(options.model, options.device, options.dtype, options.max_pixels, options.deadline, options.data)
+    visits = Visits()
     try:
         launch(build(studio, visits), options)
     finally:

@@ -12,10 +12,9 @@ from ..media import write_clip
 from . import limits
 from .edits import controls_of, edited, maps_of, overlaid, shared_words
 from .look import badges
-from .parts import Pair, SizeControls, Update, Wishes
-from .serving import DEVICE, served, telling
-from .studio import Studio
-from .visits import Visits
+from .parts import Pair, SizeControls, Update, Wishes, lora_choice
+from .serving import QUIET, Given, Job, served
+from .tab import Tab
 
 WORDS = 8
 """Words of an edit that get a slider."""
@@ -24,34 +23,13 @@ RANGE = -2.0, 5.0
 EDITS = {True: ("a red circle moving right", "a blue circle moving right"), False: ("a red circle", "a blue circle")}
 
 
-class EditTab:
-    """Its controls, and what they do.
+class EditTab(Tab):
+    """The second tab."""
 
-    Args:
-        studio: makes the clips.
-        visits: whose they are.
-    """
+    prefix, action = "edit-", "Edit"
 
-    def __init__(self, studio: Studio, visits: Visits) -> None:
-        self._studio, self._visits = studio, visits
-
-    def build(self) -> None:
-        """Lay it out, in the Blocks that are open."""
-        name = self._studio.models[0]
-        with self._studio.model(name) as loaded:
-            wishes = Wishes.of(loaded)
-        with gr.Row(equal_height=False):
-            with gr.Column(scale=2, min_width=300):
-                self._build_wish(name, wishes)
-            with gr.Column(scale=3, min_width=300):
-                self.facts = gr.HTML(badges({"Ready": "press Edit"}), elem_id="edit-facts", min_height=36)
-                self.pair = Pair("Source", "Edit", wishes.video, "edit-")
-                self.word = gr.Radio([], label="Where it looks at", info="Words of both prompts", elem_id="edit-word")
-                self.map = Pair("Edit", "The word's map", wishes.video, "map-")
-        self._connect()
-
-    def _build_wish(self, name: str, wishes: Wishes) -> None:
-        """The left side: what is to be edited, and how."""
+    def build_wish(self, name: str, wishes: Wishes) -> None:
+        """What is to be edited, and how."""
         source, edit = EDITS[wishes.video]
         most = limits.LONGEST_PROMPT
         self.source = gr.Textbox(
@@ -60,46 +38,47 @@ class EditTab:
         self.edit = gr.Textbox(
             edit, label="Edit", info="The same with other or more words", lines=2, max_length=most, elem_id="edit-edit"
         )
-        self.model = gr.Dropdown(
-            self._studio.models, value=name, label="Model", info="As in the first tab", elem_id="edit-model"
-        )
+        self.model = self.model_choice(name, "As in the first tab")
         self.keep = gr.Slider(
             0, 1, 0.8, step=0.05, label="Keep the layout", elem_id="edit-keep",
             info="Share of the steps in which the edit looks where the source does",
         )  # fmt: skip
         with gr.Accordion("Strength of words", open=True, elem_id="edit-strengths"):
             self.strengths = [_strength(word, i) for i, word in enumerate(_padded(edit))]
-        self.size = SizeControls(wishes, "edit-")
-        with gr.Row():
-            self.go = gr.Button("Edit", variant="primary", elem_id="edit-go")
-            self.stop = gr.Button("Stop", variant="stop", elem_id="edit-stop")
+        self.lora = lora_choice(self.prefix)
+        self.size = self.size_controls(wishes)
 
-    def _connect(self) -> None:
+    def build_results(self, wishes: Wishes) -> None:
+        """Both clips, and where the edit looks at a word."""
+        self.pair = Pair("Source", "Edit", wishes.video, "edit-")
+        self.word = gr.Radio([], label="Where it looks at", info="Words of both prompts", elem_id="edit-word")
+        self.map = Pair("Edit", "The word's map", wishes.video, "map-")
+
+    def connect(self) -> None:
         """Say what the controls do."""
-        quiet: Any = {"show_progress": "hidden", "api_visibility": "private"}
-        alone: Any = {"concurrency_limit": 1, "concurrency_id": DEVICE}
-        self.edit.change(self.name_strengths, self.edit, self.strengths, **quiet)
-        fitted = [self.source, self.edit, *self.size.fitted, *self.pair.either, *self.map.either]
-        self.model.change(self.choose_model, self.model, fitted, **quiet, **alone)
-        self.go.click(
-            served(self.make),
-            [self.model, self.source, self.edit, self.keep, *self.size.inputs, *self.strengths],
-            [self.size.seed, self.facts, *self.pair.outputs, self.word, *self.map.outputs],
-            api_name="edit",
-            api_description="Make a prompt and an edit of it from the same noise; the edit keeps the layout.",
-            show_progress_on=[self.facts],
-            **alone,
+        self.edit.change(served(self.name_strengths), self.edit, self.strengths, **QUIET)
+        self.on_model(
+            self.choose_model, [self.source, self.edit, *self.size.fitted, *self.pair.either, *self.map.either]
         )
+        strengths = {f"strength_{number}": slider for number, slider in enumerate(self.strengths, 1)}
+        self.on_go(
+            self.make,
+            {
+                "model": self.model, "source": self.source, "edit": self.edit, "keep": self.keep,
+                **self.size.inputs, **strengths, "lora": self.lora,
+            },
+            [self.size.seed, *self.pair.outputs, self.word, *self.map.outputs],
+            "edit",
+            "Make a prompt and an edit of it from the same noise; the edit keeps the layout.",
+        )  # fmt: skip
         self.word.input(
             served(self.look), self.word, self.map.outputs, api_name="map",
             api_description="Where your last edit looks at one of the words of both prompts.",
         )  # fmt: skip
-        self.stop.click(self.halt, None, None, queue=False, api_visibility="private")
 
     def choose_model(self, name: str) -> list[Update]:
         """Another model: what it likes."""
-        with self._studio.model(name) as loaded:
-            wishes = Wishes.of(loaded)
+        wishes = self.wishes(name)
         prompts = [gr.update(value=text) for text in EDITS[wishes.video]]
         return [*prompts, *SizeControls.fit(wishes), *Pair.turn(wishes.video), *Pair.turn(wishes.video)]
 
@@ -107,45 +86,17 @@ class EditTab:
         """A slider for each word of the edit."""
         return [gr.update(label=word or "–", visible=bool(word), value=1) for word in _padded(edit)]
 
-    def make(
-        self,
-        model: Any,
-        source: Any,
-        edit: Any,
-        keep: Any,
-        frames: Any,
-        height: Any,
-        width: Any,
-        steps: Any,
-        seed: Any,
-        another: Any,
-        first: Any,
-        second: Any,
-        third: Any,
-        fourth: Any,
-        fifth: Any,
-        sixth: Any,
-        seventh: Any,
-        eighth: Any,
-        request: gr.Request,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008, Gradio reads it off the signature
-    ) -> tuple[Any, ...]:
-        """Make both, and the map of the first word that they share."""
-        allowed = self._studio.limits
-        seed = limits.fresh_seed() if another is True else seed
-        wish = self._studio.request(model, source, frames, height, width, steps, seed)
+    def make(self, given: Given, job: Job) -> tuple[Any, ...]:
+        """Make both, and the map of the longest word that they share."""
+        model, visit, allowed = given["model"], job.visit, self._studio.limits
+        wish = self._studio.request({**given, "prompt": given["source"]})
         allowed.size(2 * (wish.frames or 1), wish.height, wish.width, 1)  # two clips in one batch
-        edit, keep = allowed.prompt(edit, "Edit"), allowed.number(keep, "Keep the layout", 0, 1)
-        given = (first, second, third, fourth, fifth, sixth, seventh, eighth)
-        strengths = {
-            word: allowed.number(value, f"Strength of {word!r}", *RANGE)
-            for word, value in zip(_padded(edit), given, strict=True)
-            if word
-        }
-        controls, words = controls_of(wish.prompt, edit, keep, strengths), shared_words(wish.prompt, edit)
-        visit, maps = self._visits.of(request.session_hash), maps_of(words, self._studio.joint_layers(model, wish))
-        with self._studio.model(model) as loaded:
-            visit.edit = made = edited(loaded, wish, edit, controls, maps, telling(visit, progress))
+        edit, keep = allowed.prompt(given["edit"], "Edit"), allowed.number(given["keep"], "Keep the layout", 0, 1)
+        controls = controls_of(wish.prompt, edit, keep, self._strengths(given, edit))
+        words = shared_words(wish.prompt, edit)
+        maps = maps_of(words, self._studio.joint_layers(model, wish))
+        with self._studio.model(model, visit.lora_for(model, given["lora"])) as loaded:
+            visit.edit = made = edited(loaded, wish, edit, controls, maps, job.tell)
         visit.edit_place = place = visit.place()
         files = [write_clip(clip, place, name) for name, clip in (("source", made.source), ("edit", made.edit))]
         visit.keep(files[-1], f"{edit} · edit of {wish.prompt} · seed {wish.seed}")
@@ -153,7 +104,16 @@ class EditTab:
         choice = gr.update(choices=words, value=first_seen)
         seen = self._map(place, files[-1], made, first_seen) if first_seen else (None, None, None)
         told = badges({"Both": f"{made.seconds:.1f} s", "Seed": str(wish.seed)})
-        return (wish.seed, told, *Pair.shown(files), choice, *seen)
+        return (told, wish.seed, *Pair.shown(files), choice, *seen)
+
+    def _strengths(self, given: Given, edit: str) -> dict[str, float]:
+        """How strong each word of the edit is to be."""
+        values = [given[f"strength_{number}"] for number in range(1, WORDS + 1)]
+        return {
+            word: self._studio.limits.number(value, f"Strength of {word!r}", *RANGE)
+            for word, value in zip(_padded(edit), values, strict=True)
+            if word
+        }
 
     def look(self, word: Any, request: gr.Request) -> tuple[Any, Any, Any]:
         """The map of another word of the visitor's last edit.
@@ -173,12 +133,6 @@ class EditTab:
         """The edit, and the same with a word's map over it."""
         frames = np.stack([np.asarray(frame.convert("RGB")) for frame in overlaid(made, word)])
         return Pair.shown([file, write_clip(frames, place, f"map-{made.maps.words.index(word)}")])
-
-    def halt(self, request: gr.Request) -> None:
-        """End the visitor's run within a step."""
-        visit = self._visits.known(request.session_hash)
-        if visit is not None:
-            visit.stop.set()
 
 
 def _padded(edit: str) -> list[str]:

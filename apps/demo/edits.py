@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,7 @@ def edited(
     if "negative_prompt" in call:
         call["negative_prompt"] = [call["negative_prompt"]] * 2
     if "callback_on_step_end" in loaded.arguments:
-        call["callback_on_step_end"] = telling(lambda done, of: on_step("edit", done, of, 0, 1))
+        call["callback_on_step_end"] = telling(partial(on_step, "edit"))
     loaded.pipe.set_progress_bar_config(disable=True)
     every = [*controls, *([maps] if maps else [])]
     began = time.perf_counter()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gradio as gr
 
@@ -11,11 +11,10 @@ from ..media import write_clip
 from ..running import Request, Result
 from . import knobs, limits
 from .look import badges
-from .parts import Pair, SizeControls, Update, Wishes
-from .serving import DEVICE, served, telling
+from .parts import Pair, SizeControls, Update, Wishes, lora_choice
+from .serving import ALONE, QUIET, Given, Job, served
 from .snippet import snippet
-from .studio import Studio
-from .visits import Visits
+from .tab import Tab
 
 CLIPS = ("a red circle moving right", "a blue square moving up", "a green triangle moving left")
 PICTURES = ("a red circle above a blue square", "a yellow triangle", "a white square left of a green circle")
@@ -23,33 +22,15 @@ OWN = "Written by hand"
 BY_HAND = "Write any pattern of the library below"
 
 
-class GenerateTab:
-    """Its controls, and what they do.
+class GenerateTab(Tab):
+    """The first tab."""
 
-    Args:
-        studio: makes the clips.
-        visits: whose they are.
-    """
+    action = "Generate"
+    stop_api: ClassVar[dict[str, Any]] = {"api_name": "stop", "api_description": "End all that you have asked for."}
 
-    def __init__(self, studio: Studio, visits: Visits) -> None:
-        self._studio, self._visits = studio, visits
-
-    def build(self, demo: gr.Blocks) -> None:
-        """Lay it out, in the Blocks that are open."""
-        name = self._studio.models[0]
-        with self._studio.model(name) as loaded:
-            wishes = Wishes.of(loaded)
-        video = wishes.video
-        offer = knobs.offers(video)[0]
-        with gr.Row(equal_height=False):
-            with gr.Column(scale=2, min_width=300):
-                self._build_wish(name, video, wishes, offer)
-            with gr.Column(scale=3, min_width=300):
-                self._build_results(video)
-        self._connect(demo)
-
-    def _build_wish(self, name: str, video: bool, wishes: Wishes, offer: knobs.Offer) -> None:
-        """The left side: what is to be made."""
+    def build_wish(self, name: str, wishes: Wishes) -> None:
+        """What is to be made."""
+        video, offer = wishes.video, knobs.offers(wishes.video)[0]
         self.prompt = gr.Textbox(
             wishes.prompt, label="Prompt", info="What to show", lines=2, max_length=limits.LONGEST_PROMPT,
             elem_id="prompt",
@@ -58,9 +39,7 @@ class GenerateTab:
             components=[gr.Textbox(visible=False)], samples=[[text] for text in (CLIPS if video else PICTURES)],
             label="Examples", elem_id="examples",
         )  # fmt: skip
-        self.model = gr.Dropdown(
-            self._studio.models, value=name, label="Model", info="The shapes models run on any laptop", elem_id="model"
-        )
+        self.model = self.model_choice(name, "The shapes models run on any laptop")
         self.kind = gr.Dropdown(
             _titles(video), value=offer.title, label="Attention", info=offer.info, elem_id="attention"
         )
@@ -74,15 +53,12 @@ class GenerateTab:
             info="Share of the steps with stock attention: first ones decide what is where",
         )  # fmt: skip
         self.estimate = gr.HTML(elem_id="estimate", min_height=36)
-        self.size = SizeControls(wishes)
-        with gr.Row():
-            self.go = gr.Button("Generate", variant="primary", elem_id="go")
-            self.stop = gr.Button("Stop", variant="stop", elem_id="stop")
+        self.lora = lora_choice()
+        self.size = self.size_controls(wishes)
 
-    def _build_results(self, video: bool) -> None:
-        """The right side: what was made."""
-        self.facts = gr.HTML(badges({"Ready": "press Generate"}), elem_id="facts", min_height=36)
-        self.pair = Pair("Stock attention", "dattn", video)
+    def build_results(self, wishes: Wishes) -> None:
+        """Both clips, and all that is shown below them."""
+        self.pair = Pair("Stock attention", "dattn", wishes.video)
         with gr.Accordion("The mask: blocks that are computed", open=False, elem_id="mask-box"):
             self.mask = gr.Image(label="Mask", show_label=False, interactive=False, elem_id="mask")
         with gr.Accordion("Report", open=False, elem_id="report-box"):
@@ -97,35 +73,29 @@ class GenerateTab:
             elem_id="gallery", buttons=["download", "fullscreen"],
         )  # fmt: skip
 
-    def _connect(self, demo: gr.Blocks) -> None:
+    def connect(self) -> None:
         """Say what the controls do."""
-        size = self.size.size
-        quiet: Any = {"show_progress": "hidden", "api_visibility": "private"}
-        alone: Any = {"concurrency_limit": 1, "concurrency_id": DEVICE}
-        self.examples.click(lambda row: row[0], self.examples, self.prompt, **quiet)
-        self.kind.change(self.choose_kind, self.kind, [self.kind, *self.sliders, self.pattern], **quiet)
+        told = {"model": self.model, "pattern": self.pattern, **self.size.size}
+        self.examples.click(lambda row: row[0], self.examples, self.prompt, **QUIET)
+        self.kind.change(served(self.choose_kind), self.kind, [self.kind, *self.sliders, self.pattern], **QUIET)
         for slider in self.sliders:
-            slider.change(self.retell, [self.kind, self.pattern, *self.sliders], self.pattern, **quiet)
-        wish = [self.prompt, self.kind, *self.size.fitted, *self.pair.either, self.examples]
-        self.model.change(self.choose_model, self.model, wish, **quiet, **alone)
-        for control in (self.pattern, self.model, *size):
-            control.change(
-                served(self.guess), [self.model, self.pattern, *size], self.estimate, trigger_mode="always_last",
-                api_name="estimate", api_visibility="public" if control is self.pattern else "private",
-                api_description="Tokens of a clip, and the share of attention that a pattern computes.",
-                show_progress="hidden", **alone,
-            )  # fmt: skip
-        demo.load(self.guess, [self.model, self.pattern, *size], self.estimate, **quiet, **alone)
-        self.go.click(
-            served(self.make),
-            [self.model, self.prompt, self.pattern, self.dense, *self.size.inputs],
-            [self.size.seed, self.facts, *self.pair.outputs, self.mask, self.report, self.code, self.gallery],
-            api_name="generate",
-            api_description="Make a clip or picture by stock attention and under a pattern, from the same noise.",
-            show_progress_on=[self.facts],
-            **alone,
+            slider.change(served(self.retell), [self.kind, self.pattern, *self.sliders], self.pattern, **QUIET)
+        self.on_model(self.choose_model, [self.prompt, self.kind, *self.size.fitted, *self.pair.either, self.examples])
+        gr.on(  # when the page is loaded, and when one of them changes
+            None, served(self.guess), list(told.values()), self.estimate, trigger_mode="always_last",
+            api_name="estimate", show_progress="hidden",
+            api_description="Tokens of a clip, and the share of attention that a pattern computes.", **ALONE,
         )  # fmt: skip
-        self.stop.click(self.halt, None, None, queue=False, api_name="stop", api_description="End what runs for you.")
+        self.on_go(
+            self.make,
+            {
+                "model": self.model, "prompt": self.prompt, "pattern": self.pattern, "dense": self.dense,
+                **self.size.inputs, "lora": self.lora,
+            },
+            [self.size.seed, *self.pair.outputs, self.mask, self.report, self.code, self.gallery],
+            "generate",
+            "Make a clip or picture by stock attention and under a pattern, from the same noise.",
+        )  # fmt: skip
 
     def choose_kind(self, title: str) -> list[Update]:
         """Another pattern: its line, its sliders, and how it is written."""
@@ -144,8 +114,7 @@ class GenerateTab:
 
     def choose_model(self, name: str) -> list[Update]:
         """Another model: what it likes."""
-        with self._studio.model(name) as loaded:
-            wishes = Wishes.of(loaded)
+        wishes = self.wishes(name)
         video = wishes.video
         titles = _titles(video)
         return [
@@ -158,54 +127,33 @@ class GenerateTab:
 
     def guess(self, model: Any, pattern: Any, frames: Any, height: Any, width: Any) -> str:
         """Tokens and density of what would be made, before it is."""
-        request = self._studio.request(model, "a", frames, height, width, 1, 0)
+        request = self._studio.request({"model": model, "frames": frames, "height": height, "width": width})
         attention = limits.attention(pattern)
         grid = self._studio.grid(model, request)
         share = self._studio.share(attention, grid)
         return badges({"Tokens": f"{grid.tokens:,}", "Attention computed": f"about {share:.0%}"})
 
-    def make(
-        self,
-        model: Any,
-        prompt: Any,
-        pattern: Any,
-        dense: Any,
-        frames: Any,
-        height: Any,
-        width: Any,
-        steps: Any,
-        seed: Any,
-        another: Any,
-        request: gr.Request,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008, Gradio reads it off the signature
-    ) -> tuple[Any, ...]:
+    def make(self, given: Given, job: Job) -> tuple[Any, ...]:
         """Make both, and all that is shown beside them."""
-        seed = limits.fresh_seed() if another is True else seed
-        wish = self._studio.request(model, prompt, frames, height, width, steps, seed)
-        attention, dense = limits.attention(pattern), self._studio.limits.number(dense, "Dense at first", 0, 0.9)
-        visit = self._visits.of(request.session_hash)
-        stock, made = self._studio.make(model, wish, attention, dense, telling(visit, progress))
+        model, wish = given["model"], self._studio.request(given)
+        attention = limits.attention(given["pattern"])
+        dense = self._studio.limits.number(given["dense"], "Dense at first", 0, 0.9)
+        lora = job.visit.lora_for(model, given["lora"])
+        stock, made = self._studio.make(model, wish, attention, dense, job.tell, lora)
         with self._studio.model(model) as loaded:
-            code = snippet(loaded, wish, attention, dense)
-        place = visit.place()
+            code = snippet(loaded, wish, attention, dense, lora is not None)
+        place = job.visit.place()
         files = [write_clip(result.clip, place, name) for name, result in (("stock", stock or made), ("dattn", made))]
-        visit.keep(files[-1], f"{wish.prompt} · {attention} · seed {wish.seed}")
-        mask = self._mask(attention, model, wish, place)
+        job.visit.keep(files[-1], f"{wish.prompt} · {attention} · seed {wish.seed}")
         return (
-            wish.seed,
             badges(facts(stock, made)),
+            wish.seed,
             *Pair.shown(files),
-            mask,
+            self._mask(attention, model, wish, place),
             made.table or "Stock attention.",
             code,
-            visit.runs,
+            job.visit.runs,
         )
-
-    def halt(self, request: gr.Request) -> None:
-        """End the visitor's run within a step."""
-        visit = self._visits.known(request.session_hash)
-        if visit is not None:
-            visit.stop.set()
 
     def _mask(self, attention: str, model: str, wish: Request, place: Path) -> str | None:
         """A picture of a static pattern's mask; None of others."""

@@ -31,6 +31,11 @@ class Knob:
         bounds = {"minimum": self.low, "maximum": self.high, "step": self.step, "value": self.value}
         return {**bounds, "label": self.label, "info": self.info}
 
+    def between(self, share: float) -> float:
+        """The value that is such a share of the way from low to high, by ratio."""
+        value = self.low * (self.high / self.low) ** share
+        return self.low + self.step * round((value - self.low) / self.step)
+
 
 @dataclass(frozen=True)
 class Offer:
@@ -52,6 +57,11 @@ class Offer:
     def written(self, values: Mapping[str, float]) -> str:
         """The pattern with these values."""
         return self.text.format(**{knob.name: _plain(values[knob.name], knob) for knob in self.knobs})
+
+    def sweep(self, count: int) -> list[str]:
+        """The pattern with its knobs from their lowest values to their highest, in even ratios."""
+        shares = [number / (count - 1) for number in range(count)]
+        return [self.written({knob.name: knob.between(share) for knob in self.knobs}) for share in shares]
 
 
 def _plain(value: float, knob: Knob) -> str:

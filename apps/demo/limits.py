@@ -29,9 +29,11 @@ class Limits:
 
     Attributes:
         pixels: frames × height × width at most.
+        seconds: that it may run.
     """
 
     pixels: int
+    seconds: float
 
     def prompt(self, text: Any, name: str = "Prompt") -> str:
         """A text that can be shown.

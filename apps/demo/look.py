@@ -14,6 +14,17 @@ STYLES = """
 .timeline .bar { background: var(--primary-600); color: white; border-radius: 6px; padding: .2rem .6rem;
   margin-top: .3rem; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; font-size: .85rem;
   box-sizing: border-box; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(280px, 100%), 1fr)); gap: 1rem; }
+.chart { margin: 0; color: var(--body-text-color); border: 1px solid var(--border-color-primary); border-radius: 8px;
+  padding: .6rem; background: var(--background-fill-primary); min-width: 0; }
+.chart svg { width: 100%; height: auto; display: block; }
+.chart figcaption { font-size: .85rem; margin-top: .3rem; }
+.chart-empty { color: var(--body-text-color-subdued); padding: 2rem 1rem; text-align: center; }
+#regions-canvas .empty, #regions-canvas .empty * { color: #475569; }
+#gallery .grid-container { grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)) !important; }
+#gallery .thumbnail-item video, #gallery .thumbnail-item img { object-fit: contain !important; }
+.headed { padding-top: 2.6rem !important; }
+@media (max-width: 500px) { .headed > label { max-width: calc(100% - 6.5rem); } }
 #hero h1 { margin-bottom: .1rem; }
 @media (max-width: 500px) { .gradio-container { padding: .5rem !important; } }
 """

@@ -11,6 +11,7 @@ import gradio as gr
 
 from ..loading import Loaded
 from . import limits
+from .visits import NO_LORA, OWN_LORA
 
 STEPS = 30
 """Of models that say nothing about it."""
@@ -69,25 +70,33 @@ class SizeControls:
             )
 
     @property
-    def size(self) -> list[Any]:
-        """Frames, height and width."""
-        return [self.frames, self.height, self.width]
+    def size(self) -> dict[str, Any]:
+        """Frames, height and width, by their names in the API."""
+        return {"frames": self.frames, "height": self.height, "width": self.width}
 
     @property
-    def inputs(self) -> list[Any]:
-        """All, in the order in which handlers take them."""
-        return [*self.size, self.steps, self.seed, self.another]
+    def inputs(self) -> dict[str, Any]:
+        """All, by their names in the API."""
+        return {**self.size, "steps": self.steps, "seed": self.seed, "another": self.another}
 
     @property
     def fitted(self) -> list[Any]:
         """Those that go with a model; ``fit`` gives their updates."""
-        return [*self.size, self.steps]
+        return [*self.size.values(), self.steps]
 
     @staticmethod
     def fit(wishes: Wishes) -> list[Update]:
         """What another model wishes."""
         sides = [gr.update(value=wishes.height), gr.update(value=wishes.width), gr.update(value=wishes.steps)]
         return [gr.update(value=wishes.frames, visible=wishes.video), *sides]
+
+
+def lora_choice(prefix: str = "") -> gr.Dropdown:
+    """Whether the LoRA that the visitor trained is put on the model."""
+    return gr.Dropdown(
+        [NO_LORA, OWN_LORA], value=NO_LORA, label="LoRA", info="What you have trained in the tab Fine-tune",
+        elem_id=f"{prefix}lora",
+    )  # fmt: skip
 
 
 class Pair:
@@ -97,16 +106,17 @@ class Pair:
         left, right: what they are.
         video: which of the two is shown at first.
         prefix: of their ``elem_id``.
+        position: of the slider at first, in percent.
     """
 
-    def __init__(self, left: str, right: str, video: bool, prefix: str = "") -> None:
+    def __init__(self, left: str, right: str, video: bool, prefix: str = "", position: int = 50) -> None:
         options: Any = {"autoplay": True, "loop": True, "interactive": False, "elem_classes": "clip", "min_width": 140}
         with gr.Row(elem_classes="pair", visible=video, elem_id=f"{prefix}pair") as self.row:
             self.left = gr.Video(label=left, elem_id=f"{prefix}stock-clip", **options)
             self.right = gr.Video(label=right, elem_id=f"{prefix}dattn-clip", **options)
         self.slider = gr.ImageSlider(
-            label=f"Left: {left}. Right: {right}", visible=not video, interactive=False, elem_id=f"{prefix}slider",
-            elem_classes="clip",
+            label=f"{left} | {right}", visible=not video, interactive=False, elem_id=f"{prefix}slider",
+            elem_classes=["clip", "headed"], slider_position=position,
         )  # fmt: skip
 
     @property

@@ -1,19 +1,75 @@
-"""What all handlers have in common: visitors read what is wrong, never a traceback."""
+"""How a visitor's call is run: arguments by name, errors to read and never a traceback, progress, stop and deadline."""
 
 from __future__ import annotations
 
 import functools
+import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from inspect import Parameter
 from typing import Any
 
+import fastapi
 import gradio as gr
 
-from .studio import OnStep
-from .visits import Stopped, Visit
+from .visits import Stopped, Visit, Visits
 
 DEVICE = "device"
 """Concurrency of all that uses the device: one at a time."""
+ALONE: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": DEVICE}
+"""How an event waits for the device."""
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+"""How an event that only changes controls is served."""
+Given = Mapping[str, Any]
+"""What a visitor gave, by the names of the API."""
+
+
+class Job:
+    """A call of a visitor's while it runs.
+
+    Args:
+        visit: whose it is.
+        asked: when the visitor asked, by ``time.monotonic``; a stop that comes later ends it.
+        seconds: that it may take.
+        progress: Gradio's.
+    """
+
+    def __init__(self, visit: Visit, asked: float, seconds: float, progress: gr.Progress) -> None:
+        self.visit = visit
+        self._asked, self._seconds, self._progress, self._began = asked, seconds, progress, time.monotonic()
+
+    def check(self) -> None:
+        """Raise where it is not to go on.
+
+        Raises:
+            Stopped: the visitor does not want it any more.
+            ValueError: it has taken too long.
+        """
+        if self.visit.stopped > self._asked:
+            raise Stopped
+        if time.monotonic() - self._began > self._seconds:
+            raise ValueError(f"Not done after {self._seconds:g} s, the most here: ask for fewer steps or less")
+
+    def tell(self, what: str, done: int, of: int, part: int = 0, parts: int = 1) -> None:
+        """Check, and tell the visitor how far it is: steps done of all, in a part of so many."""
+        self.check()
+        share = (part + done / of) / parts
+        left = f", {(time.monotonic() - self._began) * (1 - share) / share:.0f} s left" if share else ""
+        self._progress(share, desc=f"{what}: step {done} of {of}{left}")
+
+
+@contextmanager
+def _errors_shown() -> Iterator[None]:
+    """Errors as Gradio shows them where they arise."""
+    try:
+        yield
+    except Stopped:
+        raise gr.Error("Stopped.", title="Stopped", duration=3, print_exception=False) from None
+    except ValueError as error:
+        raise gr.Error(str(error), title="That does not work", print_exception=False) from None
+    except (RuntimeError, MemoryError, OSError) as error:
+        raise gr.Error(f"The model gave up: {error}", title="That did not work", print_exception=True) from None
 
 
 def served(handler: Callable[..., Any]) -> Callable[..., Any]:
@@ -21,28 +77,48 @@ def served(handler: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(handler)
     def safe(*args: Any, **kwargs: Any) -> Any:
-        try:
+        with _errors_shown():
             return handler(*args, **kwargs)
-        except Stopped:
-            raise gr.Error("Stopped.", title="Stopped", duration=3, print_exception=False) from None
-        except ValueError as error:
-            raise gr.Error(str(error), title="That does not work", print_exception=False) from None
-        except (RuntimeError, MemoryError, OSError) as error:
-            raise gr.Error(f"The model gave up: {error}", title="That did not work", print_exception=True) from None
 
     return safe
 
 
-def telling(visit: Visit, progress: gr.Progress) -> OnStep:
-    """What tells a visitor how far a run is, and ends it when the visitor wants it to."""
-    visit.stop.clear()
-    began = time.perf_counter()
+def run_for(
+    visits: Visits, seconds: float, components: Mapping[str, Any], handler: Callable[[Given, Job], Any]
+) -> Callable[..., Any]:
+    """A handler of what a visitor gave, as Gradio calls it.
 
-    def on_step(what: str, done: int, of: int, part: int, parts: int) -> None:
-        if visit.stop.is_set():
-            raise Stopped
-        share = (part + done / of) / parts
-        left = (time.perf_counter() - began) * (1 - share) / share
-        progress(share, desc=f"{what}: step {done} of {of}, {left:.0f} s left")
+    Args:
+        visits: where the visitor is known.
+        seconds: that a call may take.
+        components: the inputs; their names are those of the API's arguments. A canvas may be left out.
+        handler: may be a generator.
+    """
 
-    return on_step
+    def start(args: tuple[Any, ...]) -> tuple[Given, Job]:
+        *values, request, progress = args
+        job = Job(visits.of(request.session_hash), request.request.state.asked, seconds, progress)
+        job.check()
+        return dict(zip(components, values, strict=True)), job
+
+    def run(*args: Any) -> Any:
+        with _errors_shown():
+            return handler(*start(args))
+
+    def run_on(*args: Any) -> Any:
+        with _errors_shown():
+            yield from handler(*start(args))
+
+    found: Any = run_on if inspect.isgeneratorfunction(handler) else run
+    optional = [Parameter.empty if not isinstance(one, gr.ImageEditor) else None for one in components.values()]
+    named = dict(zip(components, optional, strict=True)) | {"request": None, "progress": gr.Progress()}
+    found.__signature__ = inspect.Signature(
+        [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=default) for name, default in named.items()]
+    )
+    found.__annotations__ = {"request": gr.Request}
+    return found
+
+
+def note_time(request: fastapi.Request) -> None:
+    """Note when a call came, for a stop to end those that wait in the queue."""
+    request.state.asked = time.monotonic()

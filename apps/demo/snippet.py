@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from ..loading import Loaded, shipped_folder
+from ..lora.adapting import WEIGHTS
 from ..running import Request
 
 
-def snippet(loaded: Loaded, request: Request, attention: str, dense: float) -> str:
-    """Python that prints nothing and leaves ``clip.mp4`` or ``picture.png``."""
+def snippet(loaded: Loaded, request: Request, attention: str, dense: float, lora: bool = False) -> str:
+    """Python that prints nothing and leaves ``clip.mp4`` or ``picture.png``.
+
+    Args:
+        lora: whether one is on the model, as the visitor may have downloaded it.
+    """
     call = request.call(loaded)
     call.pop("output_type")
     call["generator"] = Code(f"torch.Generator().manual_seed({request.seed})")
@@ -15,6 +20,7 @@ def snippet(loaded: Loaded, request: Request, attention: str, dense: float) -> s
     shipped = loaded.folder is not None and loaded.folder.resolve().parent == shipped_folder()
     where = f"assets/models/{loaded.name}" if shipped else str(loaded.folder or loaded.name)
     applied = "" if attention == "stock" else f"dattn.apply(pipe, {attention!r}, dense_steps={dense})\n"
+    adapted = f'pipe.load_lora_weights(".", weight_name={WEIGHTS!r})\n' if lora else ""
     kind = type(loaded.pipe).__name__
     if loaded.makes_video:
         ending = 'export_to_video(pipe(\n{}).frames[0], "clip.mp4", fps=16)\n'
@@ -24,7 +30,7 @@ def snippet(loaded: Loaded, request: Request, attention: str, dense: float) -> s
     return (
         f"import torch\nfrom diffusers import {kind}\n{extra}\nimport dattn\n\n"
         f'pipe = {kind}.from_pretrained({where!r}, dtype={loaded.pipe.dtype}).to("{loaded.pipe.device.type}")\n'
-        f"{applied}{ending.format(arguments)}"
+        f"{adapted}{applied}{ending.format(arguments)}"
     )
 
 

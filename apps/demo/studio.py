@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import dattn
 from dattn.block_mask import MaskCache
@@ -14,13 +16,20 @@ from dattn.grid import TokenGrid
 from dattn.operators.per_head import cost_of
 from dattn.registry import pattern_from_string
 
-from ..loading import DEFAULT, Loaded, load, pick_device, shipped
+from ..loading import DEFAULT, Loaded, load, pick_device, put_on, shipped
 from ..running import Request, Result, run, run_to_the_grid
-from .limits import Limits
+from .limits import Limits, fresh_seed
 
 CPU_PIXELS, GPU_PIXELS = 2_200_000, 120_000_000
-OnStep = Callable[[str, int, int, int, int], None]
-"""Told after each step: what runs, its steps done and in all, and which part of how many it is."""
+SECONDS = 3600.0
+"""That a call may take, where nobody says else."""
+
+
+class OnStep(Protocol):
+    """Told after each step: what runs, its steps done and in all, and which part of how many it is."""
+
+    def __call__(self, what: str, done: int, of: int, part: int = 0, parts: int = 1) -> None:
+        """What it raises ends the run."""
 
 
 class Studio:
@@ -30,6 +39,11 @@ class Studio:
         models: folders or hub names beside the demo models.
         device, dtype: as for ``load``.
         pixels: of a clip at most; None goes by the device.
+        seconds: that a call may take.
+        data: folders that visitors may train on.
+
+    Raises:
+        ValueError: no models, or no such folder.
     """
 
     def __init__(
@@ -38,25 +52,43 @@ class Studio:
         device: str | None = None,
         dtype: str | None = None,
         pixels: int | None = None,
+        seconds: float = SECONDS,
+        data: Sequence[str] = (),
     ) -> None:
         self.device, self._dtype = pick_device(device), dtype
         demos = sorted(shipped(), key=lambda path: path.name != DEFAULT)
         self._places = {name: name for name in models} | {path.name: str(path) for path in demos}
         if not self._places:
             raise ValueError("no --model: this installation carries no models; name a Diffusers folder or hub name")
+        self.data = {path.resolve().name: path.resolve() for path in map(Path, data)}
+        for path in self.data.values():
+            if not path.is_dir():
+                raise ValueError(f"--data {path}: no such folder; name folders of clips or pictures with captions")
         self._loaded: dict[str, Loaded] = {}
         self._grids: dict[tuple[Any, ...], tuple[TokenGrid, int]] = {}
         self._lock = threading.RLock()
-        self.limits = Limits(pixels or (CPU_PIXELS if self.device == "cpu" else GPU_PIXELS))
+        self.limits = Limits(pixels or (CPU_PIXELS if self.device == "cpu" else GPU_PIXELS), seconds)
 
     @property
     def models(self) -> list[str]:
         """Names that can be asked for: those of the command line, then the demo models."""
         return list(self._places)
 
+    def place(self, name: str) -> str:
+        """The folder or hub name of a model that can be asked for."""
+        return self._places[name]
+
+    def kind(self, name: str) -> str:
+        """The class of a folder's pipeline; the name of a model of the hub, which is not loaded to find out."""
+        index = Path(self._places[name]) / "model_index.json"
+        return str(json.loads(index.read_text())["_class_name"]) if index.is_file() else name
+
     @contextmanager
-    def model(self, name: Any) -> Iterator[Loaded]:
+    def model(self, name: Any, lora: Path | None = None) -> Iterator[Loaded]:
         """A model, for one user at a time.
+
+        Args:
+            lora: the folder of one that is put on it meanwhile.
 
         Raises:
             ValueError: no such model.
@@ -66,20 +98,34 @@ class Studio:
         with self._lock:
             if name not in self._loaded:
                 self._loaded[name] = load(self._places[name], self.device, self._dtype)
-            yield self._loaded[name]
+            loaded = self._loaded[name]
+            if lora is None:
+                yield loaded
+                return
+            put_on(loaded.pipe, lora)
+            try:
+                yield loaded
+            finally:
+                loaded.pipe.unload_lora_weights()
 
-    def request(self, model: Any, prompt: Any, frames: Any, height: Any, width: Any, steps: Any, seed: Any) -> Request:
+    def request(self, given: Mapping[str, Any]) -> Request:
         """What a visitor asks for, checked.
+
+        Args:
+            given: model, frames, height and width; prompt, steps, seed and whether to take another, where they matter.
 
         Raises:
             ValueError: what is wrong, for the visitor to read.
         """
-        with self.model(model) as loaded:
+        with self.model(given["model"]) as loaded:
             video, multiple = loaded.makes_video, _multiple_of(loaded)
             guidance = loaded.native.guidance if loaded.native else None
-        size = self.limits.size(frames if video else 1, height, width, multiple)
-        told = self.limits.prompt(prompt), self.limits.seed(seed)
-        return Request(*told, size[0] if video else None, size[1], size[2], self.limits.steps(steps), guidance)
+        frames, height, width = self.limits.size(
+            given["frames"] if video else 1, given["height"], given["width"], multiple
+        )
+        prompt, steps = self.limits.prompt(given.get("prompt", "a")), self.limits.steps(given.get("steps", 1))
+        seed = fresh_seed() if given.get("another") is True else self.limits.seed(given.get("seed", 0))
+        return Request(prompt, seed, frames if video else None, height, width, steps, guidance)
 
     def grid(self, name: str, request: Request) -> TokenGrid:
         """The tokens of a request."""
@@ -114,20 +160,21 @@ class Studio:
         return beside(fitted.mask(grid).plot()) if fitted.static else None
 
     def make(
-        self, name: str, request: Request, attention: str, dense: float, on_step: OnStep
+        self, name: str, request: Request, attention: str, dense: float, on_step: OnStep, lora: Path | None = None
     ) -> tuple[Result | None, Result]:
         """A clip by stock attention and the same under a pattern; of stock attention alone, nothing to compare with.
 
         Args:
             dense: share of the steps, from the first on, that stay dense under the pattern.
             on_step: told after every step.
+            lora: put on the model for both.
 
         Raises:
             ValueError: what pattern or pipeline refuse.
             Stopped: raised by ``on_step``; the model is as it was.
         """
         wanted = ["stock"] if attention == "stock" else ["stock", attention]
-        with self.model(name) as loaded:
+        with self.model(name, lora) as loaded:
             results = [
                 run(loaded, request, one, {"dense_steps": dense}, partial(_at, on_step, one, part, len(wanted)))
                 for part, one in enumerate(wanted)

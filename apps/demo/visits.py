@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 import threading
@@ -9,14 +10,16 @@ import time
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .edits import Edited
+    from .inside import Inside
 
 MOST_RUNS = 24
 """Runs that are kept for a visitor; the oldest go first."""
 MOST_VISITS = 64
+NO_LORA, OWN_LORA = "none", "LoRA of this visit"
 
 
 class Stopped(Exception):
@@ -30,20 +33,28 @@ class Visit:
     Attributes:
         folder: for files; removed with the visit.
         runs: what was made, newest first: (file, caption).
-        stop: set while the visitor wants the current run to end.
+        stopped: when the visitor last wanted all to end, by ``time.monotonic``.
         edit: the last one, for a look at other words, and the folder of its files.
+        inside: what the last look inside a model found.
+        lora: the last one trained: the name of its model, and its folder.
         count: runs so far.
         seen: when the visitor last did something, for the oldest to go first.
     """
 
     folder: Path
     runs: list[tuple[str, str]] = field(default_factory=list)
-    stop: threading.Event = field(default_factory=threading.Event)
+    stopped: float = 0.0
     edit: Edited | None = None
     edit_place: Path | None = None
+    inside: Inside | None = None
+    lora: tuple[str, Path] | None = None
     count: int = 0
     seen: float = 0.0
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def stop(self) -> None:
+        """End what was asked for until now."""
+        self.stopped = time.monotonic()
 
     def place(self) -> Path:
         """A new folder for the files of a run; those of a run long ago are removed.
@@ -60,6 +71,22 @@ class Visit:
             except FileNotFoundError:
                 raise Stopped from None
             return place
+
+    def lora_for(self, model: Any, choice: Any) -> Path | None:
+        """The folder of the LoRA that was chosen for a model; None of ``NO_LORA``.
+
+        Raises:
+            ValueError: there is none, or it is for another model.
+        """
+        if choice == NO_LORA:
+            return None
+        if choice != OWN_LORA:
+            raise ValueError(f"LoRA {str(choice)[:40]!r}: choose {NO_LORA} or {OWN_LORA}")
+        if self.lora is None:
+            raise ValueError("LoRA: you have not trained one yet; the tab Fine-tune does")
+        if self.lora[0] != model:
+            raise ValueError(f"LoRA: yours is for {self.lora[0]}; choose that model")
+        return self.lora[1]
 
     def keep(self, file: Path, caption: str) -> None:
         """Show a file in the gallery."""
@@ -96,7 +123,7 @@ class Visits:
         with self._lock:
             visit = self._visits.pop(session or "", None)
         if visit is not None:
-            visit.stop.set()
+            visit.stopped = math.inf
             shutil.rmtree(visit.folder, ignore_errors=True)
 
     def close(self) -> None:

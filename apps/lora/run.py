@@ -254,4 +254,6 @@ def _compare(options: Any, subject: Subject, before: Mapping[str, np.ndarray], s
     with dattn.apply(subject.pipeline, subject.attention, dense_steps=0, **subject.schedule):
         after = subject.samples(list(before), size, options.seed)
     rows = {f"{prompt}, {when}": c[prompt] for prompt in before for when, c in (("before", before), ("after", after))}
-    sheet(rows, f"{options.model}, {options.max_train_steps} steps", cell=96).save(options.output / "validation.png")
+    sheet(rows, f"{Path(options.model).name}, {options.max_train_steps} steps", cell=96).save(
+        options.output / "validation.png"
+    )

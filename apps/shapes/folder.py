@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from ..media import write_clip
 from .world import NATIVE_FRAMES, NATIVE_SIZE, sample_scene
 
 
-def write_folder(folder: Path, count: int, frames: int, size: int = NATIVE_SIZE, seed: int = 0) -> None:
+def write_folder(
+    folder: Path,
+    count: int,
+    frames: int,
+    size: int = NATIVE_SIZE,
+    seed: int = 0,
+    change: Callable[[np.ndarray], np.ndarray] = lambda clip: clip,
+) -> None:
     """Clips, or with one frame pictures, and their captions in ``metadata.jsonl``.
 
     Args:
         folder: made where it is not there.
         size: side in pixels.
         seed: the same gives the same scenes.
+        change: what becomes of each clip, uint8 [frames, height, width, 3].
     """
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
     for number in range(count):
         scene = sample_scene((seed, number))
-        path = write_clip(scene.render(frames, size), folder, f"{number:05}")
+        path = write_clip(change(scene.render(frames, size)), folder, f"{number:05}")
         lines.append(json.dumps({"file_name": path.name, "text": scene.caption()}))
     (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
 

@@ -3,17 +3,22 @@
 import json
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
+from PIL import Image, ImageColor, ImageDraw
 
 gradio_client = pytest.importorskip("gradio_client")
 pytest.importorskip("gradio")
 
 from dattn.apps.demo import defaults, knobs, limits  # noqa: E402, after the check for gradio
 from dattn.apps.demo.app import build, launch  # noqa: E402
+from dattn.apps.demo.painting import COLORS  # noqa: E402
+from dattn.apps.demo.serving import Job  # noqa: E402
 from dattn.apps.demo.studio import Studio  # noqa: E402
-from dattn.apps.demo.visits import MOST_RUNS, MOST_VISITS, Stopped, Visits  # noqa: E402
+from dattn.apps.demo.visits import MOST_RUNS, MOST_VISITS, OWN_LORA, Stopped, Visits  # noqa: E402
 from dattn.registry import pattern_from_string  # noqa: E402
 
 PATTERN = "Radial(block_size=16, sink=False)"
@@ -47,7 +52,7 @@ def wish(shapes_folder):
 
 
 def test_both_clips_and_all_that_is_shown_beside_them(client, wish):
-    seed, facts, stock, own, pictures, mask, report, code, gallery = client.predict(**wish())
+    facts, seed, stock, own, pictures, mask, report, code, gallery = client.predict(**wish())
     assert seed == 3 and "Speed-up" in facts and "PSNR" in facts and pictures is None
     assert stock.endswith(".mp4") and own.endswith(".mp4") and mask and "Radial" in report
     assert f"dattn.apply(pipe, '{PATTERN}', dense_steps=0.0)" in code and "manual_seed(3)" in code
@@ -70,12 +75,12 @@ def test_the_script_makes_the_same_clip(client, wish, shapes_folder, tmp_path, m
 
 
 def test_pictures_are_compared_under_a_slider(client, wish, sd_folder):
-    seed, _, stock, own, pictures, *_ = client.predict(**wish(model=str(sd_folder), pattern="Neighborhood(3)"))
+    _, seed, stock, own, pictures, *_ = client.predict(**wish(model=str(sd_folder), pattern="Neighborhood(3)"))
     assert seed == 3 and stock is None and own is None and len(pictures) == 2
 
 
 def test_another_seed_is_shown(client, wish):
-    assert client.predict(**wish(another=True))[0] != 3
+    assert client.predict(**wish(another=True))[1] != 3
 
 
 def test_an_estimate_before_anything_is_made(client, shapes_folder):
@@ -132,7 +137,7 @@ def test_two_visitors_do_not_see_each_other(served, wish):
 
 def test_a_run_stops_within_a_step_and_leaves_the_model_as_it_was(served, client, wish):
     studio = served[1]
-    before = client.predict(**wish())[1]
+    before = client.predict(**wish())[0]
     job = client.submit(**wish(steps=200))
     deadline = time.time() + 60
     while not job.status().progress_data and time.time() < deadline:
@@ -146,8 +151,28 @@ def test_a_run_stops_within_a_step_and_leaves_the_model_as_it_was(served, client
     with pytest.raises(gradio_client.exceptions.AppError, match="Stopped"):
         job.result(timeout=30)
     assert time.time() - began < 10
-    assert client.predict(**wish())[1].count("badge") == before.count("badge")
+    assert client.predict(**wish())[0].count("badge") == before.count("badge")
     assert all("_dattn" not in name for x in studio._loaded.values() for name in vars(x.denoisers[0]))
+
+
+def test_a_stop_ends_what_waits_in_the_queue(served, client, wish):
+    other = gradio_client.Client(served[0], verbose=False)
+    first = other.submit(**wish(steps=30))
+    while not first.status().progress_data:
+        time.sleep(0.05)
+    job = client.submit(**wish(steps=200))
+    time.sleep(0.5)
+    client.predict(api_name="/stop")
+    with pytest.raises(gradio_client.exceptions.AppError, match="Stopped"):
+        job.result(timeout=60)
+    assert first.result(timeout=60) and client.predict(**wish())
+
+
+def test_a_deadline_ends_a_run():
+    visits = Visits()
+    with pytest.raises(ValueError, match="Not done after 0 s, the most here"):
+        Job(visits.of("someone"), time.monotonic(), 0, None).check()
+    visits.close()
 
 
 def test_one_at_a_time_on_a_device(served, wish, monkeypatch):
@@ -191,12 +216,19 @@ def test_files_of_a_visit_go_with_it():
     assert len(list(visit.folder.iterdir())) == MOST_RUNS
     folder = visit.folder
     visits.leave("someone")
-    assert not folder.exists() and visit.stop.is_set() and visits.known("someone") is None
+    assert not folder.exists() and visit.stopped > time.monotonic() and visits.known("someone") is None
     with pytest.raises(Stopped):
         visit.place()
     assert not folder.exists() and visits.of("someone") is not visit
     assert visits.of(None) is not visits.of(None)  # programs without a session do not share one
     visits.close()
+
+
+def test_a_small_file_that_holds_a_huge_picture_is_refused(client, regional, tmp_path):
+    Image.new("1", (2**13, 2**13)).save(tmp_path / "bomb.png")
+    file = gradio_client.handle_file(str(tmp_path / "bomb.png"))
+    with pytest.raises(gradio_client.exceptions.AppError, match="decompression bomb"):
+        client.predict(**regional(canvas={"background": None, "layers": [file], "composite": file}))
 
 
 def test_of_very_many_visits_the_oldest_go():
@@ -218,7 +250,7 @@ def studio_of(served, shapes_folder):
     """The script of a pattern on the tiny model."""
     from dattn.apps.demo.snippet import snippet
 
-    request = served[1].request(str(shapes_folder), "a", 9, 32, 32, 2, 0)
+    request = served[1].request({"model": str(shapes_folder), "frames": 9, "height": 32, "width": 32, "steps": 2})
     with served[1].model(str(shapes_folder)) as loaded:
         yield lambda attention: snippet(loaded, request, attention, 0.0)
 
@@ -249,28 +281,15 @@ def change(sd_folder):
         "model": str(sd_folder), "source": "a red circle", "edit": "a blue circle", "keep": 0.8, "frames": 1,
         "height": 32, "width": 32, "steps": 2, "seed": 3, "another": False,
     }  # fmt: skip
-    strengths = {f"strength_{i}": 1 for i in range(8)}
-
-    def arguments(**changed):
-        values = {**usual, **strengths, **changed}
-        return [list(values.values()), {"api_name": "/edit"}]
-
-    return arguments
-
-
-def edit(client, arguments):
-    values, named = arguments
-    return client.predict(*values, **named)
+    return lambda **changed: {**usual, **changed, "api_name": "/edit"}
 
 
 def pixels(path):
-    from PIL import Image
-
     return np.asarray(Image.open(path).convert("RGB")).astype(int)
 
 
 def test_an_edit_is_shown_beside_its_source(client, change):
-    seed, _, left, right, pictures, word, *seen = edit(client, change())
+    _, seed, left, right, pictures, word, *seen = client.predict(**change())
     assert seed == 3 and left is None and right is None
     source, other = map(pixels, pictures)
     assert source.shape == other.shape and abs(source - other).max() > 0
@@ -281,25 +300,25 @@ def test_an_edit_is_shown_beside_its_source(client, change):
 
 
 def test_words_may_be_stronger_and_an_edit_that_changes_nothing_is_the_source(client, change):
-    same = edit(client, change(edit="a red circle"))[4]
+    same = client.predict(**change(edit="a red circle"))[4]
     assert abs(pixels(same[0]) - pixels(same[1])).max() <= 1
-    strong = edit(client, change(edit="a red circle", strength_1=5.0))[4]
+    strong = client.predict(**change(edit="a red circle", strength_2=5.0))[4]
     assert abs(pixels(strong[0]) - pixels(strong[1])).max() > 1
 
 
 def test_edits_of_other_lengths_and_of_videos(client, change, shapes_folder):
-    assert edit(client, change(edit="a big red circle"))[5]["value"] == "circle"
-    clips = edit(client, change(model=str(shapes_folder), frames=9))
+    assert client.predict(**change(edit="a big red circle"))[5]["value"] == "circle"
+    clips = client.predict(**change(model=str(shapes_folder), frames=9))
     assert clips[2].endswith(".mp4") and clips[3].endswith(".mp4") and clips[4] is None
 
 
 @pytest.mark.parametrize(
     ("changed", "says"),
-    [({"edit": " "}, "Edit: say what to show"), ({"keep": 2}, "maximum"), ({"strength_0": 99}, "maximum")],
+    [({"edit": " "}, "Edit: say what to show"), ({"keep": 2}, "maximum"), ({"strength_1": 99}, "maximum")],
 )
 def test_what_is_wrong_with_an_edit_is_said(client, change, changed, says):
     with pytest.raises(gradio_client.exceptions.AppError, match=says):
-        edit(client, change(**changed))
+        client.predict(**change(**changed))
 
 
 def test_there_is_a_map_only_after_an_edit(client, change):
@@ -308,11 +327,8 @@ def test_there_is_a_map_only_after_an_edit(client, change):
 
 
 @pytest.fixture
-def long(monkeypatch, served, shapes_folder):
-    """Arguments of ``/long_video``, with some changed; the tiny model's name tells no family, so it is told here."""
-    from dattn.apps.demo.long_video import LongTab
-
-    monkeypatch.setattr(LongTab, "_fits", lambda self, name: True)
+def long():
+    """Arguments of ``/long_video``, with some changed."""
     usual = {
         "model": "shapes-wan", "prompts": "a red circle moving right\na red circle moving up", "hold": 0, "frames": 9,
         "height": 32, "width": 32, "steps": 1, "seed": 3, "another": False,
@@ -323,7 +339,7 @@ def long(monkeypatch, served, shapes_folder):
 def test_a_video_of_several_prompts_and_its_timeline(client, long):
     from dattn.apps.media import read_video
 
-    seed, facts, clip, line = client.predict(**long())
+    facts, seed, clip, line = client.predict(**long())
     assert seed == 3 and "Frames" in facts and line.count('class="bar"') == 2 and "moving up" in line
     assert len(read_video(clip)) > 9
     assert len(read_video(client.predict(**long(prompts="a\nb\nc", hold=2))[2])) > len(read_video(clip))
@@ -341,3 +357,148 @@ def test_a_video_of_several_prompts_and_its_timeline(client, long):
 def test_what_is_wrong_with_a_long_video_is_said(client, long, changed, says):
     with pytest.raises(gradio_client.exceptions.AppError, match=says):
         client.predict(**long(**changed))
+
+
+@pytest.fixture
+def regional(sd_folder):
+    """Arguments of ``/regions``, with some changed."""
+    usual = {
+        "model": str(sd_folder), "prompt": "two things", "prompt_1": "a red circle", "box_1": "0, 0, 0.5, 1",
+        "prompt_2": "a blue circle", "box_2": "0.5 0 1 1", "height": 32, "width": 32, "steps": 2, "seed": 3,
+    }  # fmt: skip
+    return lambda **changed: {**usual, **changed, "api_name": "/regions"}
+
+
+def test_regions_are_boxes_and_drawn_around(client, regional):
+    _, seed, left, right, pictures = client.predict(**regional())
+    plain, made = map(pixels, pictures)
+    assert seed == 3 and left is None and right is None and plain.shape == made.shape == (256, 256, 3)
+    orange, blue = (ImageColor.getrgb(color) for color in [*COLORS.values()][:2])
+    for x, color in ((0, orange), (127, orange), (128, blue), (255, blue)):
+        assert tuple(made[100, x]) == color
+    assert abs(made[32:96, 32:96] - plain[32:96, 32:96]).max() > 0
+
+
+def test_paint_counts_more_than_a_box(client, regional, tmp_path):
+    color = ImageColor.getrgb(COLORS["orange"])
+    layer = Image.new("RGBA", (64, 64))
+    ImageDraw.Draw(layer).rectangle((0, 32, 63, 63), fill=(*color, 255))
+    layer.save(tmp_path / "layer.png")
+    file = gradio_client.handle_file(str(tmp_path / "layer.png"))
+    canvas = {"background": None, "layers": [file], "composite": file}
+    made = pixels(client.predict(**regional(canvas=canvas, prompt_2="", soft=2))[4][1])
+    assert tuple(made[128, 100]) == tuple(made[255, 200]) == color and tuple(made[60, 0]) != color
+
+
+def test_regions_of_a_video(client, regional, shapes_folder):
+    files = client.predict(**regional(model=str(shapes_folder), frames=9, isolate=True, avoid=True, window=0.5))
+    assert files[2].endswith(".mp4") and files[3].endswith(".mp4") and files[4] is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"prompt_1": "", "prompt_2": " "}, "No region has a prompt"),
+        ({"box_1": ""}, "Region 1: paint it in orange"),
+        ({"box_1": "0 0 2 1"}, "fractions of the picture"),
+        ({"box_1": "a b"}, "write left, top, right, bottom"),
+        ({"box_1": "0 0 0.0001 1"}, "thinner than a pixel"),
+        ({"box_1": "nan 0 1 1"}, "fractions of the picture"),
+        ({"soft": 99}, "maximum"),
+    ],
+)
+def test_what_is_wrong_with_regions_is_said(client, regional, changed, says):
+    with pytest.raises(gradio_client.exceptions.AppError, match=says):
+        client.predict(**regional(**changed))
+
+
+@pytest.fixture
+def inside(shapes_folder):
+    """Arguments of ``/look_inside``, with some changed."""
+    usual = {
+        "model": str(shapes_folder), "prompt": "a red circle", "across": 0.5, "down": 0.5, "frames": 9, "height": 32,
+        "width": 32, "steps": 2, "seed": 3,
+    }  # fmt: skip
+    return lambda **changed: {**usual, **changed, "api_name": "/look_inside"}
+
+
+def test_a_look_inside_is_kept_for_other_layers_and_heads(client, inside):
+    facts, seed, step, _, head, charts, figures = client.predict(**inside())
+    assert seed == 3 and "Layers" in facts and charts.count("<figure") == 5 and "Traceback" not in charts
+    assert step["value"] == "1" and head["value"] == "all heads" and [one for one, _ in step["choices"]] == ["0", "1"]
+    assert all(0 < share <= 1 for heads in figures["keys for 95%"].values() for share in heads)
+    for points in figures["recall"].values():
+        assert all(0 <= density <= 1.001 and 0 <= kept <= 1.001 for density, kept in points)
+    other, numbers = client.predict(step="0", layer="0", head="0", api_name="/inside")
+    assert other != charts and numbers["heads"] == figures["heads"]
+
+
+def test_pictures_have_no_time(client, inside, sd_folder):
+    charts = client.predict(**inside(model=str(sd_folder)))[5]
+    assert charts.count("<figure") == 4 and "Time." not in charts
+
+
+def test_there_is_nothing_to_look_at_before_a_look(client, inside):
+    with pytest.raises(gradio_client.exceptions.AppError, match="press Look first"):
+        client.predict(step="0", layer="0", head="all heads", api_name="/inside")
+    client.predict(**inside(steps=1))
+    with pytest.raises(gradio_client.exceptions.AppError, match="not in the list of choices|choose one of"):
+        client.predict(step="0", layer="99", head="all heads", api_name="/inside")
+
+
+@pytest.fixture
+def learning(shapes_folder):
+    """Arguments of ``/fine_tune``, with some changed."""
+    usual = {
+        "model": str(shapes_folder), "data": "Moving Shapes, all white", "pattern": PATTERN, "train_steps": 2,
+        "rank": 2, "learning_rate": 1e-1, "prompt": "a red circle", "frames": 5, "height": 32, "width": 32, "steps": 2,
+    }  # fmt: skip
+    return lambda **changed: {**usual, **changed, "api_name": "/fine_tune"}
+
+
+def test_a_lora_is_trained_and_used_by_its_visitor_alone(served, client, learning, wish, sd_folder):
+    job = client.submit(**learning())
+    facts, seed, loss, picture, file = job.result(timeout=300)
+    assert "Trained" in facts and seed == 0 and "<svg" in loss
+    assert picture.endswith("validation.png") and file.endswith(".safetensors")
+    plain, own = (client.predict(**wish(pattern="stock", lora=lora)) for lora in ("none", OWN_LORA))
+    assert Path(plain[3]).read_bytes() != Path(own[3]).read_bytes()
+    assert "load_lora_weights" in own[7] and "load_lora_weights" not in plain[7]
+    assert Path(client.predict(**wish(pattern="stock"))[3]).read_bytes() == Path(plain[3]).read_bytes()
+    with pytest.raises(gradio_client.exceptions.AppError, match="yours is for"):
+        client.predict(**wish(model=str(sd_folder), pattern="stock", lora=OWN_LORA))
+    with pytest.raises(gradio_client.exceptions.AppError, match="not trained one yet"):
+        gradio_client.Client(served[0], verbose=False).predict(**wish(lora=OWN_LORA))
+
+
+def test_training_stops_and_its_process_is_gone(served, client, learning):
+    job = client.submit(**learning(train_steps=2000))
+    while not job.outputs():
+        time.sleep(0.1)
+    children = psutil.Process().children()
+    client.predict(api_name="/stop")
+    with pytest.raises(gradio_client.exceptions.AppError, match="Stopped"):
+        job.result(timeout=30)
+    assert children and not any("train_lora" in " ".join(one.cmdline()) for one in psutil.Process().children())
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"data": "/etc"}, "not in the list of choices"),
+        ({"pattern": "LearnedGate('/etc/passwd')"}, "read files are not served"),
+        ({"learning_rate": 5}, "Learning rate .*from 1e-06 to 0.1"),
+        ({"rank": 1.5}, "Rank .*whole number"),
+        ({"prompt": " "}, "say what to show"),
+    ],
+)
+def test_what_is_wrong_with_training_is_said(client, learning, changed, says):
+    with pytest.raises(gradio_client.exceptions.AppError, match=says):
+        client.predict(**learning(**changed))
+
+
+def test_only_folders_of_the_command_line_can_be_trained_on(shapes_folder, tmp_path):
+    studio = Studio([str(shapes_folder)], device="cpu", data=[str(tmp_path)])
+    assert studio.data == {tmp_path.name: tmp_path}
+    with pytest.raises(ValueError, match="--data .*: no such folder"):
+        Studio([str(shapes_folder)], device="cpu", data=[str(tmp_path / "nowhere")])

@@ -10,6 +10,7 @@ pytest.importorskip("gradio")
 
 from dattn.apps.demo import defaults  # noqa: E402, after the checks for what is installed
 from dattn.apps.demo.app import build, launch  # noqa: E402
+from dattn.apps.demo.screenshots import TABS, open_tab  # noqa: E402
 from dattn.apps.demo.studio import Studio  # noqa: E402
 from dattn.apps.demo.visits import Visits  # noqa: E402
 
@@ -19,6 +20,7 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium, such as Debian's package of that name"),
 ]
 PHONE = {"width": 380, "height": 800}
+SCREEN = {"width": 1920, "height": 1080}
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,7 @@ def page(browser, address):
     page.errors = []
     page.on("console", lambda message: page.errors.append(message.text) if message.type == "error" else None)
     page.goto(address)
-    page.wait_for_selector("#go")
+    page.wait_for_selector("#estimate .badge")
     yield page
     page.close()
 
@@ -93,11 +95,62 @@ def test_bad_input_is_shown_and_goes_away(page):
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_nothing_is_wider_than_a_phone(page, address, theme):
-    page.set_viewport_size(PHONE)
+@pytest.mark.parametrize("size", [PHONE, SCREEN], ids=lambda size: str(size["width"]))
+def test_no_tab_is_wider_than_the_page(page, address, theme, size):
+    page.set_viewport_size(size)
     page.goto(f"{address}?__theme={theme}")
-    page.wait_for_selector("#go")
-    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    page.wait_for_selector("#estimate .badge")
+    for name, (button, _) in TABS.items():
+        if name != "Long video":  # which the tiny models do not serve
+            open_tab(page, name)
+            page.wait_for_selector(f"#{button}")
+            assert page.evaluate("document.documentElement.scrollWidth") <= size["width"], name
+
+
+def test_a_painted_mask_is_the_region(page):
+    open_tab(page, "Regions")
+    page.fill("#regions-prompt-2 input, #regions-prompt-2 textarea", "")
+    page.fill("#regions-box-1 input, #regions-box-1 textarea", "")
+    page.click("#regions-canvas button[aria-label=Brush]")
+    canvas = page.locator("#regions-canvas canvas").first.bounding_box()
+    middle = canvas["x"] + canvas["width"] / 2, canvas["y"] + canvas["height"] / 2
+    page.mouse.move(*middle)
+    page.mouse.down()
+    page.mouse.move(middle[0] + 40, middle[1] + 20, steps=8)
+    page.mouse.up()
+    page.click("#regions-size > button")
+    set_number(page, "regions-steps", 2)
+    page.click("#regions-go")
+    page.wait_for_selector("#regions-dattn-clip video, #regions-slider img", timeout=120000)
+    assert "Regions" in page.inner_text("#regions-facts") and not page.errors
+
+
+def test_no_panel_of_a_look_inside_is_empty(page):
+    open_tab(page, "Look inside")
+    page.click("#inside-size > button")
+    set_number(page, "inside-steps", 2)
+    page.click("#inside-go")
+    page.wait_for_selector("#inside-charts svg", timeout=120000)
+    assert page.locator("#inside-charts figure").count() == 5
+    marks = "all => all.map(x => x.querySelectorAll('path, image').length)"
+    drawn = page.eval_on_selector_all("#inside-charts svg", marks)
+    assert min(drawn) > 1, drawn
+    before = page.inner_html("#inside-charts")
+    page.click("#inside-head input")
+    page.locator("[role=option]", has_text="1").first.click()
+    page.wait_for_function("before => document.querySelector('#inside-charts').innerHTML !== before", arg=before)
+    assert not page.errors
+
+
+def test_the_loss_is_seen_while_it_learns(page):
+    open_tab(page, "Fine-tune")
+    set_number(page, "finetune-train-steps", 300)
+    page.click("#finetune-go")
+    page.wait_for_selector("#finetune-loss svg", timeout=120000)
+    before = page.inner_html("#finetune-loss")
+    page.wait_for_function("before => document.querySelector('#finetune-loss').innerHTML !== before", arg=before)
+    page.click("#finetune-stop")
+    page.wait_for_selector("text=Stopped.", timeout=20000)
 
 
 def test_every_control_has_a_name_and_can_be_reached_by_keyboard(page):

@@ -1,0 +1,114 @@
+"""What every tab is: on the left what is wanted, on the right what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import gradio as gr
+
+from .look import badges
+from .parts import SizeControls, Wishes
+from .serving import ALONE, QUIET, Given, Job, run_for, served
+from .studio import Studio
+from .visits import Visits
+
+
+class Tab:
+    """A tab that makes something of a model.
+
+    Args:
+        studio: makes it.
+        visits: whose it is.
+
+    Attributes:
+        model: the choice of the model.
+        prefix: of all ``elem_id``.
+        action: what is written on the button that starts.
+        stop_api: how the stop button is served; one tab serves it to programs for all.
+    """
+
+    model: gr.Dropdown
+    prefix: ClassVar[str] = ""
+    action: ClassVar[str] = ""
+    stop_api: ClassVar[dict[str, Any]] = {"api_visibility": "private"}
+
+    def __init__(self, studio: Studio, visits: Visits) -> None:
+        self._studio, self._visits = studio, visits
+
+    @property
+    def models(self) -> list[str]:
+        """Those that can be chosen."""
+        return self._studio.models
+
+    def build(self) -> None:
+        """Lay it out, in the Blocks that are open."""
+        name = self.models[0]
+        wishes = self.wishes(name)
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=2, min_width=300):
+                self.build_wish(name, wishes)
+                with gr.Row():
+                    self.go = gr.Button(self.action, variant="primary", elem_id=f"{self.prefix}go")
+                    self.stop = gr.Button("Stop", variant="stop", elem_id=f"{self.prefix}stop")
+            with gr.Column(scale=3, min_width=300):
+                ready = badges({"Ready": f"press {self.action}"})
+                self.facts = gr.HTML(ready, elem_id=f"{self.prefix}facts", min_height=36)
+                self.build_results(wishes)
+        self.stop.click(self.halt, None, None, queue=False, **self.stop_api)
+        self.connect()
+
+    def build_wish(self, name: str, wishes: Wishes) -> None:
+        """The left side, without the buttons."""
+        raise NotImplementedError
+
+    def build_results(self, wishes: Wishes) -> None:
+        """The right side, below the facts."""
+        raise NotImplementedError
+
+    def connect(self) -> None:
+        """Say what the controls do."""
+        raise NotImplementedError
+
+    def wishes(self, name: str) -> Wishes:
+        """What a model likes."""
+        with self._studio.model(name) as loaded:
+            return Wishes.of(loaded)
+
+    def model_choice(self, name: str, info: str) -> gr.Dropdown:
+        """The choice of the model."""
+        return gr.Dropdown(self.models, value=name, label="Model", info=info, elem_id=f"{self.prefix}model")
+
+    def size_controls(self, wishes: Wishes) -> SizeControls:
+        """Frames, height, width, steps and seed."""
+        return SizeControls(wishes, self.prefix)
+
+    def on_model(self, choose: Callable[[str], Any], outputs: Sequence[Any]) -> None:
+        """Change controls with the model."""
+        self.model.change(served(choose), self.model, list(outputs), **QUIET, **ALONE)
+
+    def on_go(
+        self,
+        make: Callable[[Given, Job], Any],
+        inputs: Mapping[str, Any],
+        outputs: Sequence[Any],
+        api_name: str,
+        told: str,
+    ) -> None:
+        """Make something of the inputs, and serve it to programs too.
+
+        Args:
+            make: given the inputs by name; what it raises is shown.
+            inputs: their names are those of the API's arguments.
+            outputs: beside the facts, which come first.
+            api_name, told: of the API.
+        """
+        self.go.click(
+            run_for(self._visits, self._studio.limits.seconds, inputs, make), list(inputs.values()),
+            [self.facts, *outputs], api_name=api_name, api_description=told, show_progress_on=[self.facts], **ALONE,
+        )  # fmt: skip
+
+    def halt(self, request: gr.Request) -> None:
+        """End what the visitor has asked for, within a step if it runs, at its turn if it waits."""
+        if request.session_hash:
+            self._visits.of(request.session_hash).stop()
