@@ -60,7 +60,10 @@ class Studio:
         self._places = {name: name for name in models} | {path.name: str(path) for path in demos}
         if not self._places:
             raise ValueError("no --model: this installation carries no models; name a Diffusers folder or hub name")
-        self.data = {path.resolve().name: path.resolve() for path in map(Path, data)}
+        folders = [path.resolve() for path in map(Path, dict.fromkeys(data))]
+        self.data = {path.name: path for path in folders}
+        if len(self.data) < len(folders):
+            raise ValueError(f"--data {' '.join(data)}: visitors choose folders by their last name; rename one of them")
         for path in self.data.values():
             if not path.is_dir():
                 raise ValueError(f"--data {path}: no such folder; name folders of clips or pictures with captions")

@@ -502,3 +502,7 @@ def test_only_folders_of_the_command_line_can_be_trained_on(shapes_folder, tmp_p
     assert studio.data == {tmp_path.name: tmp_path}
     with pytest.raises(ValueError, match="--data .*: no such folder"):
         Studio([str(shapes_folder)], device="cpu", data=[str(tmp_path / "nowhere")])
+    (tmp_path / "a" / "clips").mkdir(parents=True)
+    (tmp_path / "clips").mkdir()
+    with pytest.raises(ValueError, match="visitors choose folders by their last name"):
+        Studio([str(shapes_folder)], device="cpu", data=[str(tmp_path / "clips"), str(tmp_path / "a" / "clips")])
