@@ -18,7 +18,7 @@ Places = list[Mapping[str, Any]]
 def text(recipe: Recipe) -> str:
     """The page as text."""
     figures = recipe.figures
-    if figures is None:
+    if figures is None or not {"goal", "predicted", "measured"} <= figures.keys():
         return f"{recipe.model}: {recipe.attention} (not measured)"
     expected, found = figures["predicted"], figures["measured"]
     rows = [
@@ -105,9 +105,11 @@ def _cost(figures: Mapping[str, Any], number: int) -> Any:
 
     times = {tuple(entry["size"]): entry["seconds"] for entry in figures["seconds"]}
     rows = [place for place in figures["places"] if place["range"] == number]
+    if not rows:  # so few steps that none is in this range
+        return np.full((1, 1), np.nan)
     cost = np.full((max(place["layer"] for place in rows) + 1, max(len(place["heads"]) for place in rows)), np.nan)
     for place in rows:
-        seconds = next(found for size, found in times.items() if size[1] == len(place["heads"]))
+        seconds = times[tuple(place["size"])]
         dense = seconds["Dense()"][0]
         cost[place["layer"], : len(place["heads"])] = [min(seconds[name][0] / dense, 1) for name in place["heads"]]
     return cost

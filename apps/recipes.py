@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,7 +39,11 @@ def main(argv: Sequence[str]) -> int:
         return 0
     rows = []
     for path in places():
-        recipe = Recipe.load(path)
+        try:
+            recipe = Recipe.load(path)
+        except ValueError as error:
+            print(error, file=sys.stderr)
+            continue
         figures = recipe.figures or {}
         grid = "x".join(map(str, recipe.grid[:3])) if recipe.grid else "any"
         found = figures.get("measured", {})

@@ -27,6 +27,7 @@ from dattn.recipe import AUTO, Recipe, Selection, Settings
 from dattn.report import Report
 from dattn.schedule import Amount, Clock, SchedulerTap, resolve_amount
 from dattn.shelf import identity
+from dattn.tuning.by_grid import ByGrid
 
 COMPONENTS = ("transformer", "transformer_2", "unet")
 HANDLE = "_dattn_handle"
@@ -72,7 +73,7 @@ def apply(
         raise ValueError(f"backend={backend!r}: choose auto, {' or '.join(BACKENDS)}")
     parts = [_Part(name, model, adapter_for(model)) for name, model in models_of(target).items()]
     served = sum(not site.why for site in parts[0].sites)
-    config = identity(parts[0].model)
+    config = identity(*(part.model for part in parts))
     settings = presets.resolve(attention, _family(parts), parts[0].kind, dense_steps, dense_layers, served, config)
     settings = replace(settings, layers=_once(settings.layers if layers is None else layers))
     for part in parts:
@@ -190,10 +191,14 @@ class Handle:
         """Write pattern and schedule as JSON, with the model and the grid of its first layer."""
         part, grid, own = self._parts[0], self._patches[0].layers[0].grid, self.settings
         chosen = None if own.layers is None else tuple(_chosen([site.name for site in part.sites], own.layers))
-        auto = own.min_saving is not None and own.recipe is None
+        auto = own.min_saving is not None or isinstance(own.attention, ByGrid)
         attention, sizes = AUTO if auto else own.attention, None if grid is None else grid.sizes
-        figures = None if own.recipe is None else own.recipe.figures
-        Recipe(part.kind, sizes, attention, own.dense_steps, own.dense_layers, chosen, figures).save(path)
+        warm = own.attention.otherwise if isinstance(own.attention, ByGrid) else own
+        made = Recipe(part.kind, sizes, attention, warm.dense_steps, warm.dense_layers, chosen)
+        measured = own.recipe
+        if measured is not None and made == replace(measured, figures=None, grid=sizes and measured.grid):
+            made = measured  # nothing is other than it was measured
+        made.save(path)
 
     def remove(self) -> None:
         """Put everything back: processors, hooks and scheduler are what they were."""
@@ -279,10 +284,10 @@ class Handle:
         dense = self._dense_steps()
         self._stage.step, self._stage.steps, self._stage.passes = step, total or 1, 0
         for layer in self.layers:
-            layer.place(step, total or 1, step < dense, step == dense - 1)
+            layer.place(step, total or 1, step < dense, step == dense - 1 < (total or 1) - 1)
             if total is not None and self._clock.index >= total:
                 layer.release()
-        if self.settings.recipe is not None and self.settings.recipe.grid is not None and step > 0:
+        if self.settings.recipe is not None and self.settings.recipe.grid is not None and self._clock.index > 0:
             self._compare(self.settings.recipe.grid[:3])
 
     def _compare(self, measured: tuple[int, ...]) -> None:

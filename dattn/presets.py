@@ -10,7 +10,6 @@ from typing import Any
 
 from dattn.adapters import ADAPTERS
 from dattn.operators.per_layer import PerLayer
-from dattn.operators.per_step import PerStep
 from dattn.operators.rectified import Rectified
 from dattn.orders import Curve
 from dattn.patterns import (
@@ -31,12 +30,10 @@ from dattn.scores.pooled import Pooled
 from dattn.selection import TopP
 from dattn.shelf import found
 from dattn.spec import Spec
-from dattn.tuning.auto import observed
+from dattn.tuning.auto import AfterDense, Auto, observed
 from dattn.tuning.by_grid import ByGrid
 
 AUTO_MIN_SAVING = 0.1
-MEASURED_MIN_SAVING = 1e-6
-"""Of recipes that were measured: where they chose dense attention, the model's own runs."""
 VIDEO, IMAGE = "any video model", "any image model"
 
 
@@ -194,13 +191,16 @@ def resolve(
     Raises:
         ValueError: nothing that we know, or a schedule out of bounds.
     """
-    known = found(model, config) if attention == AUTO else {}
+    known = found(model, config) if attention == AUTO and family != "unet" else {}  # a UNet has many grids at once
     settings = _measured(known, family, layers) if known else _settings(attention, family, model, layers)
-    return replace(
+    settings = replace(
         settings,
         dense_steps=settings.dense_steps if dense_steps is None else dense_steps,
         dense_layers=settings.dense_layers if dense_layers is None else dense_layers,
     )
+    if isinstance(settings.attention, Auto) and settings.dense_steps == 0:  # no step to look in
+        settings = replace(settings, attention=settings.attention.preset)
+    return settings
 
 
 def _settings(attention: Any, family: str, model: str, layers: int | None) -> Settings:
@@ -229,13 +229,11 @@ def _from_string(text: str, family: str, model: str, layers: int | None) -> Sett
 
 
 def _measured(known: dict[str, Recipe], family: str, layers: int | None) -> Settings:
-    """Recipes for the grids that they were measured at; elsewhere the preset, after dense steps of its own."""
-    base = _from_preset(OF_AUTO[_kind(family) == VIDEO], family, layers)
-    elsewhere = PerStep({0: Dense(), base.dense_steps: base.attention}) if base.dense_steps else base.attention
+    """Recipes for the grids that they were measured at; elsewhere what ``"auto"`` is without them."""
+    base = _automatic(family, layers)
+    elsewhere = AfterDense(base.attention, base.dense_steps, base.dense_layers)
     grids = tuple((recipe.grid[:3], name, recipe.attention) for name, recipe in known.items() if recipe.grid)
-    return Settings(
-        ByGrid(grids, elsewhere), source=f"'auto', recipes {', '.join(known)}", min_saving=MEASURED_MIN_SAVING
-    )
+    return Settings(ByGrid(grids, elsewhere), source=f"'auto', recipes {', '.join(known)}")
 
 
 def _automatic(family: str, layers: int | None) -> Settings:
@@ -260,7 +258,7 @@ def _from_recipe(recipe: Recipe, source: str, family: str, model: str, layers: i
     recipe.check_model(model, source)
     base = _from_string(AUTO, family, model, layers) if recipe.attention == AUTO else Settings(recipe.attention)
     if recipe.figures is not None:
-        base = replace(base, recipe=recipe, min_saving=MEASURED_MIN_SAVING)
+        base = replace(base, recipe=recipe)
     return replace(
         base,
         dense_steps=recipe.dense_steps,

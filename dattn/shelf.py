@@ -14,12 +14,12 @@ from dattn.recipe import Recipe
 VARIABLE = "DATTN_RECIPES"
 
 
-def identity(model: Any) -> str:
-    """A short hash of a model's configuration, whatever its weights; ``""`` of one that has none."""
-    config = getattr(model, "config", None)
-    if config is None:
+def identity(*models: Any) -> str:
+    """A short hash of the configurations of a pipeline's models, whatever their weights; ``""`` where one has none."""
+    configs: list[Any] = [getattr(model, "config", None) for model in models]
+    if None in configs:
         return ""
-    known = {name: value for name, value in dict(config).items() if not name.startswith("_")}
+    known = [{n: value for n, value in dict(config).items() if not n.startswith("_")} for config in configs]
     return hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
@@ -52,5 +52,6 @@ def _readable(path: Path) -> Any:
         recipe = Recipe.load(path)
     except ValueError:
         return None
-    measured = recipe.figures is not None and recipe.grid is not None and "config" in recipe.figures
-    return recipe if measured and recipe.figures.get("met") else None  # type: ignore[union-attr]
+    figures = recipe.figures or {}
+    everywhere = (recipe.dense_steps, recipe.dense_layers, recipe.layers) == (0, 0, None)
+    return recipe if everywhere and recipe.grid is not None and "config" in figures and figures.get("met") else None

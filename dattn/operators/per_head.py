@@ -28,7 +28,7 @@ from dattn.spec import VISITED, Call, Operator, Spec, State, part_of
 class PerHead(Operator):
     """A tuple of patterns or operators, shared out evenly among the heads in their order.
 
-    Heads that have the same one are computed in one call, wherever they are.
+    Heads that have the same one are computed in one call, wherever they are, if they do not look at each other.
 
     Args:
         patterns: one or more, at most as many as there are heads when attention is computed.
@@ -48,8 +48,8 @@ class PerHead(Operator):
 
     @property
     def static(self) -> bool:
-        """Whether all of them are masks."""
-        return all(p.static for p in self.patterns)
+        """Whether all of them are masks that one launch can compute: with tails over the same runs."""
+        return all(p.static for p in self.patterns) and len({getattr(p, "tail", False) for p in self.patterns}) == 1
 
     @property
     def untuned(self) -> str:
@@ -104,9 +104,10 @@ class PerHead(Operator):
         output = torch.empty_like(call.value)
         visited: dict[int, tuple[float, float]] = {}
         groups = head_groups(call.query.shape[1], len(self.patterns))
-        for pattern, numbers in self._together().items():
-            own = part_of(call.state, f"heads {numbers[0]}")
-            heads = [head for number in numbers for head in range(call.query.shape[1])[groups[number]]]
+        for numbers in self._together(call):
+            pattern, own = self.patterns[numbers[0]], part_of(call.state, f"heads {numbers[0]}")
+            heads: Any = [head for number in numbers for head in range(call.query.shape[1])[groups[number]]]
+            heads = groups[numbers[0]] if len(numbers) == 1 else heads  # a slice copies nothing
             q, k, v = (t[:, heads] for t in call[:3])
             output[:, heads] = attend(q, k, v, pattern, call.grid, state=own, **call.options)
             if VISITED in own:
@@ -121,12 +122,12 @@ class PerHead(Operator):
             call.state[VISITED] = tuple(sum(column) / len(every) for column in zip(*every, strict=True))
         return output, None
 
-    def _together(self) -> dict[Spec, list[int]]:
-        """The numbers of the groups that have the same pattern."""
-        found: dict[Spec, list[int]] = {}
+    def _together(self, call: Call) -> list[list[int]]:
+        """The numbers of the groups that are computed in one call."""
+        found: dict[Any, list[int]] = {}
         for number, pattern in enumerate(self.patterns):
-            found.setdefault(pattern, []).append(number)
-        return found
+            found.setdefault(pattern if _head_by_head(pattern, call) else number, []).append(number)
+        return list(found.values())
 
     def choose(self, backend: str, query: Tensor) -> Choice:
         """What each of them runs on."""
@@ -145,6 +146,16 @@ class PerHead(Operator):
     def cost(self, grid: TokenGrid, head_dim: int, masks: MaskCache) -> float:
         """The mean over the groups."""
         return sum(cost_of(p, grid, head_dim, masks) for p in self.patterns) / len(self.patterns)
+
+
+def _head_by_head(spec: Any, call: Call) -> bool:
+    """Whether a head has the same whichever heads are computed with it."""
+    if spec.static:
+        return masks_in(call.state).get(spec, call.grid, call.query.device).groups == 1
+    try:
+        return spec.for_heads((0,), 2) is spec
+    except ValueError:
+        return False
 
 
 def cost_of(spec: Any, grid: TokenGrid, head_dim: int, masks: MaskCache) -> float:

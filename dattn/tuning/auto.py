@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from statistics import fmean
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -19,7 +20,9 @@ from dattn.attention import attend
 from dattn.block_mask import MaskCache
 from dattn.grid import TokenGrid
 from dattn.operators.per_head import cost_of
+from dattn.operators.placed import Placed
 from dattn.patterns import Alike, Dense, SparseVideoGen
+from dattn.schedule import Amount, resolve_amount
 from dattn.spec import PLACED, SAID, VISITED, Call, Operator, Spec, State, part_of
 from dattn.tuning.sampled import look
 from dattn.tuning.watch import LEAST, SHARE
@@ -69,12 +72,19 @@ class Auto(Operator):
         return Looking(self)
 
     def cost(self, grid: TokenGrid, head_dim: int, masks: MaskCache) -> float:
-        """That of the preset."""
-        return cost_of(self.preset, grid, head_dim, masks)
+        """That of the cheapest candidate: what may be saved."""
+        return min(cost_of(spec, grid, head_dim, masks) for spec in self.candidates)
 
     def compute(self, call: Call) -> tuple[Tensor, None]:
-        """Each sample by what was chosen for it, those with the same together."""
-        choice = call.state.get(CHOICE) or (self.preset,) * len(call.query)
+        """Each sample by what was chosen for it, those with the same together; of a changed batch, by the preset."""
+        choice = call.state.get(CHOICE, ())
+        choice = choice if len(choice) == len(call.query) else (self.preset,) * len(call.query)
+        if len(set(choice)) == 1:
+            state = part_of(call.state, "choice 0")
+            output = attend(*call[:3], choice[0], call.grid, state=state, **call.options)
+            known = state.pop(VISITED, None)
+            call.state[VISITED] = known or (cost_of(choice[0], call.grid, call.query.shape[-1], state["masks"]), 0.0)
+            return output, None
         outputs, visited = torch.empty_like(call.value), []
         for number, spec in enumerate(dict.fromkeys(choice)):
             rows = [row for row, own in enumerate(choice) if own == spec]
@@ -101,7 +111,7 @@ class Looking(Operator):
         return Looking(self.auto.fitted(grid)), self.auto.preset.fit(grid)[1]
 
     def cost(self, grid: TokenGrid, head_dim: int, masks: MaskCache) -> float:
-        """That of what follows, which decides whether it is worth while."""
+        """What may be saved afterwards: it decides whether looking is worth while."""
         return self.auto.cost(grid, head_dim, masks)
 
     def compute(self, call: Call) -> tuple[Tensor, None]:
@@ -124,6 +134,38 @@ class Looking(Operator):
             if error <= self.auto.error:
                 return spec, error
         return Dense(), 0.0
+
+
+@dataclass(frozen=True)
+class AfterDense(Placed):
+    """``Auto`` with dense steps and layers of its own, for where a handle has none.
+
+    Args:
+        auto: what follows.
+        dense_steps, dense_layers: as in ``dattn.apply``.
+    """
+
+    auto: Auto
+    dense_steps: Amount
+    dense_layers: Amount
+
+    @property
+    def first(self) -> Spec:
+        """The first step is dense."""
+        return Dense()
+
+    @property
+    def every(self) -> tuple[Spec, ...]:
+        """What may run."""
+        return Dense(), self.auto
+
+    def at(self, layer: int, layers: int, step: int, steps: int) -> Spec:
+        """Dense attention, a look in the last dense step, and what was chosen."""
+        dense = resolve_amount(self.dense_steps, steps)
+        if layer < resolve_amount(self.dense_layers, layers) or step < dense - 1:
+            return Dense()
+        placed = self.auto.at(layer, layers, step, steps)
+        return Looking(cast(Auto, placed)) if step == dense - 1 < steps - 1 else placed if step >= dense else Dense()
 
 
 def _rows(call: Call, rows: list[int]) -> Call:

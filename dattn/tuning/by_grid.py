@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from dattn.grid import TokenGrid
 from dattn.operators.placed import Placed
@@ -21,10 +22,10 @@ class ByGrid(Placed):
     """
 
     grids: tuple[tuple[Shape, str, Spec], ...]
-    otherwise: Spec
+    otherwise: Any
 
     @property
-    def first(self) -> Spec:
+    def first(self) -> Any:
         """What no grid asks for."""
         return self.otherwise
 

@@ -67,11 +67,11 @@ class Goal:
                 f"quality: SSIM needs {WINDOW} x {WINDOW} pixels, these are {shape[1]} x {shape[2]}; give psnr"
             )
 
-    def choose(self, tables: Tables) -> tuple[Choice, list[Choice]]:
-        """The choice for the bound, and all that it was chosen among."""
+    def choose(self, tables: Tables, dense: float) -> tuple[Choice, list[Choice]]:
+        """The choice for the bound, where stock attention takes ``dense`` seconds, and all that it was chosen among."""
         found = choices(tables.places)
         if self.kind == "speed_up":
-            return least_loss(found, tables.dense / self.value - tables.other), found
+            return least_loss(found, dense / self.value - tables.other), found
         return least_time(found, self._most), found
 
     @property

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from dattn.tapped import Tap, Tapped
 
@@ -28,14 +30,13 @@ def heard(models: Iterable[nn.Module], hear: Callable[[Again], Any]) -> Any:
     try:
         for tap in taps:
             tap.put("forward", _Heard(tap._owner.forward, hear))
-        yield
+        with torch.compiler.set_stance("force_eager"):  # a graph would hold what it heard when it was made
+            yield
     finally:
         for tap in taps:
             tap.remove()
 
 
-def first_tensor(result: Any) -> Tensor:
-    """The first tensor of what a model gave: a tensor, a tuple, or an output of Diffusers."""
-    if isinstance(result, Tensor):
-        return result
-    return result[0]
+def numbers(result: Any) -> Tensor:
+    """All numbers of what a model gave, float64 [n]: of a tensor, a tuple, a list or an output of Diffusers."""
+    return torch.cat([leaf.flatten().double() for leaf in tree_leaves(result) if isinstance(leaf, Tensor)])

@@ -44,7 +44,7 @@ def look(call: Call, spec: Spec, dense: Tensor, rows: int, generator: torch.Gene
     """
     if not (spec.static or isinstance(spec, Dynamic)):
         output = attend(*call[:3], spec, call.grid, state=call.state, **call.options)
-        return Look(_share(output - dense, dense, torch.ones_like(dense[..., 0])), None)
+        return Look(_share(output, dense, torch.ones_like(dense[..., 0])), None)
     mask = (
         spec.mask_in(call)
         if isinstance(spec, Dynamic)
@@ -53,7 +53,7 @@ def look(call: Call, spec: Spec, dense: Tensor, rows: int, generator: torch.Gene
     blocks = _some_blocks(mask, rows, generator)
     output, sums = over(mask.only(blocks), call)
     seen = _rows_of(mask, blocks, dense.shape)
-    return Look(_share(output - dense, dense, seen), _kept(call, sums, seen) if kept else None)
+    return Look(_share(output, dense, seen), _kept(call, sums, seen) if kept else None)
 
 
 def _some_blocks(mask: BlockMask, rows: int, generator: torch.Generator) -> Tensor:
@@ -76,11 +76,15 @@ def _rows_of(mask: BlockMask, blocks: Tensor, shape: torch.Size) -> Tensor:
     return seen[:, groups].expand(batch, heads, tokens).double()
 
 
-def _share(error: Tensor, dense: Tensor, seen: Tensor) -> Tensor:
-    """float64 [heads]: mean squared error in the rows seen ÷ mean squared norm of all heads' rows."""
-    squared = error.double().square().sum(-1) * seen
-    norm = dense.double().square().sum((1, 3)).mean()
-    return squared.sum((0, 2)) / seen.sum((0, 2)).clamp_min(1) / norm
+def _share(output: Tensor, dense: Tensor, seen: Tensor) -> Tensor:
+    """float64 [heads]: mean squared error in the rows seen ÷ mean squared norm of all heads' rows; head by head."""
+    error, norm = torch.zeros(2, dense.shape[1], dtype=torch.float64)
+    for head in range(dense.shape[1]):
+        rows = seen[:, head].nonzero(as_tuple=True)
+        own, exact = output[:, head][rows].double(), dense[:, head][rows].double()
+        error[head] = (own - exact).square().sum() / max(len(own), 1)
+        norm[head] = exact.square().sum() / max(len(own), 1)
+    return error / norm.sum()
 
 
 def _kept(call: Call, sums: Tensor, seen: Tensor) -> Tensor:

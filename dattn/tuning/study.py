@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import fmean
 from time import perf_counter
 from typing import Any
@@ -21,7 +22,7 @@ from torch.utils._pytree import tree_map
 from dattn.metrics import WINDOW, psnr, ssim
 from dattn.plugin import Handle, apply, models_of
 from dattn.spec import Spec
-from dattn.tuning.passes import Again, first_tensor, heard
+from dattn.tuning.passes import Again, heard, numbers
 from dattn.tuning.watch import Notes, Watch, Watching, starts
 
 RANGES = (0.0, 0.25, 0.6)
@@ -67,7 +68,9 @@ class Study:
         Returns:
             The clip, and figures ready for JSON.
         """
-        watching, self._record, self._recorded = self._watching(), [], prompt
+        watching = self._watching()
+        if sense:
+            self._record, self._recorded = [], prompt
         sensed: dict[tuple[int, int], list[float]] = {}
         repeats = 0.0
         with apply(self.pipe, Watch(watching), backend=self.backend) as handle:
@@ -76,7 +79,8 @@ class Study:
                 nonlocal repeats
                 result = again()
                 step, steps = handle.position
-                self._record.append((step, tree_map(_copy, result)))
+                if sense:
+                    self._record.append((step, tree_map(_kept, result)))
                 if sense and watching.looks(step, steps):
                     began = _now()
                     for part, change in enumerate(self._changes(watching, handle, again, result)):
@@ -94,11 +98,11 @@ class Study:
 
     def _changes(self, watching: Watching, handle: Handle, again: Again, result: Any) -> list[float]:
         """How much of what the model gives changes, squared and relative, where one part after the other is sparse."""
-        dense, changes = first_tensor(result).double(), []
+        dense, changes = numbers(result), []
         for layers in _parts(handle):
             watching.sparse = frozenset(layers)
             try:
-                other = first_tensor(again()).double()
+                other = numbers(again())
             finally:
                 watching.sparse = frozenset()
             changes.append(((other - dense).square().sum() / dense.square().sum()).item())
@@ -112,6 +116,7 @@ class Study:
             dense: its clip.
             number: of the range.
         """
+        device = next(next(iter(models_of(self.pipe).values())).parameters()).device
         watching, passes = self._watching(), iter(self._record if self._recorded == prompt else ())
         watching.noting, watching.sparse_range = False, number
         with apply(self.pipe, Watch(watching), backend=self.backend) as handle:
@@ -120,12 +125,16 @@ class Study:
                 step, steps = handle.position
                 known = next(passes, None)
                 if known is not None and step < starts(RANGES, steps)[number]:
-                    return tree_map(_copy, known[1])
+                    return tree_map(partial(_back, device), known[1])
                 return again()
 
             with heard(models_of(self.pipe).values(), hear):
                 clip, _ = self.clip(prompt)
         return losses(clip, dense)
+
+    def forget(self) -> None:
+        """Let go of what was recorded."""
+        self._record, self._recorded = [], None
 
     def check(self, prompt: str, spec: Any, dense: np.ndarray) -> dict[str, float]:
         """Loss and seconds of a run under a pattern."""
@@ -177,8 +186,13 @@ def _plain(notes: Notes) -> dict[str, Any]:
     return {"rows": rows, "sizes": sizes, "times": times}
 
 
-def _copy(value: Any) -> Any:
-    return value.clone() if isinstance(value, torch.Tensor) else value
+def _kept(value: Any) -> Any:
+    """A copy in main memory."""
+    return value.detach().to("cpu", copy=True) if isinstance(value, torch.Tensor) else value
+
+
+def _back(device: torch.device, value: Any) -> Any:
+    return value.to(device, copy=True) if isinstance(value, torch.Tensor) else value
 
 
 def _now() -> float:

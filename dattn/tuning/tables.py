@@ -11,6 +11,8 @@ import numpy as np
 
 from dattn.tuning.choose import Choice, Place
 
+NEVER = 1e9
+"""Error of a candidate that gives no numbers."""
 Figures = Mapping[str, Any]
 """Of ``Study.observe``."""
 
@@ -24,14 +26,12 @@ class Tables:
         keys: (range, layer) of each place.
         places: in the same order.
         other: seconds of a run beside attention.
-        dense: seconds of a run with dense attention.
     """
 
     names: tuple[str, ...]
     keys: tuple[tuple[int, int], ...]
     places: tuple[Place, ...]
     other: float
-    dense: float
 
     def by_name(self, choice: Choice) -> dict[tuple[int, int], tuple[str, ...]]:
         """(range, layer) -> the candidate of each head."""
@@ -78,7 +78,7 @@ class Measured:
             places.append(Place(error, scale * harm[key], *seconds[size], row["calls"]))
         attention = sum(place.seconds_of([0] * place.error.shape[1]) for place in places)
         dense = fmean(figures["seconds"] for figures in self.observed)
-        return Tables(self.names, tuple(keys), tuple(places), max(pace * dense - attention, 0.0), dense)
+        return Tables(self.names, tuple(keys), tuple(places), max(pace * dense - attention, 0.0))
 
     def _errors(self, key: tuple[int, int], some: Sequence[Figures]) -> np.ndarray:
         """[candidates, heads]: means over prompts; dense attention has none."""
@@ -86,7 +86,7 @@ class Measured:
         for figures in some:
             row = next(row for row in figures["rows"] if (row["range"], row["layer"]) == key)
             found.append([row["error"][name] for name in self.names])
-        error = np.array(found).mean(0)
+        error = np.nan_to_num(np.array(found, float).mean(0), nan=NEVER, posinf=NEVER)
         error[0] = 0.0
         return error
 
@@ -107,8 +107,11 @@ class Measured:
         harm = dict.fromkeys(keys, 0.0)
         for number, loss in enumerate(lost):
             changes = [part["change"][number] for part in first["parts"]]
+            every = sum(found for (r, _), found in error.items() if r == number)
             for part, change in zip(first["parts"], changes, strict=True):
                 made = sum(error.get((number, layer), 0.0) for layer in part["layers"])
                 share = change / sum(changes) if sum(changes) else 1 / len(changes)
-                harm |= {(number, layer): loss * share / made for layer in part["layers"] if made}
+                usual = loss / every if every else 0.0  # where the stand-in errs nowhere, others still may
+                each = loss * share / made if made else usual
+                harm |= {(number, layer): each for layer in part["layers"] if (number, layer) in harm}
         return harm

@@ -18,12 +18,12 @@ from dattn.patterns import Dense
 from dattn.plugin import apply, models_of
 from dattn.recipe import Recipe
 from dattn.registry import pattern_from_string
-from dattn.shelf import identity
 from dattn.spec import Spec
 from dattn.tuning.assemble import assembled
 from dattn.tuning.candidates import DENSE, candidates
 from dattn.tuning.goal import Goal
 from dattn.tuning.passes import Again, heard
+from dattn.tuning.provenance import check_call, made_with, plain
 from dattn.tuning.store import Store
 from dattn.tuning.study import LOSSES, RANGES, Study
 from dattn.tuning.tables import Measured
@@ -75,24 +75,20 @@ def tune(
             study.
     """
     goal = Goal.of(quality, psnr, speed_up)
+    check_call(call)
     if not prompts or isinstance(prompts, str):
         raise ValueError(f"prompts={prompts!r}: give a list of two or three prompts")
+    if isinstance(candidates, str):
+        raise ValueError(f"candidates={candidates!r}: give a list of patterns as text")
+    if not hasattr(pipe, "scheduler"):
+        raise ValueError(f"{type(pipe).__name__} is no pipeline: dattn.tune makes clips with one, give the pipeline")
     grid = _grid(pipe, prompts[0], call)
     specs = _specs(candidates, grid)
     study = Study(pipe, call, specs, _stand_in(specs, grid), seed, backend)
-    model = next(iter(models_of(pipe).values()))
-    kind, config = type(model).__name__, identity(model)
-    made_with = {
-        "model": kind,
-        "config": config,
-        "grid": grid.sizes,
-        "prompts": list(prompts),
-        "call": call,
-        "seed": seed,
-        "backend": backend,
-    }
-    store = Store(Path(folder) if folder else None, {**made_with, "candidates": list(specs)})
-    return _Tuning(study, store, list(prompts), goal, tell).recipe(kind, config, grid)
+    made = made_with(pipe, models_of(pipe).values(), call)
+    asked = {"grid": grid.sizes, "prompts": list(prompts), "seed": seed, "backend": backend, "ranges": RANGES}
+    store = Store(Path(folder) if folder else None, {**made, **asked, "candidates": list(specs)})
+    return _Tuning(study, store, list(prompts), goal, tell).recipe(made, grid)
 
 
 def _grid(pipe: Any, prompt: str, call: dict[str, Any]) -> TokenGrid:
@@ -103,7 +99,7 @@ def _grid(pipe: Any, prompt: str, call: dict[str, Any]) -> TokenGrid:
 
     with apply(pipe, Dense()) as handle, heard(models_of(pipe).values(), stop):
         with contextlib.suppress(_Enough):
-            pipe(prompt=prompt, **call, output_type="latent")
+            pipe(**{"prompt": prompt, **call, "output_type": "latent"})
         return max((layer.grid for layer in handle.layers if layer.grid), key=lambda grid: grid.tokens)
 
 
@@ -157,10 +153,11 @@ class _Tuning:
         self._done += 1
         self.tell(what, self._done, max(parts, self._done))
 
-    def recipe(self, kind: str, config: str, grid: TokenGrid) -> Recipe:
+    def recipe(self, made: dict[str, Any], grid: TokenGrid) -> Recipe:
         """All of it."""
         observed = [self._observed(number, prompt) for number, prompt in enumerate(self._seen)]
         lost = [self._lost(number) for number in range(len(RANGES))]
+        self.study.forget()
         measured = Measured(tuple(self.study.specs), self.study.stand_in, observed, lost)
         dense = self._dense()["seconds"]
         tried = [self._try(measured, dense, 1.0, 1.0)]
@@ -172,9 +169,11 @@ class _Tuning:
         best = self.goal.best(tried)
         if not self.goal.met(best["measured"]):
             nearest = self.goal.said(best["measured"])
-            warnings.warn(f"dattn.tune: {self.goal} was not reached; the nearest: {nearest}", stacklevel=4)
+            warnings.warn(f"dattn.tune: {self.goal} was not reached; the nearest: {nearest}", stacklevel=3)
         spec = best.pop("spec")
-        return Recipe(kind, grid.sizes, spec, figures={"config": config, **self._figures(best, tried, dense, measured)})
+        figures = {name: made[name] for name in ("config", "device", "dtype")}
+        figures |= self._figures(best, tried, dense, measured)
+        return Recipe(made["model"], grid.sizes, spec, figures=figures)
 
     def _figures(self, best: Any, tried: list[Any], dense: float, measured: Measured) -> dict[str, Any]:
         """What the recipe says of itself."""
@@ -184,7 +183,7 @@ class _Tuning:
             "dense_seconds": dense,
             "prompts": self.prompts,
             "seed": self.study.seed,
-            "call": dict(self.study.call),
+            "call": plain(self.study.call),
             "ranges": list(RANGES),
             **best,
             "tried": [{name: one[name] for name in ("predicted", "measured")} for one in tried],
@@ -227,14 +226,12 @@ class _Tuning:
         """Choose, and make the clip kept apart so."""
         tables = {loss: measured.tables(loss, scale=scale, pace=pace) for loss in LOSSES}
         own = tables[self.goal.loss]
-        chosen, found = self.goal.choose(own)
+        chosen, found = self.goal.choose(own, dense)
         names = own.by_name(chosen)
         spec = assembled({key: tuple(self.study.specs[n] for n in heads) for key, heads in names.items()}, RANGES)
         predicted: dict[str, Any] = {loss: table.loss(chosen) for loss, table in tables.items()}
-        predicted |= {
-            "seconds": own.other + chosen.seconds,
-            "speed_up": own.dense * pace / (own.other + chosen.seconds),
-        }
+        seconds = own.other + chosen.seconds
+        predicted |= {"seconds": seconds, "speed_up": dense / seconds}
         predicted["over_prompts"] = [
             measured.tables(self.goal.loss, [one], scale).loss(chosen) for one in measured.observed
         ]
@@ -245,7 +242,10 @@ class _Tuning:
             "spec": spec,
             "predicted": predicted,
             "measured": result | {"speed_up": dense / result["seconds"]},
-            "places": [{"range": r, "layer": layer, "heads": list(heads)} for (r, layer), heads in names.items()],
+            "places": [
+                {"range": r, "layer": layer, "size": measured.observed[0]["sizes"][str(layer)], "heads": list(heads)}
+                for (r, layer), heads in names.items()
+            ],
             "frontier": [[one.loss, own.other + one.seconds] for one in found],
         }
 

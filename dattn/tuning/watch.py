@@ -119,9 +119,9 @@ class Watch(Operator):
             return attend(*call[:3], spec, call.grid, state=_apart(call), **call.options), None
         output = attend(*call[:3], Dense(), call.grid, state=_apart(call), **call.options)
         if own.noting and not own.sparse:
-            began = perf_counter()
+            began = _now(output)
             self._note(call, output)
-            own.notes.spent += perf_counter() - began
+            own.notes.spent += _now(output) - began
         return output, None
 
     def _note(self, call: Call, output: Tensor) -> None:

@@ -70,6 +70,16 @@ def test_samples_choose_for_themselves():
     assert len(set(both.state[CHOICE])) == 2
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_batch_that_changes_has_the_preset(batch):
+    """Guidance that starts or ends later: what was chosen for other samples is nobody's."""
+    auto, call = Auto(CANDIDATES[1], CANDIDATES, 0.9), a_call(batch=2)
+    Looking(auto).compute(call)
+    other = a_call(seed=1, batch=batch)._replace(state=call.state)
+    output, _ = auto.compute(other)
+    torch.testing.assert_close(output, attend(*other[:3], CANDIDATES[1], GRID, scale=0.25))
+
+
 def test_without_a_look_it_is_the_preset():
     auto, call = Auto(CANDIDATES[1], CANDIDATES), a_call()
     output, _ = auto.compute(call)

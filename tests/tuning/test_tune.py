@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 import dattn
 from dattn.recipe import Recipe
@@ -77,6 +78,14 @@ def test_measured_recipes_keep_their_figures(pipe, study, tmp_path):
     with dattn.apply(pipe, recipe) as handle:
         handle.save_recipe(tmp_path / "kept.json")
     assert Recipe.load(tmp_path / "kept.json").figures == json.loads(json.dumps(recipe.figures))
+    with dattn.apply(pipe, recipe, dense_steps=1) as handle:
+        handle.save_recipe(tmp_path / "changed.json")
+    assert Recipe.load(tmp_path / "changed.json").figures is None  # nobody measured that
+    with dattn.apply(pipe, recipe) as handle, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        Study(pipe, CALL | {"num_frames": 9}, {}, "").clip(PROMPTS[0])
+        handle.save_recipe(tmp_path / "elsewhere.json")
+    assert Recipe.load(tmp_path / "elsewhere.json").figures is None
 
 
 def test_nothing_stays_applied(pipe, study):
@@ -137,6 +146,8 @@ def test_a_bound_that_cannot_be_met_gives_the_nearest(pipe, study):
         ({"candidates": ["StridedHeads(2, 1)"]}, "differs from head to head"),
         ({"candidates": ["Radiant()"]}, "unknown pattern"),
         ({"candidates": ["Dense()"]}, "at least one pattern beside"),
+        ({"candidates": "radial"}, "give a list of patterns"),
+        ({"output_type": "pil"}, "output_type='pil': dattn.tune gives it itself"),
     ],
 )
 def test_bad_input(pipe, change, message):
@@ -172,6 +183,77 @@ def test_memory_is_bounded(pipe):
         specs = {text: dattn.pattern_from_string(text) for text in ["Dense()", *SPECS]}
         sizes.append(len(json.dumps(Study(pipe, CALL | {"num_frames": frames}, specs, SPECS[0]).observe("a", True)[1])))
     assert sizes[1] < 1.2 * sizes[0]
+
+
+class Broken(Exception):
+    """Raised in the middle of a run."""
+
+
+@pytest.mark.parametrize("after", [1, 5])
+def test_an_exception_leaves_no_trace(pipe, monkeypatch, after):
+    steps = []
+
+    def step(*args, **kwargs):
+        steps.append(1)
+        if len(steps) > after:
+            raise Broken
+        return type(pipe.scheduler).step(pipe.scheduler, *args, **kwargs)
+
+    before = [type(m.processor) for m in pipe.transformer.modules() if hasattr(m, "processor")]
+    with monkeypatch.context() as patched, pytest.raises(Broken):
+        patched.setattr(pipe.scheduler, "step", step)
+        dattn.tune(pipe, PROMPTS, candidates=SPECS, **CALL)
+    assert [type(m.processor) for m in pipe.transformer.modules() if hasattr(m, "processor")] == before
+    assert "forward" not in vars(pipe.transformer) and not pipe.transformer._forward_pre_hooks
+    assert not {"step", "set_timesteps"} & vars(pipe.scheduler).keys()
+
+
+def test_three_prompts_and_few_steps(pipe):
+    """Ranges without steps, and a spread over the prompts that were seen."""
+    some = CALL | {"num_inference_steps": 2, "num_frames": 9}
+    recipe = dattn.tune(pipe, [*PROMPTS, "a green triangle"], psnr=8, candidates=SPECS[:2], **some)
+    assert len(recipe.figures["predicted"]["over_prompts"]) == 2
+    assert {row["range"] for row in recipe.figures["places"]} < {0, 1, 2}
+
+
+def test_the_record_is_used_and_let_go(pipe):
+    specs = {text: dattn.pattern_from_string(text) for text in ["Dense()", *SPECS]}
+    own = Study(pipe, CALL, specs, SPECS[0])
+    dense, _ = own.observe(PROMPTS[0], sense=True)
+    own.observe(PROMPTS[1], sense=False)  # does not touch the record of the first
+    passes = []
+    hook = pipe.transformer.blocks[0].register_forward_hook(lambda *_: passes.append(1))
+    try:
+        own.lose(PROMPTS[0], dense, 2)
+    finally:
+        hook.remove()
+    assert len(passes) == 2 * 3  # the last 3 of 8 steps, two branches each
+    own.forget()
+    assert not own._record
+
+
+def test_other_weights_are_another_study(pipe, study):
+    bias = pipe.transformer.blocks[0].attn1.to_q.bias
+    with torch.no_grad():
+        bias[0] += 1
+    try:
+        with pytest.raises(ValueError, match="made with weights="):
+            dattn.tune(pipe, PROMPTS, candidates=SPECS, folder=study, **CALL)
+    finally:
+        with torch.no_grad():
+            bias[0] -= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compile_it", ["module", "blocks"])
+def test_a_compiled_pipeline(compile_it):
+    pipe = built()
+    if compile_it == "module":
+        pipe.transformer.compile(fullgraph=True, backend="eager")
+    else:
+        pipe.transformer.compile_repeated_blocks(fullgraph=True, backend="eager")
+    recipe = dattn.tune(pipe, PROMPTS, psnr=8, candidates=SPECS[:2], **CALL | {"num_inference_steps": 3})
+    assert recipe.figures["tried"]
 
 
 KILLED = """
