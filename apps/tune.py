@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
     options.output.parent.mkdir(parents=True, exist_ok=True)
     recipe = dattn.tune(
         loaded.pipe, prompts, **goal, candidates=options.candidates, seed=options.seed, backend=options.backend,
-        folder=options.study or options.output.with_suffix(".study"), tell=_tell, **call,
+        folder=options.study or options.output.with_suffix(".study"), tell=_teller(), **call,
     )  # fmt: skip
     figures = (recipe.figures or {}) | {"name": loaded.name} | provenance("tune", argv)
     recipe = replace(recipe, figures=figures)
@@ -86,8 +87,14 @@ def main(argv: Sequence[str]) -> int:
     return 0 if figures["met"] else 1
 
 
-def _tell(what: str, number: int, of: int) -> None:
-    print(f"[{number}/{of}] {what}", flush=True)
+def _teller() -> Callable[[str, int, int], None]:
+    """Says what comes next, and when."""
+    began = time.perf_counter()
+
+    def tell(what: str, number: int, of: int) -> None:
+        print(f"[{number}/{of}] {time.perf_counter() - began:.0f} s: {what}", flush=True)
+
+    return tell
 
 
 def _prompts(options: argparse.Namespace, loaded: Any) -> list[str]:

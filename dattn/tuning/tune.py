@@ -30,6 +30,8 @@ from dattn.tuning.tables import Measured
 
 STAND_IN_COST = 0.3
 """The candidate whose harm is measured is the first that costs about this share of dense attention."""
+WARY = 1.25
+"""After a check that fell short, what fell short is taken to be so much worse again."""
 Tell = Callable[[str, int, int], None]
 """Told before every part of the work: what it is, which, and of how many."""
 
@@ -164,6 +166,8 @@ class _Tuning:
         first = tried[0]["measured"]
         if not self.goal.met(first) or self.goal.leaves_room(first):
             off = {name: _ratio(first[name], tried[0]["predicted"][name]) for name in (self.goal.loss, "seconds")}
+            if not self.goal.met(first):
+                off["seconds" if self.goal.kind == "speed_up" else self.goal.loss] *= WARY
             second = self._try(measured, dense, off[self.goal.loss], off["seconds"])
             tried += [second] if second["spec"] != tried[0]["spec"] else []
         best = self.goal.best(tried)
