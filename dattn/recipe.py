@@ -53,7 +53,7 @@ class Recipe:
 
     Attributes:
         model: class name of the model.
-        grid: that of its first layer; None where it was not known.
+        grid: that of its first layer, or of its largest if it was measured; None where it was not known.
         attention: a pattern or operator, ``"auto"``, or None.
         dense_steps, dense_layers: as in ``dattn.apply``.
         layers: indices of the layers that may change; None means all.

@@ -27,7 +27,7 @@ class Store:
         if folder is None:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        path, plain = folder / "settings.json", json.loads(json.dumps(settings, default=str))
+        path, plain = folder / "settings.json", json.loads(json.dumps(settings))
         held = json.loads(path.read_text()) if path.is_file() else plain
         for name in sorted(held.keys() | plain.keys()):
             if held.get(name) != plain.get(name):
