@@ -48,7 +48,7 @@ class PerHead(Operator):
 
     @property
     def static(self) -> bool:
-        """Whether all of them are masks that one launch can compute: with tails over the same runs."""
+        """Whether all of them are masks that one launch can compute: with tails that are written alike."""
         return all(p.static for p in self.patterns) and len({getattr(p, "tail", False) for p in self.patterns}) == 1
 
     @property

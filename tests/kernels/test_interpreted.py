@@ -132,7 +132,7 @@ def test_tail(pattern, grid, run, padded):
 @pytest.mark.parametrize("padded", [False, True], ids=["", "padded"])
 def test_tail_of_head_groups_with_layouts_of_their_own(padded):
     """Against the reference backend: one side has fewer blocks, and its empty ones are pooled into nothing."""
-    pattern = PerHead((replace(TAIL[0], tail=16), Neighborhood(3, tile=(1, 3, 3), tail=True)))
+    pattern = PerHead((replace(TAIL[0], tail=16), Neighborhood(3, tile=(1, 3, 3), tail=16)))
     grid, key_mask = TAIL[1], padding(TAIL[1]) if padded else None
     call = lambda backend: lambda *t: attention(*t, pattern, grid, key_mask=key_mask, backend=backend, return_lse=True)
     compare(call("triton"), call("reference"), [t.detach() for t in tensors(grid, 16)])
