@@ -115,7 +115,7 @@ class Handle:
         self.settings = settings
         self._parts, self._backend = parts, backend
         self._pipeline: Callable[[], Any] = weakref.ref(target) if hasattr(target, "scheduler") else lambda: None
-        self._masks = MaskCache(4 * max(4, sum(len(part.sites) for part in parts)))
+        self._masks = MaskCache(8 * max(8, sum(len(part.sites) for part in parts)))
         self._patches: list[Patch] = []
         self._removed = False
         self._passes = 0  # since the last step

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Literal
@@ -88,6 +88,27 @@ def plan_for(mask: BlockMask, batch: int, group: int) -> Plan:
     if at not in mask.derived:
         mask.derived[at] = _plan(mask, *at)
     return mask.derived[at]
+
+
+def same_groups(mask: BlockMask, batch: int) -> list[list[int]]:
+    """The head groups of a batch row, those together that have the same lists and layouts; found once per mask."""
+    key = "same groups", min(batch, mask.full.offsets.shape[0] - 1)
+    if key not in mask.derived:
+        found: dict[Hashable, list[int]] = {}
+        alone = mask.groups == 1 or mask.passing  # lists made for a single call differ from head to head
+        for group in range(mask.groups):
+            found.setdefault(group if alone else _content(mask, key[1], group), []).append(group)
+        mask.derived[key] = list(found.values())
+    return mask.derived[key]
+
+
+def _content(mask: BlockMask, batch: int, group: int) -> Hashable:
+    """All that one (batch, group) of a mask says."""
+    at = lambda t: t[min(batch, t.shape[0] - 1), min(group, t.shape[1] - 1)].cpu()
+    used = lambda blocks, t: at(t)[: int(at(blocks.offsets)[-1])]
+    sides = [at(part) for side in (mask.query, mask.key) for part in (side.order, side.lengths)]
+    lists = [part for b in (mask.full, mask.partial) for part in (at(b.offsets), used(b, b.index))]
+    return tuple(part.numpy().tobytes() for part in (*sides, *lists, used(mask.partial, mask.tile)))
 
 
 def _lengths(mask: BlockMask, batch: int, group: int) -> list[Tensor]:

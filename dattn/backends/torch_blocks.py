@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from dattn.backends.plan import Piece, Plan, plan_for
+from dattn.backends.plan import Piece, Plan, plan_for, same_groups
 from dattn.backends.pooling import pool_runs, unpool_runs
 from dattn.backends.problem import Problem, empty_like_model
 from dattn.block_mask import BlockMask
@@ -67,7 +67,7 @@ class _Part:
     """
 
     row: int
-    heads: slice
+    heads: slice | list[int]
     plan: Plan
     key_mask: Tensor | None
 
@@ -87,18 +87,22 @@ class _Part:
         views = [t[self.row, self.heads].transpose(0, 1) for t in tensors]
         own = [view.contiguous() for view in views]
         yield own
-        for view, part in zip(views, own, strict=True):
-            if part is not view and part.data_ptr() != view.data_ptr():
-                view.copy_(part)
+        for tensor, view, part in zip(tensors, views, own, strict=True):
+            if isinstance(self.heads, list) or part.data_ptr() != view.data_ptr():
+                tensor[self.row, self.heads] = part.transpose(0, 1)
 
 
 def _parts(problem: Problem) -> Iterator[_Part]:
-    """All parts: row by row of the batch, and by groups of heads."""
+    """All parts: row by row of the batch, and by groups of heads, those with the same lists together."""
     batch, heads = problem.query.shape[:2]
+    slices = head_groups(heads, problem.mask.groups)
     for row in range(batch):
         kept = None if problem.key_mask is None else problem.key_mask[row]
-        for group, of_group in enumerate(head_groups(heads, problem.mask.groups)):
-            yield _Part(row, of_group, plan_for(problem.mask, row, group), kept)
+        for groups in same_groups(problem.mask, row):
+            own: slice | list[int] = slices[groups[0]]  # a slice copies nothing
+            if len(groups) > 1:
+                own = [head for group in groups for head in range(heads)[slices[group]]]
+            yield _Part(row, own, plan_for(problem.mask, row, groups[0]), kept)
 
 
 class _Source(NamedTuple):

@@ -76,7 +76,9 @@ class PerHead(Operator):
         Raises:
             ValueError: an operator among them, or tails with different runs.
         """
-        return for_head_groups([p.mask(grid) for p in self._masks()])
+        patterns = self._masks()
+        masks = {p: p.mask(grid) for p in dict.fromkeys(patterns)}
+        return for_head_groups([masks[p] for p in patterns])
 
     def allowed(self, grid: TokenGrid) -> Tensor:
         """bool [groups, tokens, tokens], or [tokens, tokens] of one: see ``Pattern.allowed``."""

@@ -19,6 +19,8 @@ from itertools import combinations_with_replacement
 
 import numpy as np
 
+NEVER = 1e9
+"""Error of a candidate that cannot be chosen."""
 PRICES = 400
 """Prices that are tried, from one at which any loss is too much to one at which none is."""
 
@@ -106,7 +108,7 @@ def least_loss(found: Sequence[Choice], seconds: float) -> Choice:
 def _prices(places: Sequence[Place]) -> np.ndarray:
     """Seconds for a unit of loss, falling; the first makes the smallest error dearer than all time there is."""
     seconds = sum(place.calls * float((place.fixed + place.each * place.error.shape[1]).max()) for place in places)
-    losses = np.concatenate([(place.harm * place.error).ravel() for place in places])
+    losses = np.concatenate([place.harm * place.error[place.error < NEVER] for place in places])
     losses = losses[losses > 0]
     if not len(losses) or seconds <= 0:
         return np.ones(1)

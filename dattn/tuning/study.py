@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from statistics import fmean
 from time import perf_counter
 from typing import Any
 
@@ -23,12 +22,12 @@ from dattn.metrics import WINDOW, psnr, ssim
 from dattn.plugin import Handle, apply, models_of
 from dattn.spec import Spec
 from dattn.tuning.passes import Again, heard, numbers
-from dattn.tuning.watch import Notes, Watch, Watching, starts
+from dattn.tuning.watch import Notes, Size, Watch, Watching, starts
 
 RANGES = (0.0, 0.25, 0.6)
 """Where ranges of steps begin."""
 LOSSES = "mse", "ssim"
-PARTS = 6
+PARTS = 3
 """Layers are asked for their harm in so many parts at most."""
 
 
@@ -62,16 +61,22 @@ class Study:
         made = output.frames[0] if hasattr(output, "frames") else output.images[:1]
         return np.asarray(made), _now() - began
 
-    def observe(self, prompt: str, sense: bool) -> tuple[np.ndarray, dict[str, Any]]:
+    def observe(self, prompt: str, sense: bool, times: Sequence[Any] = ()) -> tuple[np.ndarray, dict[str, Any]]:
         """A dense run that takes notes; with ``sense`` parts of the layers are asked for their harm too.
+
+        Args:
+            prompt: of the clip.
+            sense: in the first pass of the step in the middle of each range.
+            times: of candidates, as other figures have them: what is known is not timed again.
 
         Returns:
             The clip, and figures ready for JSON.
         """
         watching = self._watching()
+        watching.notes.seconds |= {Size(*entry["size"]): entry["seconds"] for entry in times}
         if sense:
             self._record, self._recorded = [], prompt
-        sensed: dict[tuple[int, int], list[float]] = {}
+        sensed: dict[int, list[float]] = {}
         repeats = 0.0
         with apply(self.pipe, Watch(watching), backend=self.backend) as handle:
 
@@ -81,10 +86,10 @@ class Study:
                 step, steps = handle.position
                 if sense:
                     self._record.append((step, tree_map(_kept, result)))
-                if sense and watching.looks(step, steps):
+                number = watching.range_of(step, steps)
+                if sense and watching.looks(step, steps) and number not in sensed:
                     began = _now()
-                    for part, change in enumerate(self._changes(watching, handle, again, result)):
-                        sensed.setdefault((watching.range_of(step, steps), part), []).append(change)
+                    sensed[number] = self._changes(watching, handle, again, result)
                     repeats += _now() - began
                 return result
 
@@ -92,7 +97,9 @@ class Study:
                 clip, seconds = self.clip(prompt)
             parts = _parts(handle)
         notes = watching.notes
-        changes = [{"layers": layers, "change": _by_range(sensed, part)} for part, layers in enumerate(parts)]
+        nothing = [0.0] * len(parts)  # of a range without steps
+        by_part = zip(*(sensed.get(number, nothing) for number in range(len(RANGES))), strict=True)
+        changes = [{"layers": layers, "change": change} for layers, change in zip(parts, by_part, strict=True)]
         figures = {"seconds": seconds - notes.spent - repeats, **_plain(notes)}
         return clip, figures | ({"parts": changes} if sense else {})
 
@@ -162,11 +169,6 @@ def _parts(handle: Handle) -> list[list[int]]:
     return [part.tolist() for part in np.array_split(layers, min(PARTS, len(layers)))]
 
 
-def _by_range(sensed: Mapping[tuple[int, int], Sequence[float]], part: int) -> list[float]:
-    """The change that a part makes in each range; 0 where a range has no steps."""
-    return [fmean(sensed.get((number, part), [0.0])) for number in range(len(RANGES))]
-
-
 def _plain(notes: Notes) -> dict[str, Any]:
     """Notes as JSON has them: lists of layers and ranges."""
     rows = []
@@ -182,7 +184,10 @@ def _plain(notes: Notes) -> dict[str, Any]:
             }
         )
     sizes = {layer: list(size) for layer, size in notes.sizes.items()}
-    times = [{"size": list(size), "seconds": found} for size, found in notes.seconds.items()]
+    times = [
+        {"size": list(size), "seconds": found, "in_run": notes.dense[size][1] / notes.dense[size][0]}
+        for size, found in notes.seconds.items()
+    ]
     return {"rows": rows, "sizes": sizes, "times": times}
 
 

@@ -9,10 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from dattn.tuning.choose import Choice, Place
+from dattn.tuning.choose import NEVER, Choice, Place
 
-NEVER = 1e9
-"""Error of a candidate that gives no numbers."""
 Figures = Mapping[str, Any]
 """Of ``Study.observe``."""
 
@@ -81,21 +79,25 @@ class Measured:
         return Tables(self.names, tuple(keys), tuple(places), max(pace * dense - attention, 0.0))
 
     def _errors(self, key: tuple[int, int], some: Sequence[Figures]) -> np.ndarray:
-        """[candidates, heads]: means over prompts; dense attention has none."""
+        """[candidates, heads]: means over prompts; dense attention has none, what was not looked at is never chosen."""
         found = []
         for figures in some:
             row = next(row for row in figures["rows"] if (row["range"], row["layer"]) == key)
-            found.append([row["error"][name] for name in self.names])
+            heads = figures["sizes"][str(key[1])][1]
+            found.append([row["error"].get(name, [NEVER] * heads) for name in self.names])
         error = np.nan_to_num(np.array(found, float).mean(0), nan=NEVER, posinf=NEVER)
         error[0] = 0.0
         return error
 
     def _seconds(self, pace: float) -> dict[tuple[int, ...], tuple[np.ndarray, np.ndarray]]:
-        """Size of a layer -> seconds of a call of every candidate: at least, and more for each head."""
+        """Size of a layer -> seconds of a call of every candidate: at least, and more for each head.
+
+        As dense attention took in the run: a few calls that were timed may have been luckier than most.
+        """
         found = {}
         for entry in self.observed[0]["times"]:
-            heads = entry["size"][1]
-            whole, one = pace * np.array([entry["seconds"][name] for name in self.names]).T
+            heads, usual = entry["size"][1], entry["in_run"] / entry["seconds"][self.names[0]][0]
+            whole, one = pace * usual * np.array([entry["seconds"][name] for name in self.names]).T
             each = np.clip((whole - one) / (heads - 1), 0, whole / heads) if heads > 1 else whole
             found[tuple(entry["size"])] = whole - heads * each, each
         return found

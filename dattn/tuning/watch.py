@@ -1,12 +1,13 @@
 """Dense attention that takes notes: how near each candidate would have come, head by head, and how long it takes.
 
-It stands in every layer of a pipeline. In one step of each range it looks at the candidates, in a few query rows; in
-one layer of each size it times them, whole. In a forward pass that is made again it lets some layers be sparse, so
-that the harm of their error can be seen in what the model gives.
+It stands in every layer of a pipeline. In one layer of each size it times the candidates, whole; in one step of each
+range it looks at those that are faster than dense attention, in a few query rows. In a forward pass that is made again
+it lets some layers be sparse, so that the harm of their error can be seen in what the model gives.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from time import perf_counter
@@ -40,9 +41,10 @@ class Notes:
 
     Attributes:
         error: (layer, range) -> candidate -> of each head, in the first call of the step: share of the squared relative
-            error.
+            error. Of the stand-in, and of what is faster than dense attention.
         kept: the same for the share of the attention's weight, of masks.
-        seconds: size -> candidate -> (of all heads, of one head).
+        seconds: size -> candidate -> (of all heads, of one head); the first, twice, where it is slower than dense.
+        dense: size -> [calls of dense attention, their seconds together].
         sizes: layer -> size.
         calls: (layer, range) -> calls of attention.
         spent: seconds that all this took.
@@ -51,6 +53,7 @@ class Notes:
     error: dict[tuple[int, int], dict[str, Tensor]] = field(default_factory=dict)
     kept: dict[tuple[int, int], dict[str, Tensor]] = field(default_factory=dict)
     seconds: dict[Size, dict[str, tuple[float, float]]] = field(default_factory=dict)
+    dense: dict[Size, list[float]] = field(default_factory=dict)
     sizes: dict[int, Size] = field(default_factory=dict)
     calls: dict[tuple[int, int], int] = field(default_factory=dict)
     spent: float = 0.0
@@ -61,7 +64,7 @@ class Watching:
     """What the watch of every layer shares.
 
     Attributes:
-        specs: candidates by name.
+        specs: candidates by name, dense attention first.
         ranges: where each range of steps begins, as shares of all.
         seed: of the rows that are looked at.
         stand_in: a candidate.
@@ -117,36 +120,46 @@ class Watch(Operator):
         if call.state["layer"] in own.sparse or own.range_of(*self.place) == own.sparse_range:
             spec = _placed(own.specs[own.stand_in], call, self.place)
             return attend(*call[:3], spec, call.grid, state=_apart(call), **call.options), None
+        began = _now(call.query)
         output = attend(*call[:3], Dense(), call.grid, state=_apart(call), **call.options)
         if own.noting and not own.sparse:
-            began = _now(output)
-            self._note(call, output)
-            own.notes.spent += _now(output) - began
+            ended = _now(output)
+            self._note(call, output, ended - began)
+            own.notes.spent += _now(output) - ended
         return output, None
 
-    def _note(self, call: Call, output: Tensor) -> None:
+    def _note(self, call: Call, output: Tensor, seconds: float) -> None:
         own, notes, layer = self.watching, self.watching.notes, call.state["layer"]
+        size = notes.sizes[layer] = Size(call.grid.tokens, call.query.shape[1], call.query.shape[-1])
+        so_far = notes.dense.setdefault(size, [0, 0.0])
+        so_far[:] = so_far[0] + 1, so_far[1] + seconds
         where = layer, own.range_of(*self.place)
         notes.calls[where] = notes.calls.get(where, 0) + 1
         if where in notes.error or not own.looks(*self.place):
             return
-        size = notes.sizes[layer] = Size(call.grid.tokens, call.query.shape[1], call.query.shape[-1])
         if size not in notes.seconds:
-            notes.seconds[size] = {name: self._timed(call, spec) for name, spec in own.specs.items()}
+            notes.seconds[size] = self._times(call)
         rows = max(LEAST, round(SHARE * call.grid.tokens))
-        for name, spec in own.specs.items():
+        dense, *others = own.specs
+        times = {name: whole for name, (whole, _) in notes.seconds[size].items()}
+        for name in [name for name in others if times[name] < times[dense] or name == own.stand_in]:
             generator = torch.Generator().manual_seed(hash((own.seed, *where)) % 2**31)
             apart = call._replace(state=_apart(call))
-            seen = look(apart, _placed(spec, call, self.place), output, rows, generator)
+            seen = look(apart, _placed(own.specs[name], call, self.place), output, rows, generator)
             notes.error.setdefault(where, {})[name] = seen.error
             if seen.kept is not None:
                 notes.kept.setdefault(where, {})[name] = seen.kept
 
-    def _timed(self, call: Call, spec: Spec) -> tuple[float, float]:
-        """Seconds of a call, choosing included: with all heads, and with one."""
-        placed = _placed(spec, call, self.place)
+    def _times(self, call: Call) -> dict[str, tuple[float, float]]:
+        """Seconds of a call by candidate, choosing included: with all heads, and with one."""
         one = call._replace(query=call.query[:, :1], key=call.key[:, :1], value=call.value[:, :1])
-        return _seconds(call, placed), _seconds(one, placed)
+        times: dict[str, tuple[float, float]] = {}
+        for name, spec in self.watching.specs.items():
+            placed = _placed(spec, call, self.place)
+            dense, _ = next(iter(times.values()), (math.inf, 0.0))
+            whole = _seconds(call, placed, dense)
+            times[name] = whole, _seconds(one, placed) if whole < dense else whole
+        return times
 
 
 def _placed(spec: Spec, call: Call, place: tuple[int, int]) -> Spec:
@@ -158,10 +171,10 @@ def _apart(call: Call) -> dict[str, Any]:
     return {name: call.state[name] for name in PLACED if name in call.state}
 
 
-def _seconds(call: Call, spec: Spec) -> float:
-    """The fastest of a few calls after one that warms up."""
-    times = []
-    for _ in range(1 + REPEATS):
+def _seconds(call: Call, spec: Spec, limit: float = math.inf) -> float:
+    """The fastest of a few calls after one that warms up; of fewer where it is twice above a limit."""
+    times: list[float] = []
+    while len(times) <= REPEATS and (len(times) < 2 or times[-1] < 2 * limit):
         began = _now(call.query)
         attend(*call[:3], spec, call.grid, state=_apart(call), **call.options)
         times.append(_now(call.query) - began)
