@@ -34,15 +34,26 @@ def _head(recipe: Recipe, figures: Mapping[str, Any]) -> str:
     goal = Goal(**figures["goal"])
     grid = "x".join(map(str, recipe.grid[:3])) if recipe.grid else "?"
     reached = "reached" if figures["met"] else "NOT reached; this is the nearest"
-    over = figures["predicted"]["over_prompts"]
-    between = f"{_of_goal(goal, max(over))} to {_of_goal(goal, min(over))}"
-    spread = f" Expected over the prompts: {between}." if len(over) > 1 and goal.kind != "speed_up" else ""
+    seen = ", ".join(map(repr, figures["prompts"][:-1]))
     machine = figures.get("machine", {})
     on = f" on {machine.get('gpu') or machine.get('processor')}" if machine else ""
     return (
-        f"{figures.get('name', recipe.model)} at {grid} tokens{on}: goal {goal}, {reached}.{spread}\n"
-        f"Checked with a prompt kept apart: {figures['prompts'][-1]!r}"
+        f"{figures.get('name', recipe.model)} at {grid} tokens{on}: goal {goal}, {reached}.\n"
+        f"{_between(goal, figures['predicted'].get('interval'))}"
+        f"Checked with a prompt kept apart: {figures['prompts'][-1]!r}.\n"
+        f"Measured with {_call(figures)}; seen: {seen or 'the same, with other noise'}."
     )
+
+
+def _between(goal: Goal, interval: list[float] | None) -> str:
+    """What was expected, at most and at least."""
+    return f"Expected between {_of_goal(goal, interval[1])} and {_of_goal(goal, interval[0])}. " if interval else ""
+
+
+def _call(figures: Mapping[str, Any]) -> str:
+    """With which arguments."""
+    call = ", ".join(f"{name}={value}" for name, value in figures["call"].items())
+    return f"{call}, {figures['dtype'].removeprefix('torch.')} on {figures['device']}"
 
 
 def _of_goal(goal: Goal, loss: float) -> str:
@@ -54,25 +65,37 @@ def _finite(value: float) -> float | None:
 
 
 def _where(figures: Mapping[str, Any]) -> str:
-    """A line for every layer and range: which heads have what."""
+    """A line for every layer and range: which heads have what, how near it came; and what was too slow."""
     rows = []
     for place in sorted(figures["places"], key=lambda place: (place["range"], place["layer"])):
-        shares = {name: place["heads"].count(name) for name in place["heads"]}
-        several = len(shares) > 1
-        said = ", ".join(f"{count} heads {name}" if several else name for name, count in shares.items())
-        rows.append([_range(figures["ranges"], place["range"]), str(place["layer"]), said])
-    return table(("steps", "layer", "attention"), _merged(rows))
+        own: dict[str, list[int]] = {}
+        for head, name in enumerate(place["heads"]):
+            own.setdefault(name, []).append(head)
+        said = "; ".join(_heads(heads, name, figures["work"][name], len(own)) for name, heads in own.items())
+        steps = _range(figures["ranges"], place["range"])
+        rows.append([steps, place["layer"], said, place["error"], place["kept"]])
+    return table(("steps", "layer", "attention (work)", "error", "recall"), rows) + _slow(figures)
 
 
-def _merged(rows: list[list[str]]) -> list[list[str]]:
-    """Neighbouring layers with the same as one row."""
-    found: list[list[str]] = []
-    for steps, layer, said in rows:
-        if found and found[-1][0] == steps and found[-1][2] == said:
-            found[-1][1] = f"{found[-1][1].split('-')[0]}-{layer}"
+def _heads(heads: list[int], name: str, work: float, several: int) -> str:
+    """Heads with the same, and its share of dense work: ``heads 0, 2-4: Radial() (0.18)``."""
+    runs: list[list[int]] = []
+    for head in heads:
+        if runs and runs[-1][-1] == head - 1:
+            runs[-1].append(head)
         else:
-            found.append([steps, layer, said])
-    return found
+            runs.append([head])
+    numbers = ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+    said = f"{name} ({work:.2f})"
+    return f"heads {numbers}: {said}" if several > 1 else said
+
+
+def _slow(figures: Mapping[str, Any]) -> str:
+    """What was left out, as it is slower than dense attention at the largest size."""
+    times = max(figures["seconds"], key=lambda entry: entry["size"])["seconds"]
+    dense, *others = times
+    slow = [name for name in others if times[name][0] >= times[dense][0]]
+    return f"\n\nSlower than dense attention here, so not looked at: {', '.join(slow)}" if slow else ""
 
 
 def _range(ranges: list[float], number: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ def main(argv: Sequence[str]) -> int:
     options = parser().parse_args(argv)
     from dattn.recipe import Recipe
     from dattn.shelf import places
+    from dattn.tuning.goal import Goal
 
     from .recipe_report import text
 
@@ -46,14 +48,25 @@ def main(argv: Sequence[str]) -> int:
             continue
         figures = recipe.figures or {}
         grid = "x".join(map(str, recipe.grid[:3])) if recipe.grid else "any"
-        found = figures.get("measured", {})
-        rows.append([path.stem, recipe.model, grid, found.get("speed_up"), _ssim(found)])
-    print(table(("recipe", "model", "grid", "times as fast", "SSIM"), rows) if rows else "there are no recipes here")
+        ways = [figures.get(name, {}) for name in ("predicted", "measured")]
+        goal = str(Goal(**figures["goal"])) + ("" if figures["met"] else ", missed") if figures else None
+        rows.append([path.stem, recipe.model, grid, goal, *[figure for way in ways for figure in _figures(way)]])
+    if not rows:
+        print("there are no recipes here")
+        return 0
+    names = "times as fast", "PSNR dB", "SSIM"
+    print(table(("recipe", "model", "tokens", "goal", *(f"expected {name}" for name in names), *names), rows))
     return 0
 
 
-def _ssim(found: dict[str, float]) -> float | None:
-    return 1 - found["ssim"] if "ssim" in found else None
+def _figures(found: dict[str, float]) -> list[float | None]:
+    """Speed, PSNR and SSIM."""
+    from dattn.tuning.goal import decibels
+
+    if not found:
+        return [None] * 3
+    psnr, ssim = decibels(found["mse"]), 1 - found["ssim"]
+    return [found["speed_up"], *(value if math.isfinite(value) else None for value in (psnr, ssim))]
 
 
 def _place(name: str) -> Path:

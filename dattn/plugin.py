@@ -115,6 +115,7 @@ class Handle:
         self.settings = settings
         self._parts, self._backend = parts, backend
         self._pipeline: Callable[[], Any] = weakref.ref(target) if hasattr(target, "scheduler") else lambda: None
+        # a recipe may have a mask for every layer in each of three ranges of steps, and those of its parts
         self._masks = MaskCache(8 * max(8, sum(len(part.sites) for part in parts)))
         self._patches: list[Patch] = []
         self._removed = False

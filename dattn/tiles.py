@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 from dattn.axis_window import AxisWindow, tile_intervals
 from dattn.grid import BLOCK_SIZES, AxisTiles, block_size_for, class_length
@@ -27,8 +26,7 @@ class AxisCost:
     divides: bool
 
 
-@lru_cache(maxsize=256)
-def choose_tile(axes: tuple[AxisWindow, ...], planes: bool = False) -> tuple[int, int, int]:
+def choose_tile(axes: Sequence[AxisWindow], planes: bool = False) -> tuple[int, int, int]:
     """The cheapest tile (frames, height, width) of at most 128 tokens for these windows; divides the grid if it can.
 
     With ``planes`` only the planes of the windows that go through the query are seen.

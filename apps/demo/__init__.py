@@ -39,6 +39,9 @@ def parser() -> Parser:
         "--deadline", type=at_least(1), default=3600, metavar="SECONDS", help="of one call (default: %(default)s)"
     )
     p.add_argument("--queue", type=at_least(1), default=20, help="visitors that may wait (default: %(default)s)")
+    p.add_argument(
+        "--mcp", action="store_true", help="serve the API as MCP tools too; all who call those are one visitor"
+    )
     p.add_argument("--share", action="store_true", help="a public link, through Gradio's servers")
     return p
 

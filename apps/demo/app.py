@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from importlib.util import find_spec
 from typing import Any
 
 import fastapi
@@ -50,7 +51,13 @@ def build(studio: Studio, visits: Visits) -> gr.Blocks:
 
 
 def launch(demo: gr.Blocks, options: argparse.Namespace, **more: Any) -> Any:
-    """Serve it; what ``Blocks.launch`` returns."""
+    """Serve it; what ``Blocks.launch`` returns.
+
+    Raises:
+        ValueError: MCP is asked for, and its package is not there.
+    """
+    if options.mcp and find_spec("mcp") is None:
+        raise ValueError('--mcp: the package mcp is not installed; pip install "gradio[mcp]"')
     Image.MAX_IMAGE_PIXELS = LARGEST_UPLOAD  # a small file may hold a picture that fills the memory
     demo.queue(max_size=options.queue)
     app = {"dependencies": [fastapi.Depends(note_time)]}
@@ -58,6 +65,7 @@ def launch(demo: gr.Blocks, options: argparse.Namespace, **more: Any) -> Any:
         server_name=options.host,
         server_port=options.port,
         share=options.share,
+        mcp_server=options.mcp,
         max_file_size="20mb",
         show_error=True,
         footer_links=["api"],

@@ -108,7 +108,10 @@ def _content(mask: BlockMask, batch: int, group: int) -> Hashable:
     used = lambda blocks, t: at(t)[: int(at(blocks.offsets)[-1])]
     sides = [at(part) for side in (mask.query, mask.key) for part in (side.order, side.lengths)]
     lists = [part for b in (mask.full, mask.partial) for part in (at(b.offsets), used(b, b.index))]
-    return tuple(part.numpy().tobytes() for part in (*sides, *lists, used(mask.partial, mask.tile)))
+    if "tile kinds" not in mask.derived:  # equal tiles may stand in the table more than once
+        mask.derived["tile kinds"] = mask.tiles.unique(dim=0, return_inverse=True)[1].cpu()
+    tiles = mask.derived["tile kinds"][used(mask.partial, mask.tile).long()]
+    return tuple(part.numpy().tobytes() for part in (*sides, *lists, tiles))
 
 
 def _lengths(mask: BlockMask, batch: int, group: int) -> list[Tensor]:

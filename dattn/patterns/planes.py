@@ -62,7 +62,7 @@ class Planes(Pattern):
     def mask(self, grid: TokenGrid) -> BlockMask:
         """Every tile pair visited whole, in part or not at all, exactly."""
         axes = self._axes(grid)
-        tile = choose_tile(tuple(axes), planes=True)
+        tile = choose_tile(axes, planes=True)
         tiles = [AxisTiles.cut(a.length, t) for a, t in zip(axes, tile, strict=True)]
         size = block_size_for(math.prod(tile))
         visits = PlaneVisits([AxisPlanes.of(a, t) for a, t in zip(axes, tiles, strict=True)])

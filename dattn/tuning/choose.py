@@ -53,7 +53,8 @@ class Place:
 
     def best(self, price: float) -> tuple[int, ...]:
         """The candidate of each head, where a unit of loss costs ``price`` seconds; of equal ones the first pair."""
-        each = self.calls * self.each[:, None] + price * self.harm * self.error  # [candidates, heads]
+        loss = np.where(self.error < NEVER, self.harm * self.error, np.inf)
+        each = self.calls * self.each[:, None] + price * loss  # [candidates, heads]
         first, second = self._pairs
         launches = self.calls * np.where(first == second, self.fixed[first], self.fixed[first] + self.fixed[second])
         total = np.minimum(each[first], each[second]).sum(1) + launches

@@ -67,12 +67,15 @@ class Goal:
                 f"quality: SSIM needs {WINDOW} x {WINDOW} pixels, these are {shape[1]} x {shape[2]}; give psnr"
             )
 
-    def choose(self, tables: Tables, dense: float) -> tuple[Choice, list[Choice]]:
-        """The choice for the bound, where stock attention takes ``dense`` seconds, and all that it was chosen among."""
+    def choose(self, tables: Tables, dense: float, wary: float = 1.0) -> tuple[Choice, list[Choice]]:
+        """The choice for the bound, where stock attention takes ``dense`` seconds, and all that it was chosen among.
+
+        With ``wary`` for a bound so many times as hard: on what may be lost, or on the speed.
+        """
         found = choices(tables.places)
         if self.kind == "speed_up":
-            return least_loss(found, dense / self.value - tables.other), found
-        return least_time(found, self._most), found
+            return least_loss(found, dense / (self.value * wary) - tables.other), found
+        return least_time(found, self._most / wary), found
 
     @property
     def _most(self) -> float:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -185,8 +186,9 @@ def _plain(notes: Notes) -> dict[str, Any]:
         )
     sizes = {layer: list(size) for layer, size in notes.sizes.items()}
     times = [
-        {"size": list(size), "seconds": found, "in_run": notes.dense[size][1] / notes.dense[size][0]}
+        {"size": list(size), "seconds": found, "in_run": median(notes.dense[size])}
         for size, found in notes.seconds.items()
+        if size in notes.dense  # what another run timed may be of another size
     ]
     return {"rows": rows, "sizes": sizes, "times": times}
 

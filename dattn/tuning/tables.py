@@ -78,6 +78,22 @@ class Measured:
         dense = fmean(figures["seconds"] for figures in self.observed)
         return Tables(self.names, tuple(keys), tuple(places), max(pace * dense - attention, 0.0))
 
+    def seen(self, key: tuple[int, int], heads: Sequence[str]) -> dict[str, Any]:
+        """Of a place where head h has candidate ``heads[h]``, in the run that was watched first.
+
+        Returns:
+            Its ``size``; the layer's relative ``error`` ‖o - dense‖ / ‖dense‖; and ``kept``, the share of the
+            attention's weight, a mean over the heads that have masks, or None.
+        """
+        first = self.observed[0]
+        row = next(row for row in first["rows"] if (row["range"], row["layer"]) == key)
+        others = [(name, head) for head, name in enumerate(heads) if name != self.names[0]]
+        error = sum(row["error"][name][head] for name, head in others)
+        kept = [row["kept"][name][head] for name, head in others if name in row["kept"]]
+        kept += [1.0] * (len(heads) - len(others))
+        size = first["sizes"][str(key[1])]
+        return {"size": size, "error": error**0.5, "kept": fmean(kept) if kept else None}
+
     def _errors(self, key: tuple[int, int], some: Sequence[Figures]) -> np.ndarray:
         """[candidates, heads]: means over prompts; dense attention has none, what was not looked at is never chosen."""
         found = []
@@ -85,7 +101,8 @@ class Measured:
             row = next(row for row in figures["rows"] if (row["range"], row["layer"]) == key)
             heads = figures["sizes"][str(key[1])][1]
             found.append([row["error"].get(name, [NEVER] * heads) for name in self.names])
-        error = np.nan_to_num(np.array(found, float).mean(0), nan=NEVER, posinf=NEVER)
+        errors = np.nan_to_num(np.array(found, float), nan=NEVER, posinf=NEVER)
+        error = np.where((errors < NEVER).all(0), errors.mean(0), NEVER)
         error[0] = 0.0
         return error
 

@@ -44,7 +44,7 @@ class Notes:
             error. Of the stand-in, and of what is faster than dense attention.
         kept: the same for the share of the attention's weight, of masks.
         seconds: size -> candidate -> (of all heads, of one head); the first, twice, where it is slower than dense.
-        dense: size -> [calls of dense attention, their seconds together].
+        dense: size -> seconds of every call of dense attention.
         sizes: layer -> size.
         calls: (layer, range) -> calls of attention.
         spent: seconds that all this took.
@@ -130,13 +130,13 @@ class Watch(Operator):
 
     def _note(self, call: Call, output: Tensor, seconds: float) -> None:
         own, notes, layer = self.watching, self.watching.notes, call.state["layer"]
-        size = notes.sizes[layer] = Size(call.grid.tokens, call.query.shape[1], call.query.shape[-1])
-        so_far = notes.dense.setdefault(size, [0, 0.0])
-        so_far[:] = so_far[0] + 1, so_far[1] + seconds
+        size = Size(call.grid.tokens, call.query.shape[1], call.query.shape[-1])
+        notes.dense.setdefault(size, []).append(seconds)
         where = layer, own.range_of(*self.place)
         notes.calls[where] = notes.calls.get(where, 0) + 1
         if where in notes.error or not own.looks(*self.place):
             return
+        notes.sizes[layer] = size
         if size not in notes.seconds:
             notes.seconds[size] = self._times(call)
         rows = max(LEAST, round(SHARE * call.grid.tokens))
