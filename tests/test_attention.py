@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dattn import Dense, Neighborhood, Radial, TokenGrid, attention
+from dattn import Dense, Neighborhood, PerHead, Radial, TokenGrid, attention
 from dattn.backends import choose, run
+from dattn.backends.plan import same_groups
 from dattn.backends.problem import Problem
 from dattn.block_mask import BlockList, BlockMask
 from dattn.grid import Layout
@@ -125,6 +126,22 @@ def test_head_groups_have_masks_and_orders_of_their_own(backend, padded):
     torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
     torch.testing.assert_close(lse, expected_lse, rtol=0, atol=1e-12)
     for ours, theirs in zip(gradients(output, lse, inputs), gradients(expected, expected_lse, inputs), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["", "padded"])
+def test_heads_with_equal_masks_are_walked_together(padded):
+    """Wherever they are; windows with partial tiles, a batch of 2, gradients too."""
+    grid = TokenGrid(4, 4, 8, text=3)
+    one, other = Neighborhood((3, 3, 3), tile=(2, 2, 4)), Neighborhood((2, 4, 5), tile=(1, 4, 4))
+    pattern = PerHead((one, other, one, one))
+    mask = pattern.mask(grid)
+    assert mask.partial.index.numel() and same_groups(mask, 0) == [[0, 2, 3], [1]]
+    assert same_groups(one.mask(grid), 1) == [[0]]
+    inputs, key_mask = tensors(grid, heads=4), padding(grid) if padded else None
+    found, expected = ([*run(name, Problem(*inputs, mask, 0.4, key_mask))] for name in ("torch", "reference"))
+    grads = (gradients(*both, inputs) for both in (found, expected))
+    for ours, theirs in zip([*found, *next(grads)], [*expected, *next(grads)], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)
 
 

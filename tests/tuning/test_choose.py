@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dattn.tuning.choose import Place, choices, least_loss, least_time
+from dattn.tuning.choose import NEVER, Place, choices, least_loss, least_time
 
 
 def places_of(seed, count=2, candidates=3, heads=2, fixed=0.1):
@@ -84,3 +84,13 @@ def test_launches_count():
 def test_nothing_to_choose():
     place = Place(np.zeros((1, 2)), 1.0, np.zeros(1), np.ones(1), 3)
     assert choices([place])[0].heads == ((0, 0),)
+
+
+@pytest.mark.parametrize("harm", [0.0, 1.0])
+def test_what_was_not_looked_at_is_never_chosen(harm):
+    """However fast it is, and whether or not errors do harm here; the others are chosen among as without it."""
+    error = np.array([[0.0, 0.0], [NEVER, NEVER], [0.1, 0.3]])
+    place = Place(error, harm, np.zeros(3), np.array([3.0, 0.1, 1.0]), 1)
+    found = choices([place])
+    assert all(1 not in heads for one in found for heads in one.heads)
+    assert found[-1].heads == ((2, 2),)
