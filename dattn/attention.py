@@ -84,7 +84,7 @@ def attend(
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
     call = Call(query, key, value, grid, {} if state is None else state, scale, key_mask, backend)
     with torch.autocast(query.device.type, enabled=False):
-        if pattern.static:
+        if pattern.static and (return_lse or not _in_parts(pattern, call)):
             return _masked(pattern, call, return_lse)
         assert isinstance(pattern, Operator)
         pattern.choose(backend, query)
@@ -92,6 +92,12 @@ def attend(
     if return_lse and results[1] is None:
         raise ValueError(f"return_lse: {pattern.name} has no sum of exponentials; leave it out")
     return results if return_lse else results[0]
+
+
+def _in_parts(pattern: Spec, call: Call) -> bool:
+    """Whether masks of several head groups are quicker one by one: a launch is cheap, and each keeps its blocks."""
+    chosen = choose(call.backend, call.query.device, call.query.dtype, call.query.shape[-1])
+    return pattern.in_parts and chosen.name == "torch"
 
 
 def _masked(pattern: Spec, call: Call, return_lse: bool) -> Any:

@@ -57,6 +57,11 @@ class Spec(Named):
     """Base of patterns and operators: what has a place and meets a grid."""
 
     @property
+    def in_parts(self) -> bool:
+        """Whether groups of heads that have patterns of their own can be computed one after the other."""
+        return False
+
+    @property
     def static(self) -> bool:
         """Whether it is a mask that follows from the grid alone."""
         return False

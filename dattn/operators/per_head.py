@@ -52,6 +52,11 @@ class PerHead(Operator):
         return all(p.static for p in self.patterns) and len({getattr(p, "tail", False) for p in self.patterns}) == 1
 
     @property
+    def in_parts(self) -> bool:
+        """True."""
+        return True
+
+    @property
     def untuned(self) -> str:
         """What the first of them that wants training says."""
         return next((p.untuned for p in self.patterns if p.untuned), "")

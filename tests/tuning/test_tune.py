@@ -19,12 +19,14 @@ import dattn
 from dattn.block_mask import MaskCache
 from dattn.operators.per_head import cost_of
 from dattn.recipe import Recipe
+from dattn.spec import Call
 from dattn.tuning import watch
 from dattn.tuning.assemble import assembled
 from dattn.tuning.candidates import candidates
 from dattn.tuning.goal import Goal
 from dattn.tuning.store import Store
-from dattn.tuning.study import RANGES, Study, losses
+from dattn.tuning.study import RANGES, Study, _plain, losses
+from dattn.tuning.tables import Measured
 from tests.cli.conftest import build_wan
 
 ROOT = Path(__file__).parents[2]
@@ -273,6 +275,24 @@ def test_models_of_other_kinds(name):
         figures["measured"]["mse"]
     )
     assert figures["measured"]["mse"] > 0 and not figures["met"]
+
+
+def test_passes_with_text_of_another_length():
+    """As of models whose prompt and negative prompt are as long as they are: the one that is looked at counts."""
+    specs = {text: dattn.pattern_from_string(text) for text in ["Dense()", *SPECS]}
+    watching = watch.Watching(specs, RANGES, stand_in=SPECS[0])
+    for step in range(8):
+        for text in (3, 9):
+            grid = dattn.TokenGrid(5, 4, 4, text=text)
+            state = {"layer": 0, "layers": 1, "step": step, "masks": MaskCache()}
+            q, k, v = torch.randn(3, 1, 2, grid.tokens, 8, generator=torch.Generator().manual_seed(step))
+            call = Call(q, k, v, grid, state, 0.3, None, "auto")
+            watch.Watch(watching).at(0, 1, step, 8).compute(call)
+    figures = json.loads(json.dumps(_plain(watching.notes)))
+    assert figures["sizes"] == {"0": [83, 2, 8]} and [entry["size"] for entry in figures["times"]] == [[83, 2, 8]]
+    figures |= {"seconds": 1.0, "parts": [{"layers": [0], "change": [1.0, 1.0, 1.0]}]}
+    tables = Measured(tuple(specs), SPECS[0], [figures], [{"mse": 0.1}] * 3).tables("mse")
+    assert [place.calls for place in tables.places] == [4, 6, 6] and all(place.harm > 0 for place in tables.places)
 
 
 def test_the_record_is_used_and_let_go(pipe):
