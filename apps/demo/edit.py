@@ -13,7 +13,7 @@ from . import limits
 from .edits import controls_of, edited, maps_of, overlaid, shared_words
 from .look import badges
 from .parts import Pair, SizeControls, Update, Wishes, lora_choice
-from .serving import QUIET, Given, Job, served
+from .serving import QUIET, Given, Job, named, served
 from .tab import Tab
 
 WORDS = 8
@@ -72,7 +72,7 @@ class EditTab(Tab):
             "Make a prompt and an edit of it from the same noise; the edit keeps the layout.",
         )  # fmt: skip
         self.word.input(
-            served(self.look), self.word, self.map.outputs, api_name="map",
+            named("map", served(self.look)), self.word, self.map.outputs, api_name="map",
             api_description="Where your last edit looks at one of the words of both prompts.",
         )  # fmt: skip
 

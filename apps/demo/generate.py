@@ -12,7 +12,7 @@ from ..running import Request, Result
 from . import knobs, limits
 from .look import badges
 from .parts import Pair, SizeControls, Update, Wishes, lora_choice
-from .serving import ALONE, QUIET, Given, Job, served
+from .serving import ALONE, QUIET, Given, Job, named, served
 from .snippet import snippet
 from .tab import Tab
 
@@ -82,7 +82,7 @@ class GenerateTab(Tab):
             slider.change(served(self.retell), [self.kind, self.pattern, *self.sliders], self.pattern, **QUIET)
         self.on_model(self.choose_model, [self.prompt, self.kind, *self.size.fitted, *self.pair.either, self.examples])
         gr.on(  # when the page is loaded, and when one of them changes
-            None, served(self.guess), list(told.values()), self.estimate, trigger_mode="always_last",
+            None, named("estimate", served(self.guess)), list(told.values()), self.estimate, trigger_mode="always_last",
             api_name="estimate", show_progress="hidden",
             api_description="Tokens of a clip, and the share of attention that a pattern computes.", **ALONE,
         )  # fmt: skip

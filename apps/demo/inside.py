@@ -18,7 +18,7 @@ from ..running import telling
 from . import charts, knobs, limits
 from .look import badges
 from .parts import SizeControls, Update, Wishes
-from .serving import QUIET, Given, Job, served
+from .serving import QUIET, Given, Job, named, served
 from .tab import Tab
 
 NOTED, SETTINGS = 3, 4
@@ -89,7 +89,7 @@ class InsideTab(Tab):
             "Run a prompt with stock attention and note where it looks, layer by layer and head by head.",
         )  # fmt: skip
         self.step.input(
-            served(self.show), place, shown, api_name="inside", show_progress="hidden",
+            named("inside", served(self.show)), place, shown, api_name="inside", show_progress="hidden",
             api_description="Charts and figures of a step, layer and head of your last look.",
         )  # fmt: skip
         self.layer.input(served(self.choose_layer), place, [self.head, *shown], **QUIET)

@@ -83,6 +83,12 @@ def served(handler: Callable[..., Any]) -> Callable[..., Any]:
     return safe
 
 
+def named(name: str, handler: Callable[..., Any]) -> Callable[..., Any]:
+    """A handler whose MCP tool has that name: Gradio takes the function's own."""
+    handler.__name__ = name
+    return handler
+
+
 def run_for(
     visits: Visits, seconds: float, components: Mapping[str, Any], handler: Callable[[Given, Job], Any]
 ) -> Callable[..., Any]:

@@ -9,7 +9,7 @@ import gradio as gr
 
 from .look import badges
 from .parts import SizeControls, Wishes
-from .serving import ALONE, QUIET, Given, Job, run_for, served
+from .serving import ALONE, QUIET, Given, Job, named, run_for, served
 from .studio import Studio
 from .visits import Visits
 
@@ -55,7 +55,7 @@ class Tab:
                 ready = badges({"Ready": f"press {self.action}"})
                 self.facts = gr.HTML(ready, elem_id=f"{self.prefix}facts", min_height=36)
                 self.build_results(wishes)
-        self.stop.click(self.halt, None, None, queue=False, **self.stop_api)
+        self.stop.click(named("stop", served(self.halt)), None, None, queue=False, **self.stop_api)
         self.connect()
 
     def build_wish(self, name: str, wishes: Wishes) -> None:
@@ -104,11 +104,13 @@ class Tab:
             api_name, told: of the API.
         """
         self.go.click(
-            run_for(self._visits, self._studio.limits.seconds, inputs, make), list(inputs.values()),
+            named(api_name, run_for(self._visits, self._studio.limits.seconds, inputs, make)), list(inputs.values()),
             [self.facts, *outputs], api_name=api_name, api_description=told, show_progress_on=[self.facts], **ALONE,
         )  # fmt: skip
 
     def halt(self, request: gr.Request) -> None:
         """End what the visitor has asked for, within a step if it runs, at its turn if it waits."""
+        if not hasattr(request, "session_hash"):
+            raise ValueError("an MCP call is ended by its own client: cancel it there")
         if request.session_hash:
             self._visits.of(request.session_hash).stop()

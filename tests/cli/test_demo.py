@@ -13,7 +13,7 @@ from PIL import Image, ImageColor, ImageDraw
 gradio_client = pytest.importorskip("gradio_client")
 pytest.importorskip("gradio")
 
-from dattn.apps.demo import defaults, knobs, limits  # noqa: E402, after the check for gradio
+from dattn.apps.demo import defaults, knobs, limits, parser  # noqa: E402, after the check for gradio
 from dattn.apps.demo.app import build, launch  # noqa: E402
 from dattn.apps.demo.painting import COLORS  # noqa: E402
 from dattn.apps.demo.serving import Job  # noqa: E402
@@ -506,3 +506,14 @@ def test_only_folders_of_the_command_line_can_be_trained_on(shapes_folder, tmp_p
     (tmp_path / "clips").mkdir()
     with pytest.raises(ValueError, match="visitors choose folders by their last name"):
         Studio([str(shapes_folder)], device="cpu", data=[str(tmp_path / "clips"), str(tmp_path / "a" / "clips")])
+
+
+def test_mcp_tools_are_called_as_the_endpoints_are(served, monkeypatch):
+    _, studio, visits = served
+    demo = build(studio, visits)
+    public = [one for one in demo.fns.values() if one.api_name and one.api_visibility == "public"]
+    assert {"generate", "edit", "regions", "estimate", "stop"} <= {one.api_name for one in public}
+    assert all(one.fn.__name__ == one.api_name for one in public)
+    monkeypatch.setattr("dattn.apps.demo.app.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"mcp is not installed; pip install \"gradio\[mcp\]\""):
+        launch(demo, parser().parse_args(["--mcp"]))
