@@ -187,15 +187,16 @@ def check(loaded: Loaded, request: Request, attention: str, options: dict[str, A
     """Raise ``ValueError`` if a pattern cannot be applied to a pipeline as it is written, before anything runs.
 
     ``dattn.apply`` clamps a window to the grid, which is what a UNet's many levels need. Where a model has a
-    single grid, a window that is larger is a mistake.
+    single grid, a window that is larger is a mistake, if it was asked for; presets and recipes say what they became.
     """
     if is_stock(attention):
         return
-    with dattn.apply(loaded.pipe, read_attention(attention), **(options or {})) as handle:
+    asked = read_attention(attention)
+    with dattn.apply(loaded.pipe, asked, **(options or {})) as handle:
         choose((options or {}).get("backend", "auto"), loaded.pipe.device, loaded.pipe.dtype, HEAD_DIM)
         run_to_the_grid(loaded, request)
         notes = {layer.note for layer in handle.layers if layer.note}
-        if notes and len({layer.grid for layer in handle.layers if layer.grid}) == 1:
+        if notes and not isinstance(asked, str) and len({layer.grid for layer in handle.layers if layer.grid}) == 1:
             grid = next(layer.grid for layer in handle.layers if layer.grid)
             raise ValueError(f"{attention} does not fit the grid {grid.shape}: it would be {notes.pop()}; write that")
 

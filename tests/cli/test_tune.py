@@ -50,6 +50,14 @@ def test_it_is_a_pattern_for_other_commands(made, shapes_folder, tmp_path, dattn
     assert dattn_command("generate", *words).code == 0
 
 
+def test_auto_takes_it(made, shapes_folder, tmp_path, monkeypatch, dattn_command):
+    _, output = made
+    monkeypatch.setenv("DATTN_RECIPES", str(output.parent))
+    words = ["--model", shapes_folder, "--frames", "9", "--no-stock", "--pattern", "auto", "--output", tmp_path]
+    outcome = dattn_command("generate", *words)
+    assert outcome.code == 0 and "recipe mine" in (tmp_path / "report.json").read_text()
+
+
 def test_recipes_lists_what_is_here(made, monkeypatch, dattn_command):
     _, output = made
     monkeypatch.setenv("DATTN_RECIPES", str(output.parent))
