@@ -96,8 +96,8 @@ def attend(
 
 def _in_parts(pattern: Spec, call: Call) -> bool:
     """Whether masks of several head groups are quicker one by one: a launch is cheap, and each keeps its blocks."""
-    chosen = choose(call.backend, call.query.device, call.query.dtype, call.query.shape[-1])
-    return pattern.in_parts and chosen.name == "torch"
+    query = call.query
+    return pattern.in_parts and choose(call.backend, query.device, query.dtype, query.shape[-1]).name == "torch"
 
 
 def _masked(pattern: Spec, call: Call, return_lse: bool) -> Any:

@@ -143,6 +143,15 @@ def test_heads_with_equal_masks_are_walked_together(padded):
     grads = (gradients(*both, inputs) for both in (found, expected))
     for ours, theirs in zip([*found, *next(grads)], [*expected, *next(grads)], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)
+    in_parts = attention(*inputs, pattern, grid, scale=0.4, key_mask=key_mask, backend="torch")
+    torch.testing.assert_close(in_parts, expected[0], rtol=0, atol=1e-11)
+    weight = torch.randn(in_parts.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    pairs = (
+        torch.autograd.grad((out * weight).sum(), inputs)
+        for out in (in_parts, run("reference", Problem(*inputs, mask, 0.4, key_mask))[0])
+    )
+    for ours, theirs in zip(*pairs, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)
 
 
 def test_tail_is_exact_where_the_tokens_of_a_block_are_alike():
