@@ -74,7 +74,7 @@ def _where(figures: Mapping[str, Any]) -> str:
         said = "; ".join(_heads(heads, name, figures["work"][name], len(own)) for name, heads in own.items())
         steps = _range(figures["ranges"], place["range"])
         rows.append([steps, place["layer"], said, place["error"], place["kept"]])
-    return table(("steps", "layer", "attention (work)", "error", "recall"), rows) + _slow(figures)
+    return table(("steps", "layer", "attention (work at the largest size)", "error", "recall"), rows) + _slow(figures)
 
 
 def _heads(heads: list[int], name: str, work: float, several: int) -> str:
