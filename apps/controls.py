@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from .shapes.control_cases import CASES, names_for
 from .shapes.edits import Case, Maker
 from .shapes.pictures import FRAMES
 from .sheet import sheet
+from .study import fingerprint
 from .table import table
 
 EXAMPLES = """\
@@ -27,7 +28,8 @@ EXAMPLES = """\
   dattn controls --model shapes-sd --only "Replace, colour" AStar --cases 8
   dattn controls --pattern "Radial(block_size=64)" """
 
-COLUMNS = ("control", "under", "wanted", "before", "after", "cases", "s per case")
+COLUMNS = ("control", "under", "wanted", "before", "after", "cases", "plain s", "control s")
+SCHEDULE = ("dense_steps", "dense_layers")
 SHOWN = 4
 """Cases of each control on its contact sheet."""
 
@@ -65,15 +67,29 @@ def main(argv: Sequence[str]) -> int:
     rows: list[dict[str, Any]] = []
     for name in names:
         rows += _judged(name, loaded, pattern, options)
-        record = {"model": loaded.name, "rows": rows, **provenance("controls", argv)}
-        write_json(options.output / f"{loaded.name}-{_slug(options.pattern)}.json", record)
+        _note(rows, loaded, options, argv)
     print(table(COLUMNS, [[row[column] for column in COLUMNS] for row in rows]))
     return 0
 
 
+def _note(rows: Sequence[dict[str, Any]], loaded: Loaded, options: Any, argv: Sequence[str]) -> None:
+    """Write the rows; those of other controls of this model, made with the same weights, stay in the file."""
+    path = options.output / f"{loaded.name}-{_slug(_under(options))}.json"
+    weights, made = fingerprint(loaded.folder), {row["control"] for row in rows}
+    held = json.loads(path.read_text()) if path.is_file() else {}
+    others = [row for row in held.get("rows", ()) if row["control"] not in made]
+    kept = others if held.get("weights") == weights else []
+    write_json(path, {"model": loaded.name, "weights": weights, "rows": [*kept, *rows], **provenance("controls", argv)})
+
+
+def _under(options: Any) -> str:
+    """What runs under the controls, in words."""
+    dense = [f"{name.replace('_', ' ')} {value:g}" for name in SCHEDULE if (value := getattr(options, name))]
+    return ", ".join([options.pattern, *dense])
+
+
 def _judged(name: str, loaded: Loaded, pattern: Any, options: Any) -> list[dict[str, Any]]:
     """A row for each thing that a control is wanted to do, and its contact sheet."""
-    began = time.perf_counter()
     native = loaded.native
     assert native is not None
     call = {"height": native.height, "width": native.width, "num_inference_steps": options.steps or native.steps}
@@ -88,17 +104,19 @@ def _judged(name: str, loaded: Loaded, pattern: Any, options: Any) -> list[dict[
         {} if pattern is None else apply_options(options),
     )
     cases = list(_counted(CASES[name](make, options.cases), name, options.cases))
-    seconds = (time.perf_counter() - began) / len(cases)
-    _draw(cases[:SHOWN], name, options.output / f"{loaded.name}-{_slug(options.pattern)}-{_slug(name)}.png")
+    plain, controlled = (median(make.seconds[kind]) if make.seconds[kind] else None for kind in (False, True))
+    _draw(cases[:SHOWN], name, options.output / f"{loaded.name}-{_slug(_under(options))}-{_slug(name)}.png")
     return [
         {
             "control": name,
-            "under": options.pattern,
+            "under": _under(options),
             "wanted": wanted,
             "before": fmean(case.before[wanted] for case in cases) if wanted in cases[0].before else "",
             "after": fmean(case.after[wanted] for case in cases),
             "cases": len(cases),
-            "s per case": seconds,
+            "steps": call["num_inference_steps"],
+            "plain s": plain,
+            "control s": controlled,
         }
         for wanted in cases[0].after
     ]

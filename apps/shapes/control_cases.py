@@ -6,10 +6,21 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from dattn.control import AStar, AttendAndExcite, Control, Perturb, Refine, Region, Regions, Replace, Reweight
+from dattn.control import (
+    AStar,
+    AttendAndExcite,
+    Control,
+    Emphasize,
+    Perturb,
+    Refine,
+    Region,
+    Regions,
+    Replace,
+    Reweight,
+)
 
 from .captions import COLORS, SHAPES
-from .edits import Case, Clip, Maker, both_there, captions, inside, kept_place, other, present, sharpness
+from .edits import Case, Maker, both_there, captions, edit_of, inside, other, present, sharpness, speed
 from .judge import judge
 from .pipeline_cases import real_color, real_shape, two_prompts
 
@@ -18,6 +29,8 @@ SCALE = 1.0
 """Of a perturbation; more soon overshoots on models this small."""
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 """Of a perturbation."""
+WEIGHTS = (-0.5, -0.25, 0.25, 0.5)
+"""Of words of motion."""
 ALONE: dict[str, Any] = {"isolate": True, "base_ratio": 0.3, "window": 0.5}
 """Of regions in videos, where one object for each prompt is one in all unless they do not see each other at first."""
 
@@ -50,10 +63,8 @@ def _edited(make: Maker, control: Control, source: str, edit: str, colors: tuple
     origin, alone = make([source, edit], seed)
     _, edited = make([source, edit], seed, [control])
 
-    def criteria(clip: Clip) -> dict[str, float]:
-        return {"as edited": judge(clip, edit).ok, "place kept": kept_place(origin, colors[0], clip, colors[1])}
-
-    return Case({source: origin, edit: alone, f"{edit} (edited)": edited}, criteria(alone), criteria(edited))
+    before, after = (edit_of(origin, colors[0], clip, colors[1], edit) for clip in (alone, edited))
+    return Case({source: origin, edit: alone, f"{edit} (edited)": edited}, before, after)
 
 
 def without_color(factor: float, make: Maker, count: int) -> Iterator[Case]:
@@ -67,13 +78,15 @@ def without_color(factor: float, make: Maker, count: int) -> Iterator[Case]:
 
 
 def both_objects(kind: Callable[..., Control], make: Maker, count: int) -> Iterator[Case]:
-    """Two objects, both there."""
+    """Two objects, both there; and all as the caption says."""
     for number, (rng, color, shape, motion) in enumerate(captions(count, make.moving)):
         new, form = other(rng, COLORS, color), str(rng.choice(SHAPES))
         prompt = f"a {color} {shape}{motion} and a {new} {form}{motion}"
         (plain,) = make([prompt], number)
         (moved,) = make([prompt], number, [kind([f"{color} {shape}", f"{new} {form}"])])
-        before, after = ({"both there": both_there(clip, prompt)} for clip in (plain, moved))
+        before, after = (
+            {"both there": both_there(clip, prompt), "as asked": judge(clip, prompt).ok} for clip in (plain, moved)
+        )
         yield Case({prompt: plain, f"{prompt}, {kind.__name__}": moved}, before, after)
 
 
@@ -111,6 +124,20 @@ def sharper_by_strength(make: Maker, count: int) -> Iterator[Case]:
         yield Case({prompt: plain, **{f"{prompt}, strength {u:g}": clip for u, clip in guided.items()}}, before, after)
 
 
+def faster_by_emphasis(make: Maker, count: int) -> Iterator[Case]:
+    """The more the words of motion count, the faster the object."""
+    for number, (_, color, shape, motion) in enumerate(captions(count, moving=True)):
+        prompt = f"a {color} {shape}{motion}"
+        (plain,) = make([prompt], number)
+        clips = {w: make([prompt], number, [Emphasize({motion.strip(): w})])[0] for w in WEIGHTS}
+        usual = max(speed(plain, color), 1e-6)
+        after = {f"speed at {w:+g}, times plain": speed(clip, color) / usual for w, clip in clips.items()}
+        right = {f"as asked at {w:+g}": judge(clip, prompt).ok for w, clip in clips.items()}
+        before = dict.fromkeys(after, 1.0) | dict.fromkeys(right, judge(plain, prompt).ok)
+        shown = {prompt: plain, **{f"{prompt}, {w:+g}": clip for w, clip in clips.items()}}
+        yield Case(shown, before, after | right)
+
+
 CASES: dict[str, Cases] = {
     "Replace, colour": replace_color,
     "Replace, shape": replace_shape,
@@ -121,12 +148,13 @@ CASES: dict[str, Cases] = {
     "AStar": partial(both_objects, AStar),
     "AttendAndExcite": partial(both_objects, AttendAndExcite),
     "Perturb": sharper_by_strength,
+    "Emphasize": faster_by_emphasis,
     "two prompts": two_prompts,
     "real picture, colour": real_color,
     "real picture, shape": real_shape,
 }
 """What ``dattn controls`` judges."""
-OF_VIDEOS, OF_PICTURES = {"two prompts"}, {"real picture, colour", "real picture, shape"}
+OF_VIDEOS, OF_PICTURES = {"two prompts", "Emphasize"}, {"real picture, colour", "real picture, shape"}
 """Those that make no sense on the others."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,6 +46,7 @@ class Maker:
         frames: for how many a picture stands still; None for videos.
         pattern: what runs under the controls.
         schedule: further arguments of ``dattn.apply``.
+        seconds: for each clip that was made, of plain ones (False) and of those under a control (True).
     """
 
     pipe: Any
@@ -52,6 +54,7 @@ class Maker:
     frames: int | None = None
     pattern: Any = None
     schedule: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[bool, list[float]] = field(default_factory=lambda: {False: [], True: []})
 
     @property
     def moving(self) -> bool:
@@ -72,9 +75,12 @@ class Maker:
         """What a pipeline on the same model makes of a call."""
         import dattn
 
+        began = time.perf_counter()
         with dattn.apply(pipe, self.pattern, control=controls, **self.schedule):
             made = pipe(output_type="np", return_dict=False, **call)[0]
         clips = np.asarray(made)
+        controlled = bool(controls) or pipe is not self.pipe
+        self.seconds[controlled] += [(time.perf_counter() - began) / len(clips)] * len(clips)
         return [np.broadcast_to(c, (self.frames, *c.shape)) if self.frames else c for c in clips]
 
 
@@ -109,6 +115,25 @@ def kept_place(one: Clip, color: str, other: Clip, other_color: str) -> bool:
         return False
     offset = (centers(one, color) - centers(other, other_color) + 0.5) % 1 - 0.5
     return bool(np.hypot(*offset.T).max() < STILL)
+
+
+def edit_of(one: Clip, color: str, other: Clip, other_color: str, caption: str) -> dict[str, float]:
+    """What an edit is wanted to do: show its own caption, all along in the place of its source, and both at once."""
+    right, kept = judge(other, caption).ok, kept_place(one, color, other, other_color)
+    return {"as edited": right, "place kept": kept, "both": right and kept}
+
+
+def speed(clip: Clip, color: str) -> float:
+    """How far a colour moves from frame to frame, in the median, as a share of the picture."""
+    step = (np.diff(centers(clip, color), axis=0) + 0.5) % 1 - 0.5
+    return float(np.median(np.hypot(*step.T)))
+
+
+def switched_at(clip: Clip, color: str, first: Sequence[float], then: Sequence[float]) -> float:
+    """Where in a clip (0 to 1) a colour that went one way begins to go another: the best cut between the two."""
+    step = (np.diff(centers(clip, color), axis=0) + 0.5) % 1 - 0.5
+    gain = step @ np.subtract(first, then)
+    return float(np.concatenate([[0.0], np.cumsum(gain)]).argmax() / len(step))
 
 
 def inside(clip: Clip, color: str, box: Sequence[float]) -> bool:

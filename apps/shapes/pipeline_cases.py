@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .captions import COLORS, MOTIONS, SHAPES
-from .edits import Case, Clip, Maker, captions, kept_place, largest_change, other
+from .edits import Case, Clip, Maker, captions, edit_of, largest_change, other, switched_at
 from .judge import judge
 from .pictures import sample_picture
 
@@ -31,7 +31,11 @@ def two_prompts(make: Maker, count: int) -> Iterator[Case]:
         half = len(whole) // 2
         row = np.concatenate([_stretched(first, half), _stretched(second, len(whole) - half)])
         usual = max(largest_change(first), largest_change(second))
-        before, after = (_two(clip, prompts, usual) for clip in (row, whole))
+        ways = [MOTIONS[m] for m in (motion.strip(), then)]
+        before, after = (
+            _two(clip, prompts, usual) | {"switch, share of the clip": switched_at(clip, color, *ways)}
+            for clip in (row, whole)
+        )
         yield Case({f"{prompts[0]}, then {then} (a cut)": row, "as one video": whole}, before, after)
 
 
@@ -79,7 +83,7 @@ def _real(make: Maker, count: int, what: str) -> Iterator[Case]:
         real = np.broadcast_to(drawn, kept.shape)
 
         def criteria(clip: Clip, real: Any = real, old: str = thing.color, new: str = color, edit: str = edit) -> Any:
-            return {"as edited": judge(clip, edit).ok, "place kept": kept_place(real, old, clip, new)}
+            return edit_of(real, old, clip, new, edit)
 
         before, after = criteria(alone), criteria(edited)
         yield Case({f"{source}, given": real, f"{source}, inverted": kept, f"{edit} (edited)": edited}, before, after)

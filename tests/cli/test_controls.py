@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dattn.apps.shapes.edits import centers, inside, kept_place, largest_change, present, sharpness
+from dattn.apps.shapes.edits import centers, inside, kept_place, largest_change, present, sharpness, speed, switched_at
 from dattn.apps.shapes.world import Object, Scene
 
 MODELS = Path(__file__).parents[2] / "assets" / "models"
@@ -48,11 +48,21 @@ def test_sharpness_and_changes():
     )
 
 
+def test_speed_and_the_frame_of_a_switch():
+    moving = scene()
+    assert speed(moving, "red") == pytest.approx(0.02, abs=0.004)
+    assert speed(scene(motion="standing still"), "red") < 0.002
+    x, y = centers(moving, "red")[-1]
+    turned = np.concatenate([moving, scene(x=x, y=y, motion="moving down")[1:]])
+    assert switched_at(turned, "red", (1, 0), (0, 1)) == pytest.approx(0.5, abs=0.1)
+    assert switched_at(moving, "red", (1, 0), (0, 1)) == 1 and switched_at(moving, "red", (-1, 0), (1, 0)) == 0
+
+
 @pytest.mark.parametrize(
     ("model", "names"),
     [
         ("shapes-sd", ["Regions", "Perturb", "real picture, colour", "real picture, shape"]),
-        ("shapes-wan", ["two prompts"]),
+        ("shapes-wan", ["two prompts", "Emphasize"]),
     ],
 )
 def test_every_kind_of_case_runs(dattn_command, tmp_path, model, names):
@@ -70,11 +80,25 @@ def test_a_study_writes_rates_and_a_sheet(dattn_command, tmp_path):
     outcome = dattn_command("controls", "--only", "Replace, colour", "Reweight x 0", *words)
     assert outcome.code == 0, outcome.err
     record = json.loads((tmp_path / "shapes-flux-stock.json").read_text())
-    assert [row["wanted"] for row in record["rows"]] == ["as edited", "place kept", "no such colour"]
+    assert [row["wanted"] for row in record["rows"]] == ["as edited", "place kept", "both", "no such colour"]
     assert all(0 <= row["after"] <= 1 and row["cases"] == 1 for row in record["rows"])
     assert record["command"].startswith("dattn controls") and record["versions"]["torch"]
     assert (tmp_path / "shapes-flux-stock-replace-colour.png").stat().st_size > 1000
     assert "Replace, colour" in outcome.out
+    assert dattn_command("controls", "--only", "Reweight x -1", *words).code == 0
+    later = json.loads((tmp_path / "shapes-flux-stock.json").read_text())
+    assert later["rows"][:4] == record["rows"] and later["rows"][4]["control"] == "Reweight x -1"
+    assert all(row["plain s"] > 0 and row["control s"] > 0 for row in later["rows"])
+
+
+def test_rows_of_other_weights_are_dropped_and_dense_steps_are_named(dattn_command, tmp_path):
+    words = ["--model", MODELS / "shapes-flux", "--cases", "1", "--steps", "2", "--output", tmp_path]
+    words += ["--pattern", "Neighborhood(13)", "--dense-steps", "0.5"]
+    path = tmp_path / "shapes-flux-neighborhood-13-dense-steps-0-5.json"
+    path.write_text(json.dumps({"weights": "of another model", "rows": [{"control": "AStar"}]}))
+    assert dattn_command("controls", "--only", "Reweight x 0", *words).code == 0
+    (row,) = json.loads(path.read_text())["rows"]
+    assert row["under"] == "Neighborhood(13), dense steps 0.5"
 
 
 @pytest.mark.parametrize(
