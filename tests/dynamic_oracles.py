@@ -301,6 +301,12 @@ def clustered(query, key, starts, steps, share, floor, route="weight"):
     return torch.tensor([[columns[j] in kept[rows[i]] for j in range(len(key))] for i in range(len(query))])
 
 
+def leading(tokens, dims):
+    """The tokens of one head in the directions in which they differ most, by their exact SVD."""
+    centred = tokens - tokens.mean(0)
+    return centred @ torch.linalg.svd(centred).Vh[:dims].T
+
+
 def tree(tokens, numbers, size):
     """The blocks of one head as sets: halved along the first principal component of what is left, by its exact SVD.
 

@@ -358,15 +358,45 @@ def test_orders_hold_every_token_once(grid, order):
     assert torch.equal(totals, partition.lengths)
 
 
-def test_a_tree_halves_along_what_differs_most():
+@pytest.mark.parametrize("dims", [3, 8])
+def test_a_tree_halves_along_what_differs_most(dims):
     grid = TokenGrid(4, 4, 8, text=(2, 3))
     q, k, _ = (t + 2 * t[..., :1] * torch.linspace(1, 3, 8, dtype=t.dtype) for t in inputs(grid))
-    partition = Tree(2, steps=500).partition(q, k, grid, SIZE, MaskCache())
+    partition = Tree(2, steps=500, dims=dims).partition(q, k, grid, SIZE, MaskCache())
     for order, tokens in ((partition.query, visual(q, grid)), (partition.key, visual(k, grid))):
         for b in range(2):
             for h in range(4):
                 blocks = {frozenset(block) for block in order[b, h].view(-1, SIZE).tolist()}
-                assert blocks == oracles.tree(tokens[b, h], list(range(grid.visual)), SIZE)
+                assert blocks == oracles.tree(oracles.leading(tokens[b, h], dims), list(range(grid.visual)), SIZE)
+
+
+def test_few_directions_of_a_tree_are_as_good_as_all():
+    """The variance that is left within blocks, of tokens whose directions matter less and less."""
+    generator = torch.Generator().manual_seed(0)
+    turn = torch.linalg.qr(torch.randn(32, 32, generator=generator)).Q
+    tokens = torch.randn(1, 2, 512, 32, generator=generator) * torch.logspace(0.5, -1, 32) @ turn
+
+    def left(order):
+        blocks = tokens.gather(2, order[..., None].expand(tokens.shape)).unflatten(2, (-1, SIZE))
+        return (blocks - blocks.mean(3, keepdim=True)).square().sum()
+
+    few, every, raster = (
+        left(Tree().sorted(tokens, SIZE)),
+        left(Tree(dims=32).sorted(tokens, SIZE)),
+        left(order_of(512)),
+    )
+    assert few < 1.05 * every < 0.6 * raster
+
+
+def order_of(count):
+    return torch.arange(count).expand(1, 2, -1)
+
+
+def test_a_tree_of_tokens_that_are_no_numbers_is_an_order():
+    tokens = torch.randn(1, 2, 50, 16, generator=torch.Generator().manual_seed(0))
+    tokens[0, 0, 7] = torch.nan
+    assert (Tree().sorted(tokens, 8).sort().values == torch.arange(50)).all()
+    assert (Tree().sorted(tokens.bfloat16(), 8).sort().values == torch.arange(50)).all()
 
 
 @given(st.integers(1, 70), st.integers(2, 5))
@@ -975,6 +1005,7 @@ def test_among_others():
         (lambda: Selected(order=Tree()), "its blocks are no places"),
         (lambda: Selected(order=Tree(), keep=(), reuse=0.9), "a number of steps"),
         (lambda: Tree(1), "ways=1"),
+        (lambda: Tree(dims=0), "dims=0"),
         (lambda: ByLayer(()), "one order at least"),
         (lambda: ByLayer((3,)), "tuple of orders"),
         (lambda: SparseVideoGen(0), "density=0"),
