@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dattn.on_cpu import argmin
+
 CHUNK = 1 << 24  # distances held at a time
 STILL = 1e-4  # centroids of a head that all moved less than this stay where they are
 
@@ -80,7 +82,7 @@ def _nearest(tokens: Tensor, centroids: Tensor) -> Tensor:
     half = centroids.square().sum(-1).flatten(0, 1)[:, None] / 2
     turned = centroids.flatten(0, 1).mT
     step = max(1, CHUNK // half.numel())
-    parts = [torch.baddbmm(half, t.flatten(0, 1), turned, alpha=-1).argmin(-1) for t in tokens.split(step, 2)]
+    parts = [argmin(torch.baddbmm(half, t.flatten(0, 1), turned, alpha=-1)) for t in tokens.split(step, 2)]
     return torch.cat(parts, 1).view(tokens.shape[:3])
 
 
@@ -91,6 +93,6 @@ def _means(tokens: Tensor, labels: Tensor, centroids: Tensor) -> tuple[Tensor, T
     together = (labels + first).flatten()
     sizes = together.bincount(minlength=first.numel() * clusters)
     order = together.argsort(stable=True)
-    total = torch.segment_reduce(tokens.flatten(0, 2)[order], "sum", lengths=sizes)
+    total = torch.segment_reduce(tokens.flatten(0, 2).index_select(0, order), "sum", lengths=sizes)
     sizes, total = sizes.view(*labels.shape[:2], clusters), total.view_as(centroids)
     return torch.where(sizes[..., None] > 0, total / sizes.clamp_min(1)[..., None], centroids), sizes

@@ -20,8 +20,9 @@ from torch.nn.functional import pad
 from dattn.block_mask import BlockList, BlockMask, Level, MaskCache
 from dattn.grid import Layout, TokenGrid, cut, split, text_blocks, with_text
 from dattn.groups import fits, sizes_on
+from dattn.on_cpu import argsort
 from dattn.patterns.base import PerAxis, as_tuple, check_count, check_per_axis
-from dattn.principal import along, leading, ranked
+from dattn.principal import along, leading
 from dattn.selection import to_lists, whole_blocks
 from dattn.spec import Named
 
@@ -326,7 +327,7 @@ class Tree(Order):
             index, there = slots_of(ends.diff())
             at = torch.where(there, order[:, index] + first, len(rows) - 1)
             parts = rows.index_select(0, at.flatten()).unflatten(0, at.shape)
-            places = ranked(along(parts, ends.diff(), start, self.steps).masked_fill(~there, torch.inf))
+            places = argsort(along(parts, ends.diff(), start, self.steps).masked_fill(~there, torch.inf))
             order = order.gather(1, (places + ends[:-1, None])[:, there])
             bounds = [0, *(e for a, b in pairwise(bounds) for e in _cuts(a, b, self.ways))]
         return order.view(tokens.shape[:3])

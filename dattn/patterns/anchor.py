@@ -29,7 +29,7 @@ from dattn.patterns.base import as_tuple, check_count
 from dattn.patterns.dynamic import Dynamic, Given
 from dattn.patterns.selected import check_block, check_keep, sides_of
 from dattn.reuse import for_steps, held_by
-from dattn.scores.base import Sides
+from dattn.scores.base import Sides, means
 from dattn.selection import to_lists, whole_blocks
 from dattn.spec import State, check_kind
 
@@ -123,16 +123,18 @@ class Anchor(Dynamic):
         block_of = torch.arange(len(rows), device=query.device).repeat_interleave(part.blocks)
         text, text_hidden = _text(given)
         hidden, found = _hidden(given, part), key.new_zeros(*key.shape[:2], len(supers.region), key.shape[2]).bool()
+        typical = means(query, part.blocks)
         for number, region in enumerate(supers.region):
             near = region[block_of]
             if near.all():
                 continue
             known = torch.cat([key[:, :, near], text], 2).mT
             unseen = torch.cat([hidden[:, near], text_hidden], 1)[:, None, None]
-            for block in (supers.of_block == number).nonzero()[:, 0].tolist():
-                own = query[:, :, rows[block]]
-                anchor = (own @ known).masked_fill_(unseen, -torch.inf).amax(-1).mean(-1)
-                gap = anchor[..., None] - (own.mean(2, keepdim=True) @ key.mT)[:, :, 0]
+            members = (supers.of_block == number).nonzero()[:, 0]
+            for block, guess in zip(members.tolist(), (typical[:, :, members] @ key.mT).unbind(2), strict=True):
+                logits = query[:, :, rows[block]] @ known
+                logits = logits.masked_fill_(unseen, -torch.inf) if unseen.any() else logits
+                gap = logits.amax(-1).mean(-1)[..., None] - guess
                 found[:, :, number] |= (gap <= self.theta) & ~near & ~hidden[:, None]
         return found
 

@@ -116,7 +116,7 @@ class Clustered(Dynamic):
     def _sorted(self, given: Given) -> BlockMask:
         """A mask over new clusters."""
         grid, visual = given.grid, slice(given.grid.text_before, given.grid.text_before + given.grid.visual)
-        sides = [side[:, :, visual] for side in given.wide()]
+        sides = [side[:, :, visual].contiguous() for side in given.wide()]
         queries, keys = self._clusters(sides, (self, *given.terms), given.state)
         kept = TopP(self.top_p, floor=self.floor).kept(scores(queries, keys))
         if self.route == "error":
