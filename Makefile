@@ -14,10 +14,11 @@ SOURCE := pyproject.toml README.md LICENSE dattn kernels pipelines apps
 TORCH  := $(shell grep '^torch==' constraints.txt)
 PYTEST := $(BIN)/pytest -q -n auto --maxprocesses 4
 OLDER  := 0.41.0
+GPU    := assets/benchmarks/gpu
 WHEEL  := pip wheel --quiet --no-deps --no-build-isolation
 
 .DEFAULT_GOAL := help
-.PHONY: help install generate test lint format types oldest older evaluate screenshots natten clean
+.PHONY: help install generate test lint format types oldest older gpu evaluate screenshots natten clean
 
 help:  ## what can be made
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -68,6 +69,12 @@ oldest: $(STAMP)  ## the kernels compiled with the oldest Triton that dattn supp
 older: $(STAMP)  ## what we rely on in Diffusers, with the release before the one that is installed
 	@$(BIN)/pip install --quiet --no-deps --upgrade --target build/diffusers "diffusers==$(OLDER)"
 	@PYTHONPATH=build/diffusers OMP_NUM_THREADS=1 $(PYTEST) tests/test_stand_in.py tests/test_plugin_diffusers.py
+
+gpu: $(STAMP)  ## all that needs an NVIDIA GPU: its tests, then its benchmarks, into assets/benchmarks/gpu
+	@$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("make gpu: PyTorch sees no CUDA device here")'
+	@$(BIN)/pytest -q -m gpu tests
+	@for what in gpu selection choosing model sweep; do \
+	  echo "== dattn bench $$what"; $(BIN)/dattn bench $$what --output $(GPU)/$$what.json || exit 1; done
 
 screenshots: $(STAMP)  ## pictures of the demo's tabs (needs Playwright and Chromium)
 	@$(BIN)/python -m dattn.apps.demo.screenshots assets/pictures/demo $(ARGS)
