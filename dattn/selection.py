@@ -61,7 +61,7 @@ def _least_kept(row: Tensor, share: float) -> float:
 
     By sums over ever finer bins, for rows that would take long and much memory to sort.
     """
-    low, high, above = 0.0, float(row.max()), 0.0
+    low, high, above, inside = 0.0, float(row.max()), 0.0, row
     top = high
     wanted = share * float(row.sum(dtype=torch.float64))
     for _ in range(ROUNDS):
@@ -69,16 +69,21 @@ def _least_kept(row: Tensor, share: float) -> float:
         if low + width == low:
             break
         mass = torch.zeros(BINS, dtype=torch.float64, device=row.device)
-        for part in map(Tensor.double, row.split(CHUNK)):
-            there = part[(part >= low) & ((part < high) | (high == top))]
-            bins = ((there - low) / width).long().clamp_max(BINS - 1)
-            mass += torch.bincount(bins, weights=there, minlength=BINS)
+        for part in map(Tensor.double, inside.split(CHUNK)):
+            mass += torch.bincount(((part - low) / width).long().clamp_max_(BINS - 1), weights=part, minlength=BINS)
         held = mass.flip(0).cumsum(0) + above
         place = min(int((held < wanted).sum()), BINS - 1)
         above = float(held[place - 1]) if place else above
         low += (BINS - 1 - place) * width
-        high = low + width
+        high = top if place == 0 and high == top else low + width
+        inside = torch.cat([_between(part, low, high, top) for part in inside.split(CHUNK)])
     return low
+
+
+def _between(part: Tensor, low: float, high: float, top: float) -> Tensor:
+    """The entries from ``low`` to below ``high``, or to ``top`` itself."""
+    exact = part.double()
+    return part[(exact >= low) if high == top else (exact >= low) & (exact < high)]
 
 
 def to_lists(kept: Tensor) -> BlockList:
