@@ -6,7 +6,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from dattn import presets, report
-from dattn.adapters import Adapter, Site, adapter_for
+from dattn.adapters import adapter_for
 from dattn.backends import BACKENDS
 from dattn.block_mask import MaskCache
 from dattn.control.base import Control
 from dattn.control.stage import Stage
 from dattn.control.taps import PipelineTap
+from dattn.models import components_of, models_of
+from dattn.parts import Part, chosen_of, family_of, once
 from dattn.processors import Layer
 from dattn.processors.direction import Direction
 from dattn.processors.patch import Patch
@@ -29,7 +31,6 @@ from dattn.schedule import Amount, Clock, SchedulerTap, resolve_amount
 from dattn.shelf import identity
 from dattn.tuning.by_grid import ByGrid
 
-COMPONENTS = ("transformer", "transformer_2", "unet")
 HANDLE = "_dattn_handle"
 MANY_PASSES = 16
 """Forward passes of a model in one step after which nobody seems to count the steps."""
@@ -71,11 +72,11 @@ def apply(
     controls = _controls(control)
     if backend not in ("auto", *BACKENDS):
         raise ValueError(f"backend={backend!r}: choose auto, {' or '.join(BACKENDS)}")
-    parts = [_Part(name, model, adapter_for(model)) for name, model in models_of(target).items()]
+    parts = [Part(name, model, adapter_for(model)) for name, model in models_of(target).items()]
     served = sum(not site.why for site in parts[0].sites)
     config = identity(*(part.model for part in parts))
-    settings = presets.resolve(attention, _family(parts), parts[0].kind, dense_steps, dense_layers, served, config)
-    settings = replace(settings, layers=_once(settings.layers if layers is None else layers))
+    settings = presets.resolve(attention, family_of(parts), parts[0].kind, dense_steps, dense_layers, served, config)
+    settings = replace(settings, layers=once(settings.layers if layers is None else layers))
     for part in parts:
         part.stock_reasons(settings)
     for one in controls:
@@ -97,7 +98,7 @@ def apply(
 
 def remove(target: Any) -> None:
     """Put a pipeline or model back as it was; does nothing where no handle is applied."""
-    for model in _components(target).values():
+    for model in components_of(target).values():
         handle = vars(model).get(HANDLE)
         if handle is not None:
             handle.remove()
@@ -111,7 +112,7 @@ class Handle:
     forward pass on. A handle that has been removed or replaced does nothing any more.
     """
 
-    def __init__(self, target: Any, parts: list[_Part], settings: Settings, backend: str) -> None:
+    def __init__(self, target: Any, parts: list[Part], settings: Settings, backend: str) -> None:
         self.settings = settings
         self._parts, self._backend = parts, backend
         self._pipeline: Callable[[], Any] = weakref.ref(target) if hasattr(target, "scheduler") else lambda: None
@@ -191,7 +192,7 @@ class Handle:
     def save_recipe(self, path: str | Path) -> None:
         """Write pattern and schedule as JSON, with the model and the grid of its first layer."""
         part, grid, own = self._parts[0], self._patches[0].layers[0].grid, self.settings
-        chosen = None if own.layers is None else tuple(_chosen([site.name for site in part.sites], own.layers))
+        chosen = None if own.layers is None else tuple(chosen_of([site.name for site in part.sites], own.layers))
         auto = own.min_saving is not None or isinstance(own.attention, ByGrid)
         attention, sizes = AUTO if auto else own.attention, None if grid is None else grid.sizes
         warm = own.attention.otherwise if isinstance(own.attention, ByGrid) else own
@@ -348,59 +349,6 @@ class Handle:
             self._tap.begin()
 
 
-@dataclass(frozen=True)
-class _Part:
-    """A model that is about to be patched: the pipeline's name for it, the model, its adapter."""
-
-    component: str
-    model: nn.Module
-    adapter: Adapter
-
-    @property
-    def kind(self) -> str:
-        return type(self.model).__name__
-
-    @property
-    def prefix(self) -> str:
-        """What stands before the names of its layers."""
-        return f"{self.component}." if self.component else ""
-
-    @property
-    def sites(self) -> list[Site]:
-        return self.adapter.sites(self.model)
-
-    def stock_reasons(self, settings: Settings) -> list[str]:
-        """Per layer, why it stays stock for good; ``""`` where the pattern may run."""
-        sites = self.sites
-        open_to = [i for i, site in enumerate(sites) if not site.why]
-        chosen = set(_chosen([site.name for site in sites], settings.layers))
-        if isinstance(settings.dense_layers, int) and settings.dense_layers > len(open_to):
-            raise ValueError(
-                f"dense_layers={settings.dense_layers}: {self.kind} has {len(open_to)} self-attention layers; give "
-                "at most that, or a fraction"
-            )
-        dense = set(open_to[: resolve_amount(settings.dense_layers, len(open_to))])
-        return [site.why or _stock_reason(i, dense, chosen, settings.attention) for i, site in enumerate(sites)]
-
-    def layers(self, settings: Settings, masks: MaskCache, backend: str) -> list[Layer]:
-        """A layer per site."""
-        sites, reasons = self.sites, self.stock_reasons(settings)
-        return [
-            Layer(
-                index,
-                len(sites),
-                self.prefix + site.name,
-                site.module,
-                None if why else settings.attention,
-                masks,
-                backend,
-                settings.min_saving,
-                why,
-            )
-            for index, (site, why) in enumerate(zip(sites, reasons, strict=True))
-        ]
-
-
 def _controls(control: Any) -> list[Control]:
     """What was given as ``control=``, checked."""
     given = [] if control is None else [control] if isinstance(control, Control) else control
@@ -442,71 +390,3 @@ def controlling(target: Any, control: Control) -> Iterator[Handle]:
             yield handle
         finally:
             handle.drop(control)
-
-
-def _stock_reason(index: int, dense: set[int], chosen: set[int], attention: Any) -> str:
-    if attention is None:
-        return "no attention was given"
-    if index in dense:
-        return "a dense layer"
-    return "" if index in chosen else "not among layers="
-
-
-def _once(layers: Any) -> Selection:
-    """A selection that can be read more than once."""
-    if layers is None or callable(layers):
-        return layers
-    if not isinstance(layers, Iterable):
-        raise ValueError(f"layers={layers!r}: give indices such as [0, 1], or a predicate on module names")
-    return list(layers)
-
-
-def _chosen(names: list[str], layers: Selection) -> list[int]:
-    """The indices that a selection means among ``names``."""
-    if layers is None:
-        return list(range(len(names)))
-    indices = [index for index, name in enumerate(names) if layers(name)] if callable(layers) else [*layers]
-    wrong = [i for i in indices if not isinstance(i, int) or isinstance(i, bool) or not 0 <= i < len(names)]
-    if wrong or not indices:
-        raise ValueError(
-            f"layers selects {indices}: give indices from 0 to {len(names) - 1}, or a predicate on names such as "
-            f"{names[0]!r} that is true for at least one"
-        )
-    return indices
-
-
-def _family(parts: list[_Part]) -> str:
-    """The key of the presets; Wan 2.2 is Wan with two transformers."""
-    family = parts[0].adapter.family
-    return "wan2.2" if family == "wan" and len(parts) == 2 else family
-
-
-def models_of(target: Any) -> dict[str, nn.Module]:
-    """The models of a pipeline by component name, or a bare model under the name ``""``.
-
-    Raises:
-        ValueError: neither a pipeline with such a model, nor a model.
-    """
-    models = _components(target)
-    if not models:
-        raise ValueError(
-            f"{type(target).__name__} is neither a model nor a pipeline with one of {', '.join(COMPONENTS)}: pass "
-            "the pipeline, or the model inside it"
-        )
-    return models
-
-
-def _components(target: Any) -> dict[str, nn.Module]:
-    if isinstance(target, nn.Module):
-        return {"": _bare(target)}
-    found = {name: getattr(target, name, None) for name in COMPONENTS}
-    return {name: _bare(model) for name, model in found.items() if isinstance(model, nn.Module)}
-
-
-def _bare(model: nn.Module) -> nn.Module:
-    """The model behind ``torch.compile`` or ``DistributedDataParallel``."""
-    for wrapper in ("_orig_mod", "module"):
-        inner = model._modules.get(wrapper)
-        if isinstance(inner, nn.Module):
-            return _bare(inner)
-    return model

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from diffusers import DiffusionPipeline
 
-from dattn.plugin import models_of
+from dattn.models import models_of
 
 IMPLIED = ("self", "__class__")
 """Local names of an ``__init__`` that are no arguments."""

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dattn.plugin import models_of
+from dattn.models import models_of
 
 Arguments = dict[str, Any]
 Size = tuple[int, int, int]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dattn.control.base import Control, Place, Window, check_window, within
 from dattn.control.parts import Where, part
 from dattn.grid import TokenGrid
+from dattn.models import models_of
 
 OF_TEXT = ("add_", "context", "txt", "text")
 """What names of modules hold that compute text tokens beside those of the picture."""
@@ -116,8 +117,6 @@ class RegionalLoRA(Control):
 
 def _tuned(pipeline: Any, adapter: str) -> Iterator[tuple[str, Any]]:
     """Name and module of every layer of the pipeline's models that has an adapter."""
-    from dattn.plugin import models_of
-
     if pipeline is None:
         raise ValueError("RegionalLoRA reads the adapters of a pipeline: apply it to that, not to the bare model")
     for component, model in models_of(pipeline).items():

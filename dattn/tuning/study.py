@@ -20,7 +20,8 @@ import torch
 from torch.utils._pytree import tree_map
 
 from dattn.metrics import WINDOW, psnr, ssim
-from dattn.plugin import Handle, apply, models_of
+from dattn.models import models_of
+from dattn.plugin import Handle, apply
 from dattn.spec import Spec
 from dattn.tuning.passes import Again, heard, numbers
 from dattn.tuning.watch import Notes, Size, Watch, Watching, starts

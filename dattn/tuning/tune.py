@@ -14,9 +14,10 @@ from typing import Any
 
 from dattn.block_mask import MaskCache
 from dattn.grid import TokenGrid
+from dattn.models import models_of
 from dattn.operators.per_head import cost_of
 from dattn.patterns import Dense
-from dattn.plugin import apply, models_of
+from dattn.plugin import apply
 from dattn.recipe import Recipe
 from dattn.registry import pattern_from_string
 from dattn.spec import Spec
