@@ -57,6 +57,11 @@ class Chain:
         """Whether any control acts here now."""
         return bool(self._acting)
 
+    @property
+    def acting(self) -> tuple[Control, ...]:
+        """The controls that act here now."""
+        return tuple(self._acting)
+
     def _places_on(self, grids: Sequence[TokenGrid]) -> list[Place]:
         texts = self._stage.texts
         samples = range(max(len(grids), len(texts)))
