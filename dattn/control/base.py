@@ -57,12 +57,14 @@ class Runs(NamedTuple):
     Attributes:
         sparse: whether a pattern runs there.
         alone: whether no other control does.
+        changes: the first control among those that does not keep sums, or ``""``.
     """
 
     inner: Callable[[Call], Tensor]
     pair: Callable[[Call], tuple[Tensor, Tensor]]
     sparse: bool = False
     alone: bool = True
+    changes: str = ""
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,6 @@ class Reweight(Control):
         ValueError: no words, factors that are no numbers, or with ``renormalize`` below 0.
     """
 
-    keeps_sums = True
-
     def __init__(
         self,
         weights: Mapping[Phrase, float],
@@ -44,6 +42,7 @@ class Reweight(Control):
         if renormalize and min(weights.values()) < 0:
             raise ValueError(f"weights={weights!r}: with renormalize=True factors are 0 or more")
         self.weights, self.renormalize = dict(weights), renormalize
+        self.keeps_sums = not renormalize  # log c is part of the sum
         self.window, self.prompts = check_window("window", window), None if prompts is None else frozenset(prompts)
 
     def acts(self, place: Place) -> bool:
