@@ -46,7 +46,7 @@ class FromSource(Control):
         self.cross, self.inject = check_window("cross", cross), check_window("inject", inject)
         self.words = {word: check_window(f"words[{word!r}]", window) for word, window in (words or {}).items()}
         self.max_tokens, self.layers = max_tokens, check_layers(layers)
-        self._folds: dict[int, tuple[Tensor, Tensor]] = {}
+        self._folds: dict[tuple[int, int, torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
 
     def start(self) -> None:
         """Forget how the last call's prompts correspond."""
@@ -113,10 +113,11 @@ class FromSource(Control):
         """F [keys, keys] and w [keys] for an edited prompt at a step."""
         place = call.place
         count = place.text.stop - place.text.start
-        if prompt not in self._folds:
+        which = prompt, count, call.value.dtype, call.value.device
+        if which not in self._folds:
             fold, weight = self._correspondences(prompt, count)
-            self._folds[prompt] = fold.to(call.value), weight.to(call.value)
-        fold, weight = self._folds[prompt]
+            self._folds[which] = fold.to(call.value), weight.to(call.value)
+        fold, weight = self._folds[which]
         follows = torch.full((count,), float(within(self.cross, place.step, place.steps)))
         for word, window in self.words.items():
             if any(part.of(word) for part in self.stage.tokens(self.stage.prompts[prompt])):
