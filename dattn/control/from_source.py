@@ -24,15 +24,16 @@ class FromSource(Control):
     All pictures of a call begin with the source's noise.
 
     Args:
-        cross: the denoising steps in which cross-attention follows the source.
+        cross: the denoising steps in which cross-attention follows the source; joint attention has ``inject`` alone.
         inject: the steps in which self-attention or joint attention does.
-        words: other steps than ``cross`` for single words or phrases of the edited prompts.
+        words: other steps than ``cross`` for single words or phrases of the edited prompts, in cross-attention.
         max_tokens: the largest picture, in tokens, whose self-attention follows the source; None is any. The method's
             authors took 32² on Stable Diffusion's 64² latents.
         layers: the layers of self-attention or joint attention that follow it.
 
     Raises:
-        ValueError: windows that are none.
+        ValueError: windows that are none. In a call: no edited prompts, words that are in none of them, or ``words``
+            where attention is joint.
     """
 
     def __init__(
@@ -46,14 +47,15 @@ class FromSource(Control):
         self.cross, self.inject = check_window("cross", cross), check_window("inject", inject)
         self.words = {word: check_window(f"words[{word!r}]", window) for word, window in (words or {}).items()}
         self.max_tokens, self.layers = max_tokens, check_layers(layers)
+        self._checked = False
         self._folds: dict[tuple[int, int, torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
 
     def start(self) -> None:
         """Forget how the last call's prompts correspond."""
-        self._folds = {}
+        self._folds, self._checked = {}, False
 
-    def _check(self) -> None:
-        """Raise where a call has no edited prompts, words are in none of them, or samples do not meet."""
+    def _check(self, place: Place) -> None:
+        """Raise where a call has no edited prompts, words are in none or of no use, or samples do not meet."""
         if self.stage.sample is not None:
             raise ValueError(
                 f"{type(self).__name__}: this model attends to each sample by itself, so none sees a source"
@@ -63,6 +65,11 @@ class FromSource(Control):
             raise ValueError(
                 f"{type(self).__name__}: {len(self.stage.prompts)} prompts; the first is the source and edits follow: "
                 'pipe(["a red circle", "a blue circle"], ...)'
+            )
+        if self.words and place.kind == "joint":
+            raise ValueError(
+                f"words={self.words}: joint attention takes queries and keys of the source's picture, whatever the "
+                "words; leave words out, and give inject"
             )
         for word in self.words:
             if not any(part.of(word) for prompt in edited for part in self.stage.tokens(prompt)):
@@ -82,8 +89,9 @@ class FromSource(Control):
 
     def edit(self, call: Call) -> Tensor:
         """Attention of all samples, those of edited prompts after the source."""
-        if not self._folds:
-            self._check()
+        if not self._checked:
+            self._check(call.place)
+            self._checked = True
         pairs = self.stage.prompt_of(call.rows)
         each = max(1, len(pairs) // max(1, len(self.stage.prompts)))
         rows = torch.arange(len(call.query), device=call.query.device)

@@ -150,11 +150,13 @@ def test_outside_of_the_words_the_source_stays():
     query, key, value = qkv(2, 2, 20, 12)
     query *= 5  # maps with peaks
     latents = torch.randn(2, 4, 8, 10, dtype=torch.float64)
-    control = LocalBlend(["circle", ["square", "red"]], subtract=["a", "a"], threshold=(0.85, 0.9))
+    control = LocalBlend(["circle", ["square", "red"]], subtract=["red", "a"], threshold=(0.85, 0.7))
     blended = blend_of(control, stage(*prompts), query, key, value, latents)
     p = maps(query, key)
     mask = naive_mask(p[0], [3], 0.85, True) | naive_mask(p[1], [2, 3], 0.85, True)
-    mask = mask & ~naive_mask(p[1], [1], 0.9, False)
+    kept = [naive_mask(p[0], [2], 0.7, False), naive_mask(p[1], [1], 0.7, False)]
+    assert (mask & kept[0] & ~kept[1]).any() and (mask & kept[1] & ~kept[0]).any()
+    mask = mask & ~kept[0] & ~kept[1]
     mask = mask.repeat_interleave(2, 0).repeat_interleave(2, 1)
     assert 0.05 < mask.double().mean() < 0.95
     wanted = torch.where(mask, latents[1], latents[0])

@@ -216,6 +216,13 @@ def test_one_prompt_is_no_edit():
         through([Replace()], stage("a red circle"), "cross", query, key, value)
 
 
+def test_steps_of_words_are_refused_where_attention_is_joint():
+    query, key, value = qkv(2, 2, 32, 32)
+    with pytest.raises(ValueError, match=r"words=.*joint.*leave words out"):
+        own = stage("a red circle", "a blue circle")
+        through([Replace(words={"blue": 0.3})], own, "joint", query, key, value)
+
+
 def test_words_of_no_edited_prompt_are_refused():
     query, key, value = qkv(2, 2, 20, 12)
     with pytest.raises(ValueError, match=r"'green' is in none of the edited prompts"):
