@@ -6,12 +6,13 @@ the edited map would give, whichever backend or sparse pattern computes it. No m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dattn.control.merging import dense_lse
@@ -20,6 +21,7 @@ from dattn.grid import TokenGrid
 
 Layers = Sequence[int] | Callable[[str], bool] | None
 """Numbers of layers among those of their kind, or a predicate on their names; None is all."""
+T = TypeVar("T")
 Window = float | tuple[float, float]
 """Part of the denoising steps: a share from the start on, or from one share to another."""
 
@@ -114,7 +116,7 @@ class Call:
         """The same with other values, [batch, heads, keys, any width]."""
         return replace(self, value=value)
 
-    def columns(self, tokens: Sequence[int]) -> Tensor:
+    def columns(self, tokens: Sequence[int] | Tensor) -> Tensor:
         """How much every query looks at some keys: probabilities [batch, heads, queries, tokens].
 
         The values are one-hot for those keys, as many at a time as a head is wide.
@@ -123,8 +125,10 @@ class Call:
         parts = [self.value[..., :0].new_zeros(*self.query.shape[:3], 0)]
         for first in range(0, len(tokens), width):
             some = torch.as_tensor(tokens[first : first + width], device=self.value.device)
-            one_hot = torch.zeros_like(self.value)
-            one_hot[:, :, some, torch.arange(len(some), device=some.device)] = 1
+            one_hot = torch.arange(self.value.shape[2], device=some.device)[:, None] == F.pad(
+                some, (0, width), value=-1
+            )
+            one_hot = one_hot[:, :width].to(self.value).expand_as(self.value).contiguous()
             parts.append(self.with_values(one_hot).attend()[..., : len(some)])
         return torch.cat(parts, -1)
 
@@ -142,6 +146,7 @@ class Control:
     keeps_sums = False
 
     _stage: Stage | None = None
+    _found: dict[Hashable, Any] | None = None
 
     @property
     def stage(self) -> Stage:
@@ -162,6 +167,24 @@ class Control:
 
     def start(self) -> None:
         """A denoising call starts: forget the last one."""
+        self._found = None
+
+    def once(self, call: Call, find: Callable[[], T], *of: Hashable) -> T:
+        """What ``find`` gives, kept for all calls of attention of this denoising call that are laid out alike.
+
+        It is for what comes of prompts and masks: a look at those, or a copy to a GPU, makes it wait, in every layer.
+
+        Args:
+            of: what else it depends on.
+        """
+        stage, place, like = self.stage, call.place, call.value
+        samples = len(call.query), call.rows.start, call.rows.stop, stage.sample, stage.batch, stage.branch
+        where = place.kind, place.grid, place.text.start, place.text.stop, call.key.shape[2]
+        key = stage.prompts, *samples, *where, like.dtype, like.device, *of
+        self._found = {} if self._found is None else self._found
+        if key not in self._found:
+            self._found[key] = find()
+        return self._found[key]
 
     def removed(self) -> None:
         """It acts no more: put back what it changed outside of attention."""

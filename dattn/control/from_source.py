@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -10,6 +10,8 @@ from torch import Tensor
 
 from dattn.control.base import Call, Control, Layers, Place, Window, among, check_layers, check_window, within
 from dattn.control.words import Tokens
+
+Fold = tuple[Tensor, Tensor | None]
 
 
 class FromSource(Control):
@@ -48,10 +50,11 @@ class FromSource(Control):
         self.words = {word: check_window(f"words[{word!r}]", window) for word, window in (words or {}).items()}
         self.max_tokens, self.layers = max_tokens, check_layers(layers)
         self._checked = False
-        self._folds: dict[tuple[int, int, torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
+        self._folds: dict[Hashable, Fold] = {}
 
     def start(self) -> None:
         """Forget how the last call's prompts correspond."""
+        super().start()
         self._folds, self._checked = {}, False
 
     def _check(self, place: Place) -> None:
@@ -92,12 +95,7 @@ class FromSource(Control):
         if not self._checked:
             self._check(call.place)
             self._checked = True
-        pairs = self.stage.prompt_of(call.rows)
-        each = max(1, len(pairs) // max(1, len(self.stage.prompts)))
-        rows = torch.arange(len(call.query), device=call.query.device)
-        for row, prompt in pairs:
-            if prompt > 0:
-                rows[row] = call.rows.start + (row - call.rows.start) % each
+        rows, pairs = self.once(call, lambda: self._rows(call))
         if call.place.kind == "cross":
             return self._carry_over(call, rows, pairs)
         source = call.take(rows).with_values(call.value)
@@ -106,31 +104,44 @@ class FromSource(Control):
             source = replace(source, key=_with_picture(call.key, source.key, call.place.visual))
         return source.attend()
 
+    def _rows(self, call: Call) -> tuple[Tensor, list[tuple[int, int]]]:
+        """For every sample the one that it follows, int64 [batch]; those of edited prompts, with their prompts."""
+        pairs = self.stage.prompt_of(call.rows)
+        each = max(1, len(pairs) // max(1, len(self.stage.prompts)))
+        edited = [(row, prompt) for row, prompt in pairs if prompt > 0]
+        rows = torch.arange(len(call.query))
+        for row, _ in edited:
+            rows[row] = call.rows.start + (row - call.rows.start) % each
+        return rows.to(call.query.device), edited
+
     def _carry_over(self, call: Call, rows: Tensor, pairs: list[tuple[int, int]]) -> Tensor:
         """Cross-attention: A_source · F + A ⊙ w, folded into the values."""
-        folded, own = call.value.clone(), torch.zeros_like(call.value)
+        folded, own, mixed = call.value.clone(), torch.zeros_like(call.value), False
         for row, prompt in pairs:
-            if prompt > 0:
-                fold, weight = self._fold(prompt, call)
-                folded[row] = fold @ call.value[row]
-                own[row] = weight[:, None] * call.value[row]
+            fold, weight = self._fold(prompt, call)
+            folded[row] = fold @ call.value[row]
+            if weight is not None:
+                own[row], mixed = weight[:, None] * call.value[row], True
         output = call.take(rows).with_values(folded).attend()
-        return output + call.with_values(own).attend() if own.any() else output
+        return output + call.with_values(own).attend() if mixed else output
 
-    def _fold(self, prompt: int, call: Call) -> tuple[Tensor, Tensor]:
-        """F [keys, keys] and w [keys] for an edited prompt at a step."""
-        place = call.place
-        count = place.text.stop - place.text.start
-        which = prompt, count, call.value.dtype, call.value.device
+    def _fold(self, prompt: int, call: Call) -> Fold:
+        """F [keys, keys] and w [keys] for an edited prompt at a step; None where w is 0."""
+        place, like = call.place, call.value
+        active = tuple(within(window, place.step, place.steps) for window in (self.cross, *self.words.values()))
+        which = prompt, place.text.stop - place.text.start, active, like.dtype, like.device
         if which not in self._folds:
-            fold, weight = self._correspondences(prompt, count)
-            self._folds[which] = fold.to(call.value), weight.to(call.value)
-        fold, weight = self._folds[which]
-        follows = torch.full((count,), float(within(self.cross, place.step, place.steps)))
-        for word, window in self.words.items():
+            fold, weight = self._mixed(*which[:3])
+            self._folds[which] = fold.to(like), weight.to(like) if weight.any() else None
+        return self._folds[which]
+
+    def _mixed(self, prompt: int, count: int, active: Sequence[bool]) -> tuple[Tensor, Tensor]:
+        """F and w where ``cross``, and after it each of ``words``, is in its steps or not."""
+        fold, weight = self._correspondences(prompt, count)
+        follows = torch.full((count,), float(active[0]), dtype=fold.dtype)
+        for word, now in zip(self.words, active[1:], strict=True):
             if any(part.of(word) for part in self.stage.tokens(self.stage.prompts[prompt])):
-                follows[self.stage.positions(word, prompt, count)] = float(within(window, place.step, place.steps))
-        follows = follows.to(call.value)
+                follows[self.stage.positions(word, prompt, count)] = float(now)
         return fold * follows, 1 - follows * (1 - weight)
 
     def _correspondences(self, prompt: int, count: int) -> tuple[Tensor, Tensor]:

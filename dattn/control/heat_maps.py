@@ -63,6 +63,7 @@ class HeatMaps(Control):
 
     def start(self) -> None:
         """Forget the last call's maps."""
+        super().start()
         self._stores = {}
 
     def acts(self, place: Place) -> bool:
@@ -73,7 +74,7 @@ class HeatMaps(Control):
     def edit(self, call: Call) -> Tensor:
         """Note the maps; attention as it is."""
         if call.rows.stop > call.rows.start:
-            maps = word_maps(call, self.stage, [self.words])
+            maps = word_maps(call, self, [self.words])
             self._note(call.place, maps if self.differentiable else maps.detach())
         return call.attend()
 

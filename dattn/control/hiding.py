@@ -34,14 +34,20 @@ def cut(call: Call, queries: Tensor, keys: Tensor) -> Call:
     return replace(call, query=query, key=key, value=value, mask=mask)
 
 
+def only(call: Call, keys: Tensor) -> Call:
+    """The call with all but some keys hidden, int64."""
+    others = torch.ones(1, call.key.shape[2], dtype=torch.bool, device=keys.device)
+    return hide(call, others.index_fill(1, keys, False))
+
+
 def some(call: Call, queries: Tensor, keys: Tensor) -> Tensor:
-    """Attention of some queries over some keys, bool [queries] and [keys]: [batch, heads, some queries, head_dim].
+    """Attention of some queries over some keys, int64 each: [batch, heads, some queries, head_dim].
 
     Where neither a pattern nor another control has to see the whole sequence, no more than these are computed.
     """
     if call.runs.sparse or not call.runs.alone:
-        return hide(call, ~keys[None]).attend()[:, :, queries]
-    return cut(call, *(chosen.nonzero().flatten() for chosen in (queries, keys))).attend()
+        return only(call, keys).attend()[:, :, queries]
+    return cut(call, queries, keys).attend()
 
 
 def weighted(pair: tuple[Tensor, Tensor], weight: float) -> tuple[Tensor, Tensor]:

@@ -50,6 +50,7 @@ class LocalBlend(Control):
 
     def start(self) -> None:
         """Forget the last call's maps."""
+        super().start()
         self._stores = []
 
     def _check(self) -> None:
@@ -69,7 +70,8 @@ class LocalBlend(Control):
             self._check()
         if call.rows.stop > call.rows.start:
             for number, phrases in enumerate(filter(None, (self.words, self.subtract))):
-                maps = word_maps(call, self.stage, self._together(phrases, call.place), total=True)
+                together = self.once(call, lambda: self._together(phrases, call.place), number)  # noqa: B023
+                maps = word_maps(call, self, together, total=True)
                 if len(self._stores) <= number:
                     frames, height, width = maps.shape[-3:]
                     self._stores.append(MapStore((frames, height, width)))

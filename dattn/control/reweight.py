@@ -51,7 +51,7 @@ class Reweight(Control):
 
     def edit(self, call: Call) -> Tensor:
         """Attention with the words' weights multiplied, for the samples that follow the prompt."""
-        factors = self._factors(call)[:, None, :, None].to(call.value)
+        factors = self.once(call, lambda: self._factors(call))
         scaled = call.with_values(call.value * factors).attend()
         if self.renormalize:
             sums = call.with_values(factors.expand_as(call.value)).attend()[..., :1]
@@ -63,9 +63,9 @@ class Reweight(Control):
         return output
 
     def _factors(self, call: Call) -> Tensor:
-        """Of every sample and key: [batch, keys]."""
-        factors = torch.ones(len(call.query), call.key.shape[2], device=call.key.device)
+        """Of every sample and key: [batch, 1, keys, 1]."""
+        factors = torch.ones(len(call.query), call.key.shape[2], dtype=call.value.dtype)
         for row, prompt in self.stage.prompt_of(call.rows):
             for word, factor in self.weights.items() if self.prompts is None or prompt in self.prompts else ():
                 factors[row, self.stage.keys(word, prompt, call.place.text)] = factor
-        return factors
+        return factors[:, None, :, None].to(call.value.device)
