@@ -14,7 +14,8 @@ from dattn.control.base import Call
 def hide(call: Call, keys: Tensor) -> Call:
     """The call without some keys, for all queries: bool [batch or 1, keys], True is hidden.
 
-    It runs by whatever pattern or backend the call runs by: a mask over keys is all that is added.
+    It runs by whatever pattern the call runs by: a mask over keys is all that is added. Without a pattern, and where
+    the model passes no mask of its own, it runs on PyTorch's attention: many of Diffusers' backends take no mask.
     """
     seen = ~keys[:, None, None].to(call.key.device)
     if call.mask is None:
