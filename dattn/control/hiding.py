@@ -51,6 +51,16 @@ def some(call: Call, queries: Tensor, keys: Tensor) -> Tensor:
     return cut(call, queries, keys).attend()
 
 
+def of_rows(call: Call, queries: Tensor | None) -> Tensor:
+    """Attention of some queries, int64, over all keys, as ``some``; of all where None."""
+    if queries is None:
+        return call.attend()
+    if call.runs.sparse or not call.runs.alone:
+        return call.attend()[:, :, queries]
+    mask = call.mask if call.mask is None or call.mask.shape[-2] == 1 else call.mask[..., queries, :]
+    return replace(call, query=call.query[:, :, queries], mask=mask).attend()
+
+
 def weighted(pair: tuple[Tensor, Tensor], weight: float) -> tuple[Tensor, Tensor]:
     """Output and LSE of keys that count ``weight`` times, above 0."""
     output, lse = pair
