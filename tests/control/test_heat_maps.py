@@ -93,6 +93,20 @@ def test_an_overlay_is_bright_where_the_word_is():
     assert len(control.video([np.zeros((8, 10, 3))] * 3, (2,))) == 3
 
 
+def test_a_video_is_bright_where_the_word_is_in_the_clip():
+    """A frame in which nobody looks at the word stays dark."""
+    control, own, grid = HeatMaps([(2,)]), stage("a red circle"), grid_for("cross", (2, 4, 5))
+    query, key, value = qkv(1, 1, 40, 12)
+    query[:], key[:] = 0, 0
+    query[:, :, 7], key[:, :, 2] = 5, 5
+    through([control], own, "cross", query, key, value, grid=grid)
+    frames = [np.zeros((40, 50, 3), np.uint8)] * 4
+    bright, same, dark, _ = (np.asarray(frame).astype(int) for frame in control.video(frames, (2,)))
+    assert np.array_equal(bright, same) and bright[15, 25].sum() > 300
+    assert dark.sum(-1).max() < 0.5 * bright.sum(-1).max()
+    assert np.array_equal(bright, np.asarray(control.overlay(frames[0], (2,), frame=0)))
+
+
 @pytest.mark.parametrize("arguments", [{"words": []}, {"words": ["red"], "by": ["block"]}])
 def test_wrong_arguments(arguments):
     with pytest.raises(ValueError, match=r"give the words|kept apart by"):
