@@ -122,9 +122,9 @@ class HeatMaps(Control):
         pixels = pixels / 255 if pixels.dtype == np.uint8 else pixels
         clip = self[word][sample].detach().cpu()
         heat = resize(clip[frame][None], (1, *pixels.shape[:2]))[0] / clip.max().clamp(min=1e-12)
-        heat = heat.clamp(0, 1).numpy()  # between tokens a curve may lead beyond what they have
-        share = strength * heat[..., None]
-        mixed = (1 - share) * pixels + share * colormaps["inferno"](heat)[..., :3]
+        shown = heat.clamp(0, 1).numpy()  # between tokens a curve may lead beyond what they have
+        share = strength * shown[..., None]
+        mixed = (1 - share) * pixels + share * colormaps["inferno"](shown)[..., :3]
         return Image.fromarray((mixed.clip(0, 1) * 255).round().astype(np.uint8))
 
     def video(self, frames: Sequence[Any], word: Phrase, sample: int = 0, strength: float = 0.6) -> list[Image]:
