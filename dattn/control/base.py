@@ -146,7 +146,7 @@ class Control:
     keeps_sums = False
 
     _stage: Stage | None = None
-    _found: dict[Hashable, Any] | None = None
+    _found_once: dict[Hashable, Any] | None = None
 
     @property
     def stage(self) -> Stage:
@@ -167,7 +167,7 @@ class Control:
 
     def start(self) -> None:
         """A denoising call starts: forget the last one."""
-        self._found = None
+        self._found_once = None
 
     def once(self, call: Call, find: Callable[[], T], *of: Hashable) -> T:
         """What ``find`` gives, kept for all calls of attention of this denoising call that are laid out alike.
@@ -181,10 +181,10 @@ class Control:
         samples = len(call.query), call.rows.start, call.rows.stop, stage.sample, stage.batch, stage.branch
         where = place.kind, place.grid, place.text.start, place.text.stop, call.key.shape[2]
         key = stage.prompts, *samples, *where, like.dtype, like.device, *of
-        self._found = {} if self._found is None else self._found
-        if key not in self._found:
-            self._found[key] = find()
-        return self._found[key]
+        self._found_once = {} if self._found_once is None else self._found_once
+        if key not in self._found_once:
+            self._found_once[key] = find()
+        return self._found_once[key]
 
     def removed(self) -> None:
         """It acts no more: put back what it changed outside of attention."""
