@@ -122,7 +122,7 @@ class Handle:
         self._removed = False
         self._passes = 0  # since the last step
         self._warned: set[tuple[int, ...]] = set()  # grids that the recipe was not measured at
-        self._clock = Clock(self._forget, self._place)
+        self._clock = Clock(self._begin, self._place)
         self._tap: SchedulerTap | None = None
         self._controls: list[Control] = []
         adapter = parts[0].adapter
@@ -254,6 +254,10 @@ class Handle:
         if self._pipeline_tap is not None:
             self._pipeline_tap.remove()
             self._pipeline_tap = None
+
+    def _begin(self) -> None:
+        self._stage.calls += 1
+        self._forget()
 
     def _forget(self) -> None:
         for layer in self.layers:

@@ -85,10 +85,12 @@ class PromptEditPipeline(OnStock, DiffusionPipeline):
         method: str = "auto",
         reweight: Mapping[Phrase, float] | None = None,
         blend: Sequence[Phrase | Sequence[str]] | None = None,
-        threshold: float = 0.3,
+        subtract: Sequence[Phrase | Sequence[str]] | None = None,
+        threshold: float | tuple[float, float] = 0.3,
         cross: Window = 0.8,
         inject: Window = 0.4,
         words: Mapping[str, Window] | None = None,
+        max_tokens: int | None = None,
         layers: Layers = None,
         negative_prompt: str | None = None,
         inversion_guidance: float = 1.0,
@@ -104,10 +106,13 @@ class PromptEditPipeline(OnStock, DiffusionPipeline):
                 ``FlowMatchEulerDiscreteScheduler``.
             method: ``"replace"`` for words that are swapped, ``"refine"`` for others; ``"auto"`` replaces where every
                 edit has as many words as the prompt.
-            reweight: factors for words of the edits.
+            reweight: factors for words of the edits, in the steps of ``cross``, or in those that ``words`` has for
+                them.
             blend: for the prompt and for every edit the words outside of which nothing changes.
+            subtract: with ``blend``, for each of them words whose place does not change.
             threshold: of their maps, see ``LocalBlend``.
-            cross, inject, words: the denoising steps in which edits follow the picture, see ``FromSource``.
+            cross, inject, words, max_tokens: the denoising steps in which edits follow the picture, and the largest
+                self-attention in which they do, see ``FromSource``.
             layers: the layers of self-attention or joint attention in which they do; None is all.
             negative_prompt: one for all of them.
             inversion_guidance: of the inversion of a real picture.
@@ -117,23 +122,25 @@ class PromptEditPipeline(OnStock, DiffusionPipeline):
             What the stock pipeline returns: the picture, then its edits.
 
         Raises:
-            ValueError: no edits, an unknown method, several pictures for each prompt, and what the controls raise.
+            ValueError: no edits, an unknown method, several pictures for each prompt, ``subtract`` without ``blend``,
+                and what the controls raise.
         """
         prompts = [prompt, *([edits] if isinstance(edits, str) else edits)]
         if len(prompts) < 2 or not all(isinstance(text, str) for text in prompts):
             raise ValueError(f"prompt={prompt!r}, edits={edits!r}: give a prompt, and one edited prompt or more")
         if call.get("num_images_per_prompt", 1) != 1:
             raise ValueError("num_images_per_prompt: the pipeline makes one picture for each prompt")
-        controls: list[Control] = [_method(method, prompts)(cross, inject, words, layers=layers)]
-        if reweight:
-            controls.append(Reweight(reweight, prompts=range(1, len(prompts))))
+        if subtract is not None and blend is None:
+            raise ValueError(f"subtract={subtract!r}: it is taken off where blend= lets a picture change; give both")
+        controls: list[Control] = [_method(method, prompts)(cross, inject, words, max_tokens, layers)]
+        controls += _weights(reweight or {}, cross, words or {}, range(1, len(prompts)))
         if image is not None:
             call = self._size_of(image) | call
             path = self._invert(image, prompt, inversion_guidance, call)
             call["latents"] = path[0].repeat(len(prompts), *[1] * (path[0].ndim - 1))
             controls.append(Path(path))
         if blend is not None:
-            controls.append(LocalBlend(blend, threshold=threshold))
+            controls.append(LocalBlend(blend, subtract, threshold))
         negative = {} if negative_prompt is None else {"negative_prompt": [negative_prompt] * len(prompts)}
         with ExitStack() as stack:
             for control in controls:
@@ -161,3 +168,14 @@ def _method(method: str, prompts: Sequence[str]) -> type[FromSource]:
         raise ValueError(f"method={method!r}: choose auto, {' or '.join(METHODS)}")
     swapped = len({len(prompt.split()) for prompt in prompts}) == 1
     return METHODS[method] if method != "auto" else Replace if swapped else Refine
+
+
+def _weights(
+    factors: Mapping[Phrase, float], cross: Window, words: Mapping[str, Window], edits: Sequence[int]
+) -> list[Reweight]:
+    """Factors act where the map follows the source's, as the method has it: in the steps of each word."""
+    windows: dict[Window, dict[Phrase, float]] = {}
+    for word, factor in factors.items():
+        window = words.get(word, cross) if isinstance(word, str) else cross
+        windows.setdefault(window, {})[word] = factor
+    return [Reweight(some, window, prompts=edits) for window, some in windows.items()]

@@ -85,7 +85,7 @@ class ConceptMaps(Control):
 
     def edit(self, call: Call) -> Tensor:
         """Note the maps; attention as it is."""
-        self._store.add(word_maps(call, self.stage, [list(row) for row in self._phrases]).mean(1))
+        self._store.add(word_maps(call, self, [list(row) for row in self._phrases]).mean(1))
         return call.attend()
 
     def maps(self) -> Tensor:

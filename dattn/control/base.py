@@ -6,12 +6,13 @@ the edited map would give, whichever backend or sparse pattern computes it. No m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dattn.control.merging import dense_lse
@@ -20,6 +21,7 @@ from dattn.grid import TokenGrid
 
 Layers = Sequence[int] | Callable[[str], bool] | None
 """Numbers of layers among those of their kind, or a predicate on their names; None is all."""
+T = TypeVar("T")
 Window = float | tuple[float, float]
 """Part of the denoising steps: a share from the start on, or from one share to another."""
 
@@ -57,12 +59,14 @@ class Runs(NamedTuple):
     Attributes:
         sparse: whether a pattern runs there.
         alone: whether no other control does.
+        changes: the first control among those that does not keep sums, or ``""``.
     """
 
     inner: Callable[[Call], Tensor]
     pair: Callable[[Call], tuple[Tensor, Tensor]]
     sparse: bool = False
     alone: bool = True
+    changes: str = ""
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ class Call:
         """The same with other values, [batch, heads, keys, any width]."""
         return replace(self, value=value)
 
-    def columns(self, tokens: Sequence[int]) -> Tensor:
+    def columns(self, tokens: Sequence[int] | Tensor) -> Tensor:
         """How much every query looks at some keys: probabilities [batch, heads, queries, tokens].
 
         The values are one-hot for those keys, as many at a time as a head is wide.
@@ -121,8 +125,10 @@ class Call:
         parts = [self.value[..., :0].new_zeros(*self.query.shape[:3], 0)]
         for first in range(0, len(tokens), width):
             some = torch.as_tensor(tokens[first : first + width], device=self.value.device)
-            one_hot = torch.zeros_like(self.value)
-            one_hot[:, :, some, torch.arange(len(some), device=some.device)] = 1
+            one_hot = torch.arange(self.value.shape[2], device=some.device)[:, None] == F.pad(
+                some, (0, width), value=-1
+            )
+            one_hot = one_hot[:, :width].to(self.value).expand_as(self.value).contiguous()
             parts.append(self.with_values(one_hot).attend()[..., : len(some)])
         return torch.cat(parts, -1)
 
@@ -140,6 +146,7 @@ class Control:
     keeps_sums = False
 
     _stage: Stage | None = None
+    _found_once: dict[Hashable, Any] | None = None
 
     @property
     def stage(self) -> Stage:
@@ -160,6 +167,24 @@ class Control:
 
     def start(self) -> None:
         """A denoising call starts: forget the last one."""
+        self._found_once = None
+
+    def once(self, call: Call, find: Callable[[], T], *of: Hashable) -> T:
+        """What ``find`` gives, kept for all calls of attention of this denoising call that are laid out alike.
+
+        It is for what comes of prompts and masks: a look at those, or a copy to a GPU, makes it wait, in every layer.
+
+        Args:
+            of: what else it depends on.
+        """
+        stage, place, like = self.stage, call.place, call.value
+        samples = len(call.query), call.rows.start, call.rows.stop, stage.sample, stage.batch, stage.branch
+        where = place.kind, place.grid, place.text.start, place.text.stop, call.key.shape[2]
+        key = stage.prompts, *samples, *where, like.dtype, like.device, *of
+        self._found_once = {} if self._found_once is None else self._found_once
+        if key not in self._found_once:
+            self._found_once[key] = find()
+        return self._found_once[key]
 
     def removed(self) -> None:
         """It acts no more: put back what it changed outside of attention."""

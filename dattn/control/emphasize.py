@@ -43,10 +43,15 @@ class Emphasize(Control):
 
     def edit(self, call: Call) -> Tensor:
         """Attention and the words' values, for the samples that follow the prompt."""
-        added = torch.zeros(len(call.key), call.key.shape[2], device=call.value.device, dtype=call.value.dtype)
+        added = self.once(call, lambda: self._added(call))
+        output = call.attend().clone()
+        output[:, :, call.place.visual] += added @ call.value
+        return output
+
+    def _added(self, call: Call) -> Tensor:
+        """To the weight of every key: [batch, 1, 1, keys]."""
+        added = torch.zeros(len(call.key), call.key.shape[2], dtype=call.value.dtype)
         for row, prompt in self.stage.prompt_of(call.rows):
             for word, weight in self.weights.items():
                 added[row, self.stage.keys(word, prompt, call.place.text)] += weight
-        output = call.attend().clone()
-        output[:, :, call.place.visual] += added[:, None, None] @ call.value
-        return output
+        return added[:, None, None].to(call.value.device)

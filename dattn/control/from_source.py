@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -10,6 +10,8 @@ from torch import Tensor
 
 from dattn.control.base import Call, Control, Layers, Place, Window, among, check_layers, check_window, within
 from dattn.control.words import Tokens
+
+Fold = tuple[Tensor, Tensor | None]
 
 
 class FromSource(Control):
@@ -24,15 +26,16 @@ class FromSource(Control):
     All pictures of a call begin with the source's noise.
 
     Args:
-        cross: the denoising steps in which cross-attention follows the source.
+        cross: the denoising steps in which cross-attention follows the source; joint attention has ``inject`` alone.
         inject: the steps in which self-attention or joint attention does.
-        words: other steps than ``cross`` for single words or phrases of the edited prompts.
+        words: other steps than ``cross`` for single words or phrases of the edited prompts, in cross-attention.
         max_tokens: the largest picture, in tokens, whose self-attention follows the source; None is any. The method's
             authors took 32² on Stable Diffusion's 64² latents.
         layers: the layers of self-attention or joint attention that follow it.
 
     Raises:
-        ValueError: windows that are none.
+        ValueError: windows that are none. In a call: no edited prompts, words that are in none of them, or ``words``
+            where attention is joint.
     """
 
     def __init__(
@@ -46,14 +49,16 @@ class FromSource(Control):
         self.cross, self.inject = check_window("cross", cross), check_window("inject", inject)
         self.words = {word: check_window(f"words[{word!r}]", window) for word, window in (words or {}).items()}
         self.max_tokens, self.layers = max_tokens, check_layers(layers)
-        self._folds: dict[int, tuple[Tensor, Tensor]] = {}
+        self._checked = False
+        self._folds: dict[Hashable, Fold] = {}
 
     def start(self) -> None:
         """Forget how the last call's prompts correspond."""
-        self._folds = {}
+        super().start()
+        self._folds, self._checked = {}, False
 
-    def _check(self) -> None:
-        """Raise where a call has no edited prompts, words are in none of them, or samples do not meet."""
+    def _check(self, place: Place) -> None:
+        """Raise where a call has no edited prompts, words are in none or of no use, or samples do not meet."""
         if self.stage.sample is not None:
             raise ValueError(
                 f"{type(self).__name__}: this model attends to each sample by itself, so none sees a source"
@@ -63,6 +68,11 @@ class FromSource(Control):
             raise ValueError(
                 f"{type(self).__name__}: {len(self.stage.prompts)} prompts; the first is the source and edits follow: "
                 'pipe(["a red circle", "a blue circle"], ...)'
+            )
+        if self.words and place.kind == "joint":
+            raise ValueError(
+                f"words={self.words}: joint attention takes queries and keys of the source's picture, whatever the "
+                "words; leave words out, and give inject"
             )
         for word in self.words:
             if not any(part.of(word) for prompt in edited for part in self.stage.tokens(prompt)):
@@ -82,14 +92,10 @@ class FromSource(Control):
 
     def edit(self, call: Call) -> Tensor:
         """Attention of all samples, those of edited prompts after the source."""
-        if not self._folds:
-            self._check()
-        pairs = self.stage.prompt_of(call.rows)
-        each = max(1, len(pairs) // max(1, len(self.stage.prompts)))
-        rows = torch.arange(len(call.query), device=call.query.device)
-        for row, prompt in pairs:
-            if prompt > 0:
-                rows[row] = call.rows.start + (row - call.rows.start) % each
+        if not self._checked:
+            self._check(call.place)
+            self._checked = True
+        rows, pairs = self.once(call, lambda: self._rows(call))
         if call.place.kind == "cross":
             return self._carry_over(call, rows, pairs)
         source = call.take(rows).with_values(call.value)
@@ -98,30 +104,44 @@ class FromSource(Control):
             source = replace(source, key=_with_picture(call.key, source.key, call.place.visual))
         return source.attend()
 
+    def _rows(self, call: Call) -> tuple[Tensor, list[tuple[int, int]]]:
+        """For every sample the one that it follows, int64 [batch]; those of edited prompts, with their prompts."""
+        pairs = self.stage.prompt_of(call.rows)
+        each = max(1, len(pairs) // max(1, len(self.stage.prompts)))
+        edited = [(row, prompt) for row, prompt in pairs if prompt > 0]
+        rows = torch.arange(len(call.query))
+        for row, _ in edited:
+            rows[row] = call.rows.start + (row - call.rows.start) % each
+        return rows.to(call.query.device), edited
+
     def _carry_over(self, call: Call, rows: Tensor, pairs: list[tuple[int, int]]) -> Tensor:
         """Cross-attention: A_source · F + A ⊙ w, folded into the values."""
-        folded, own = call.value.clone(), torch.zeros_like(call.value)
+        folded, own, mixed = call.value.clone(), torch.zeros_like(call.value), False
         for row, prompt in pairs:
-            if prompt > 0:
-                fold, weight = self._fold(prompt, call)
-                folded[row] = fold @ call.value[row]
-                own[row] = weight[:, None] * call.value[row]
+            fold, weight = self._fold(prompt, call)
+            folded[row] = fold @ call.value[row]
+            if weight is not None:
+                own[row], mixed = weight[:, None] * call.value[row], True
         output = call.take(rows).with_values(folded).attend()
-        return output + call.with_values(own).attend() if own.any() else output
+        return output + call.with_values(own).attend() if mixed else output
 
-    def _fold(self, prompt: int, call: Call) -> tuple[Tensor, Tensor]:
-        """F [keys, keys] and w [keys] for an edited prompt at a step."""
-        place = call.place
-        count = place.text.stop - place.text.start
-        if prompt not in self._folds:
-            fold, weight = self._correspondences(prompt, count)
-            self._folds[prompt] = fold.to(call.value), weight.to(call.value)
-        fold, weight = self._folds[prompt]
-        follows = torch.full((count,), float(within(self.cross, place.step, place.steps)))
-        for word, window in self.words.items():
+    def _fold(self, prompt: int, call: Call) -> Fold:
+        """F [keys, keys] and w [keys] for an edited prompt at a step; None where w is 0."""
+        place, like = call.place, call.value
+        active = tuple(within(window, place.step, place.steps) for window in (self.cross, *self.words.values()))
+        which = prompt, place.text.stop - place.text.start, active, like.dtype, like.device
+        if which not in self._folds:
+            fold, weight = self._mixed(*which[:3])
+            self._folds[which] = fold.to(like), weight.to(like) if weight.any() else None
+        return self._folds[which]
+
+    def _mixed(self, prompt: int, count: int, active: Sequence[bool]) -> tuple[Tensor, Tensor]:
+        """F and w where ``cross``, and after it each of ``words``, is in its steps or not."""
+        fold, weight = self._correspondences(prompt, count)
+        follows = torch.full((count,), float(active[0]), dtype=fold.dtype)
+        for word, now in zip(self.words, active[1:], strict=True):
             if any(part.of(word) for part in self.stage.tokens(self.stage.prompts[prompt])):
-                follows[self.stage.positions(word, prompt, count)] = float(within(window, place.step, place.steps))
-        follows = follows.to(call.value)
+                follows[self.stage.positions(word, prompt, count)] = float(now)
         return fold * follows, 1 - follows * (1 - weight)
 
     def _correspondences(self, prompt: int, count: int) -> tuple[Tensor, Tensor]:

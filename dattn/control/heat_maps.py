@@ -63,6 +63,7 @@ class HeatMaps(Control):
 
     def start(self) -> None:
         """Forget the last call's maps."""
+        super().start()
         self._stores = {}
 
     def acts(self, place: Place) -> bool:
@@ -73,7 +74,7 @@ class HeatMaps(Control):
     def edit(self, call: Call) -> Tensor:
         """Note the maps; attention as it is."""
         if call.rows.stop > call.rows.start:
-            maps = word_maps(call, self.stage, [self.words])
+            maps = word_maps(call, self, [self.words])
             self._note(call.place, maps if self.differentiable else maps.detach())
         return call.attend()
 
@@ -108,7 +109,7 @@ class HeatMaps(Control):
         return [*map(str, self.words)].index(str(word))
 
     def overlay(self, image: Any, word: Phrase, sample: int = 0, frame: int = 0, strength: float = 0.6) -> Image:
-        """A picture with the map of a word over it, its largest value in full colour.
+        """A picture with the map of a word over it, the largest value of all frames in full colour.
 
         Args:
             image: PIL image, or [height, width, 3] as uint8 or float in [0, 1].
@@ -119,14 +120,15 @@ class HeatMaps(Control):
 
         pixels = np.asarray(image)
         pixels = pixels / 255 if pixels.dtype == np.uint8 else pixels
-        heat = resize(self[word][sample, frame][None].detach().cpu(), (1, *pixels.shape[:2]))[0].clamp(min=0).numpy()
-        heat = heat / max(heat.max(), 1e-12)
-        share = strength * heat[..., None]
-        mixed = (1 - share) * pixels + share * colormaps["inferno"](heat)[..., :3]
+        clip = self[word][sample].detach().cpu()
+        heat = resize(clip[frame][None], (1, *pixels.shape[:2]))[0] / clip.max().clamp(min=1e-12)
+        shown = heat.clamp(0, 1).numpy()  # between tokens a curve may lead beyond what they have
+        share = strength * shown[..., None]
+        mixed = (1 - share) * pixels + share * colormaps["inferno"](shown)[..., :3]
         return Image.fromarray((mixed.clip(0, 1) * 255).round().astype(np.uint8))
 
     def video(self, frames: Sequence[Any], word: Phrase, sample: int = 0, strength: float = 0.6) -> list[Image]:
-        """Frames with the map of a word over each; a map of fewer frames is held."""
+        """Frames with the map of a word over each, as bright as it is in the clip; a map of fewer frames is held."""
         held = self[word].shape[1]
         pairs = ((image, i * held // len(frames)) for i, image in enumerate(frames))
         return [self.overlay(image, word, sample, frame, strength) for image, frame in pairs]

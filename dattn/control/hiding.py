@@ -14,7 +14,8 @@ from dattn.control.base import Call
 def hide(call: Call, keys: Tensor) -> Call:
     """The call without some keys, for all queries: bool [batch or 1, keys], True is hidden.
 
-    It runs by whatever pattern or backend the call runs by: a mask over keys is all that is added.
+    It runs by whatever pattern the call runs by: a mask over keys is all that is added. Without a pattern, and where
+    the model passes no mask of its own, it runs on PyTorch's attention: many of Diffusers' backends take no mask.
     """
     seen = ~keys[:, None, None].to(call.key.device)
     if call.mask is None:
@@ -34,14 +35,30 @@ def cut(call: Call, queries: Tensor, keys: Tensor) -> Call:
     return replace(call, query=query, key=key, value=value, mask=mask)
 
 
+def only(call: Call, keys: Tensor) -> Call:
+    """The call with all but some keys hidden, int64."""
+    others = torch.ones(1, call.key.shape[2], dtype=torch.bool, device=keys.device)
+    return hide(call, others.index_fill(1, keys, False))
+
+
 def some(call: Call, queries: Tensor, keys: Tensor) -> Tensor:
-    """Attention of some queries over some keys, bool [queries] and [keys]: [batch, heads, some queries, head_dim].
+    """Attention of some queries over some keys, int64 each: [batch, heads, some queries, head_dim].
 
     Where neither a pattern nor another control has to see the whole sequence, no more than these are computed.
     """
     if call.runs.sparse or not call.runs.alone:
-        return hide(call, ~keys[None]).attend()[:, :, queries]
-    return cut(call, *(chosen.nonzero().flatten() for chosen in (queries, keys))).attend()
+        return only(call, keys).attend()[:, :, queries]
+    return cut(call, queries, keys).attend()
+
+
+def of_rows(call: Call, queries: Tensor | None) -> Tensor:
+    """Attention of some queries, int64, over all keys, as ``some``; of all where None."""
+    if queries is None:
+        return call.attend()
+    if call.runs.sparse or not call.runs.alone:
+        return call.attend()[:, :, queries]
+    mask = call.mask if call.mask is None or call.mask.shape[-2] == 1 else call.mask[..., queries, :]
+    return replace(call, query=call.query[:, :, queries], mask=mask).attend()
 
 
 def weighted(pair: tuple[Tensor, Tensor], weight: float) -> tuple[Tensor, Tensor]:

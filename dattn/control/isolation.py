@@ -42,13 +42,19 @@ class Isolation(Control):
 
     def edit(self, call: Call) -> Tensor:
         """Attention, and that of each subject's queries without the keys of the others."""
-        grid, visual = call.place.grid, call.place.visual
-        members = torch.zeros(call.key.shape[2], len(self.masks), dtype=torch.bool, device=call.key.device)
-        members[visual] = torch.stack([mask.cover(grid) >= 0.5 for mask in self.masks], 1).to(members)
         output = call.attend().clone()
+        for queries, keys in self.once(call, lambda: self._apart(call)):
+            output[:, :, queries] = some(call, queries, keys)
+        return output
+
+    def _apart(self, call: Call) -> list[tuple[Tensor, Tensor]]:
+        """The queries of every subject, and the keys that are left to them: int64 each."""
+        members = torch.zeros(call.key.shape[2], len(self.masks), dtype=torch.bool)
+        members[call.place.visual] = torch.stack([mask.cover(call.place.grid) >= 0.5 for mask in self.masks], 1).cpu()
+        found = []
         for subjects in members.unique(dim=0):
             others = members.any(1) & ~(members & subjects).any(1)
             if subjects.any() and others.any():
-                queries = (members == subjects).all(1)
-                output[:, :, queries] = some(call, queries, ~others)
-        return output
+                both = (members == subjects).all(1), ~others
+                found.append(tuple(chosen.nonzero().flatten().to(call.key.device) for chosen in both))
+        return found

@@ -21,7 +21,7 @@ class LocalBlend(Control):
 
     Args:
         words: for every prompt of the call a phrase, or several.
-        subtract: for every prompt phrases whose place is never changed.
+        subtract: for every prompt phrases whose place, in the edit or in the source, is never changed.
         threshold: for ``words``; a pair gives that for ``subtract`` too.
         start: share of the denoising steps before it acts; maps are gathered from the first on.
         layers: the layers whose maps count; by default those of 16 x 16 tokens, or the level nearest to that.
@@ -50,6 +50,7 @@ class LocalBlend(Control):
 
     def start(self) -> None:
         """Forget the last call's maps."""
+        super().start()
         self._stores = []
 
     def _check(self) -> None:
@@ -69,7 +70,8 @@ class LocalBlend(Control):
             self._check()
         if call.rows.stop > call.rows.start:
             for number, phrases in enumerate(filter(None, (self.words, self.subtract))):
-                maps = word_maps(call, self.stage, self._together(phrases, call.place), total=True)
+                together = self.once(call, lambda: self._together(phrases, call.place), number)  # noqa: B023
+                maps = word_maps(call, self, together, total=True)
                 if len(self._stores) <= number:
                     frames, height, width = maps.shape[-3:]
                     self._stores.append(MapStore((frames, height, width)))
@@ -88,18 +90,24 @@ class LocalBlend(Control):
             return latents
         each = len(latents) // len(self.stage.prompts)
         mask = self._mask(latents, self._stores[0].mean[:, 0], self.thresholds[0], pool=True)
-        source = mask[:each].repeat(len(self.stage.prompts), *[1] * (mask.ndim - 1))
-        mask = mask | source
         if self.subtract is not None:
             mask = mask & ~self._mask(latents, self._stores[1].mean[:, 0], self.thresholds[1], pool=False)
-        origin = latents[:each].repeat(len(self.stage.prompts), *[1] * (latents.ndim - 1))
-        return torch.where(mask, latents, origin)
+        return torch.where(mask, latents, _for_all(latents[:each], len(latents)))
 
     def _mask(self, latents: Tensor, maps: Tensor, threshold: float, pool: bool) -> Tensor:
-        """Where maps [samples, frames, height, width] exceed a threshold, as a bool that multiplies latents."""
+        """Where maps [samples, frames, height, width] of a picture or its source exceed a threshold.
+
+        It is a bool that multiplies latents.
+        """
         maps = F.max_pool2d(maps, 3, stride=1, padding=1) if pool else maps
         laid = on_latents(maps, latents, self.stage.frames_first)
-        return laid > threshold * laid.flatten(1).amax(1).view(-1, *[1] * (laid.ndim - 1))
+        found = laid > threshold * laid.flatten(1).amax(1).view(-1, *[1] * (laid.ndim - 1))
+        return found | _for_all(found[: len(found) // len(self.stage.prompts)], len(found))
+
+
+def _for_all(source: Tensor, samples: int) -> Tensor:
+    """The source's pictures for every prompt's."""
+    return source.repeat(samples // len(source), *[1] * (source.ndim - 1))
 
 
 def _listed(phrases: Sequence[Phrase | Sequence[str]]) -> list[list[Phrase]]:

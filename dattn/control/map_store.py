@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dattn.control.base import Call, Layers, Place, among
+from dattn.control.base import Call, Control, Layers, Place, among
 from dattn.control.samples import frames_apart
 from dattn.control.stage import Stage
 from dattn.control.words import Phrase
@@ -16,10 +16,11 @@ TOKENS = 16**2
 """Of a frame, in the layers whose maps the methods' authors found to tell words apart."""
 
 
-def word_maps(call: Call, stage: Stage, phrases: list[list[Phrase]], total: bool = False) -> Tensor:
+def word_maps(call: Call, control: Control, phrases: list[list[Phrase]], total: bool = False) -> Tensor:
     """Maps of the samples that follow a prompt.
 
     Args:
+        control: whose call it is.
         phrases: for every prompt as many phrases as for any other; one list serves all.
         total: the sum over the tokens of a phrase in place of their mean.
 
@@ -30,22 +31,27 @@ def word_maps(call: Call, stage: Stage, phrases: list[list[Phrase]], total: bool
     Raises:
         ValueError: one of several samples, of a model that attends to each by itself.
     """
+    stage, place = control.stage, call.place
     if stage.sample is not None and stage.samples > 1:
         raise ValueError("this model attends to each sample by itself: for maps of words call the pipeline for one")
-    place, pairs = call.place, stage.prompt_of(call.rows)
-    keys = [
-        [stage.keys(phrase, prompt, place.text) for phrase in phrases[prompt % len(phrases)]] for _, prompt in pairs
-    ]
-    tokens = sorted({key for sample in keys for phrase in sample for key in phrase})
+    tokens, choice = control.once(call, lambda: _choice(call, stage, phrases, total), repr(phrases), total)
     looks = call.conditional().columns(tokens)
     looks = looks[:, :, place.visual].unflatten(2, place.grid.shape)
-    choice = torch.zeros(len(keys), len(keys[0]), len(tokens), device=looks.device, dtype=looks.dtype)
-    for sample, of_sample in enumerate(keys):
-        for phrase, found in enumerate(of_sample):
-            choice[sample, phrase, [tokens.index(key) for key in found]] = 1 if total else 1 / len(found)
     maps = torch.einsum("shfyxt,spt->shpfyx", looks, choice)
     apart = frames_apart(call, stage)
     return maps if apart == 1 else maps.unflatten(0, (-1, apart)).movedim(1, -4).flatten(-4, -3)
+
+
+def _choice(call: Call, stage: Stage, phrases: list[list[Phrase]], total: bool) -> tuple[Tensor, Tensor]:
+    """The keys that are looked at, int64 [tokens], and how they count for phrases: [samples, phrases, tokens]."""
+    text, pairs = call.place.text, stage.prompt_of(call.rows)
+    keys = [[stage.keys(phrase, prompt, text) for phrase in phrases[prompt % len(phrases)]] for _, prompt in pairs]
+    tokens = sorted({key for sample in keys for phrase in sample for key in phrase})
+    choice = torch.zeros(len(keys), len(keys[0]), len(tokens), dtype=call.value.dtype)
+    for sample, of_sample in enumerate(keys):
+        for phrase, found in enumerate(of_sample):
+            choice[sample, phrase, [tokens.index(key) for key in found]] = 1 if total else 1 / len(found)
+    return torch.tensor(tokens, device=call.key.device), choice.to(call.value.device)
 
 
 def resize(maps: Tensor, size: Size, mode: str = "bicubic") -> Tensor:

@@ -7,12 +7,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from dattn.control.fused import fused
+
 PAIRS_AT_ONCE = 2**26
 """Logits of at most so many pairs, of all samples and heads, are held at once: memory is not tokens²."""
 
 
 def dense_lse(query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Dense attention and its LSE, a few rows at a time; differentiable.
+    """Dense attention and its LSE, by one kernel or a few rows at a time; differentiable.
 
     Args:
         query: [batch, heads, queries, head_dim].
@@ -23,21 +25,12 @@ def dense_lse(query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Ten
         [batch, heads, queries, head_dim], and [batch, heads, queries] in float32 or wider. A row that sees nothing
         gives 0 and -inf.
     """
-    fused = _fused(query, key, value, scale) if mask is None else None
-    if fused is not None:
-        return fused
+    found = fused(query, key, value, scale, mask)
+    if found is not None:
+        return found
     parts = [_summed(logits, value) for logits in logits_in_parts(query, key, scale, mask)]
     outputs, sums = zip(*parts, strict=True)
     return torch.cat(outputs, 2), torch.cat(sums, 2)
-
-
-def _fused(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor] | None:
-    """The same by PyTorch's own kernel, which holds no logits; None where it does not serve, or gives no gradient."""
-    graded = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
-    empty = 0 in (query.shape[2], key.shape[2])
-    if graded or empty or query.device.type != "cpu" or value.shape[-1] != query.shape[-1]:
-        return None
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, scale=scale)
 
 
 def logits_in_parts(query: Tensor, key: Tensor, scale: float, mask: Tensor | None) -> Iterator[Tensor]:

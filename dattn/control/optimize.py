@@ -54,6 +54,7 @@ class Optimize(Control):
 
     def start(self) -> None:
         """Forget the last call."""
+        super().start()
         self._moved = -1
 
     def prepared(self, latents: Tensor) -> Tensor:
@@ -145,7 +146,7 @@ class Optimize(Control):
 
     def maps_of(self, call: Call) -> Tensor:
         """The maps of a layer, [samples, words, frames, height, width]."""
-        return word_maps(call, self.stage, [self.words]).mean(1).float()
+        return word_maps(call, self, [self.words]).mean(1).float()
 
     def descend(self, latents: Tensor, loss: Tensor) -> Tensor:
         """Latents after a step down the gradient of a loss that was computed at them, summed over samples."""

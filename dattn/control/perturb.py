@@ -78,7 +78,7 @@ class Perturb(Control):
             raise ValueError(f"heads={heads!r} names its layers: leave layers={layers!r} out")
         self.window = check_window("window", window)
         self._perturbing, self._reached = False, set[int]()
-        self._shift: tuple[int, Tensor] | None = None  # the step that it is of
+        self._shift: tuple[tuple[int, int], Tensor] | None = None  # the call and the step that it is of
 
     def removed(self) -> None:
         """Forget the last call."""
@@ -114,10 +114,10 @@ class Perturb(Control):
         stage = self.stage
         if not within(self.window, stage.step, stage.steps):
             return output
-        rows = stage.rows(len(output))
+        rows, now = stage.rows(len(output)), (stage.calls, stage.step)
         if rows.start < rows.stop and not stage.branch.startswith("uncond"):
-            self._shift = stage.step, self.scale * (output - self._perturbed(again))[rows]
-        if self._shift is None or self._shift[0] != stage.step:
+            self._shift = now, self.scale * (output - self._perturbed(again))[rows]
+        if self._shift is None or self._shift[0] != now:
             raise ValueError("the unconditional branch came before the conditional one: run them the other way round")
         shift = self._shift[1]
         if len(output) % len(shift):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dattn.control.base import Call
-from dattn.control.hiding import cut, hide
+from dattn.control.hiding import cut, only
 from dattn.control.merging import merge
 from dattn.control.region_plan import Part, Plan
 
@@ -66,9 +66,7 @@ def _of_group(call: Call, queries: Tensor, keys: Tensor) -> Pair:
     """Some queries on some keys, by the pattern where there is one, which knows whole pictures alone."""
     if not call.runs.sparse:
         return cut(call, queries, keys).aside()
-    others = torch.ones(1, call.key.shape[2], dtype=torch.bool, device=keys.device)
-    others[:, keys] = False
-    output, lse = hide(call, others).attend_lse()
+    output, lse = only(call, keys).attend_lse()
     return output[:, :, queries], lse[:, :, queries]
 
 

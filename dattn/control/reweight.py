@@ -9,27 +9,30 @@ import torch
 from torch import Tensor
 
 from dattn.control.base import Call, Control, Place, Window, check_window, within
+from dattn.control.hiding import of_rows
 from dattn.control.words import Phrase
 
 
 class Reweight(Control):
     """Multiply how much the picture looks at words: A' = A ⊙ c (Hertz et al., "Prompt-to-Prompt", 2022).
 
-    That is attention with values multiplied by c, in joint attention for queries of the picture alone. With
-    ``renormalize`` what is taken from one word goes to the others, as if log c were added to the logits: it is divided
-    by attention with c in place of the values. A query that is left with nothing gives 0.
+    That is attention with values multiplied by c, in joint attention for queries of the picture alone; those of text
+    stay, unless ``both`` is given. With ``renormalize`` what is taken from one word goes to the others, as if log c
+    were added to the logits: it is divided by attention with c in place of the values. A query that is left with
+    nothing gives 0. In joint attention text and picture run apart, at no more cost; over a pattern or other controls
+    the whole runs once more.
 
     Args:
         weights: a factor for every word or phrase; 0 removes it, negative ones work against it.
         window: the denoising steps in which it acts.
         renormalize: whether every query's weights still sum to one.
         prompts: numbers of the prompts that are changed, counted from 0; None is all.
+        both: whether in joint attention the words also look at the picture so much more (Cai et al., "DiTCtrl", 2024);
+            by default only the picture at the words.
 
     Raises:
         ValueError: no words, factors that are no numbers, or with ``renormalize`` below 0.
     """
-
-    keeps_sums = True
 
     def __init__(
         self,
@@ -37,13 +40,15 @@ class Reweight(Control):
         window: Window = 1.0,
         renormalize: bool = False,
         prompts: Sequence[int] | None = None,
+        both: bool = False,
     ) -> None:
         wrong = {word: c for word, c in weights.items() if not isinstance(c, int | float) or not isfinite(c)}
         if wrong or not weights:
             raise ValueError(f'weights={weights!r}: give a factor for each word, such as {{"red": 2.0}}')
         if renormalize and min(weights.values()) < 0:
             raise ValueError(f"weights={weights!r}: with renormalize=True factors are 0 or more")
-        self.weights, self.renormalize = dict(weights), renormalize
+        self.weights, self.renormalize, self.both = dict(weights), renormalize, both
+        self.keeps_sums = not renormalize  # log c is part of the sum
         self.window, self.prompts = check_window("window", window), None if prompts is None else frozenset(prompts)
 
     def acts(self, place: Place) -> bool:
@@ -52,21 +57,61 @@ class Reweight(Control):
 
     def edit(self, call: Call) -> Tensor:
         """Attention with the words' weights multiplied, for the samples that follow the prompt."""
-        factors = self._factors(call)[:, None, :, None].to(call.value)
-        scaled = call.with_values(call.value * factors).attend()
-        if self.renormalize:
-            sums = call.with_values(factors.expand_as(call.value)).attend()[..., :1]
-            scaled = scaled / sums.clamp(min=torch.finfo(sums.dtype).tiny)
+        factors = self.once(call, lambda: self._factors(call))
+        if factors is None:
+            return call.attend()
         if call.place.kind == "cross":
-            return scaled
-        output = call.attend().clone()
-        output[:, :, call.place.visual] = scaled[:, :, call.place.visual]
+            return self._scaled(call, factors)
+        following = call.rows.stop - call.rows.start
+        if call.runs.sparse or not call.runs.alone or following == len(call.query):
+            return self._joint(call, factors)
+        output = torch.empty_like(call.query)  # samples apart: those that follow no prompt stay as they are, to the bit
+        others = torch.arange(len(output) - following, device=output.device)
+        others = others + following * (others >= call.rows.start)
+        output[others] = call.take(others).attend()
+        output[call.rows] = self._joint(call.conditional(), factors[call.rows])
         return output
 
-    def _factors(self, call: Call) -> Tensor:
-        """Of every sample and key: [batch, keys]."""
-        factors = torch.ones(len(call.query), call.key.shape[2], device=call.key.device)
+    def _joint(self, call: Call, factors: Tensor) -> Tensor:
+        """Queries of the picture with weights multiplied, those of text without, or for words as ``both`` says."""
+        picture, text = self.once(call, lambda: _sides(call), "sides")
+        output = torch.empty_like(call.query)
+        output[:, :, picture] = self._scaled(call, factors, picture)
+        output[:, :, text] = self._told(call, factors, picture, text) if self.both else of_rows(call, text)
+        return output
+
+    def _scaled(self, call: Call, factors: Tensor, queries: Tensor | None = None) -> Tensor:
+        """Attention of some queries, int64, with the weights of keys multiplied: [batch, 1, keys, 1]."""
+        scaled = of_rows(call.with_values(call.value * factors), queries)
+        if not self.renormalize:
+            return scaled
+        sums = of_rows(call.with_values(factors.expand_as(call.value)), queries)[..., :1]
+        return scaled / sums.clamp(min=torch.finfo(sums.dtype).tiny)
+
+    def _told(self, call: Call, factors: Tensor, picture: Tensor, text: Tensor) -> Tensor:
+        """Queries of text, of which those of words look at the picture so much more: o + (c - 1) · what they see there.
+
+        The factors of keys are those of the same tokens as queries.
+        """
+        there = torch.zeros_like(call.value[:1, :1, :, :1]).index_fill(2, picture, 1)
+        more = factors[:, :, text] - 1
+        output = of_rows(call, text) + more * of_rows(call.with_values(call.value * there), text)
+        if not self.renormalize:
+            return output
+        sums = 1 + more * of_rows(call.with_values(there.expand_as(call.value)), text)[..., :1]
+        return output / sums.clamp(min=torch.finfo(sums.dtype).tiny)
+
+    def _factors(self, call: Call) -> Tensor | None:
+        """Of every sample and key: [batch, 1, keys, 1]; None where all are 1."""
+        factors = torch.ones(len(call.query), call.key.shape[2], dtype=call.value.dtype)
         for row, prompt in self.stage.prompt_of(call.rows):
             for word, factor in self.weights.items() if self.prompts is None or prompt in self.prompts else ():
                 factors[row, self.stage.keys(word, prompt, call.place.text)] = factor
-        return factors
+        return None if (factors == 1).all() else factors[:, None, :, None].to(call.value.device)
+
+
+def _sides(call: Call) -> tuple[Tensor, Tensor]:
+    """The queries of the picture, and those of text beside it: int64 each."""
+    inside = torch.zeros(call.query.shape[2], dtype=torch.bool)
+    inside[call.place.visual] = True
+    return inside.nonzero().flatten().to(call.query.device), (~inside).nonzero().flatten().to(call.query.device)

@@ -97,12 +97,12 @@ class SharedKeys(Control):
         return self._with_window(call) if self.source == "previous_window" else self._with_frames(call)
 
     def _with_frames(self, call: Call) -> Tensor:
-        chosen = _Frames(call, self.frames, frames_apart(call, self.stage))
+        chosen = self._chosen(call, self.frames)
         if chosen.count == 1:
             raise ValueError(
                 f"source={self.source!r}: {call.place.name} has one frame, so there are no others to see it"
             )
-        source = _all_see(call, chosen.of(call.key), chosen.of(call.value), chosen.mask)
+        source = _all_see(call, chosen.of(call.key), chosen.of(call.value), chosen.of_mask(call.mask))
         union = merge(hide(call, chosen.own).attend_lse(), weighted(source, max(self.strength, 1)))
         if self.strength < 1:
             union = merge(weighted(call.attend_lse(), 1 - self.strength), weighted(union, self.strength))
@@ -110,7 +110,7 @@ class SharedKeys(Control):
 
     def _with_window(self, call: Call) -> Tensor:
         branch = f"{self.stage.branch} {self.stage.passes}"  # some pipelines give their branches no names
-        chosen = _Frames(call, self.bank.frames, frames_apart(call, self.stage))
+        chosen = self._chosen(call, self.bank.frames)
         found = self.bank.seen(call.place, branch)
         self.bank.keep(call.place, branch, chosen.of(call.key), chosen.of(call.value))
         if found is None:
@@ -118,6 +118,9 @@ class SharedKeys(Control):
         if len(call.query) % len(found[0]):
             raise ValueError(f"the window before had {len(found[0])} videos, this one {len(call.query)}: give as many")
         return merge(call.attend_lse(), weighted(_all_see(call, *found), self.strength))[0]
+
+    def _chosen(self, call: Call, frames: tuple[int, ...]) -> _Frames:
+        return self.once(call, lambda: _Frames(call, frames, frames_apart(call, self.stage)), frames)
 
     def _with_item(self, call: Call) -> Tensor:
         shared = replace(call.take(self._sources(call)), query=call.query)
@@ -127,6 +130,9 @@ class SharedKeys(Control):
 
     def _sources(self, call: Call) -> Tensor:
         """For every sample the one whose keys it sees: int64 [batch]."""
+        return self.once(call, lambda: self._items(call))
+
+    def _items(self, call: Call) -> Tensor:
         sources = torch.arange(len(call.query))
         for branch in branches(call, self.stage):
             if len(branch) < 2 or (self.item != "previous" and self.item >= len(branch)):
@@ -143,7 +149,6 @@ class _Frames:
     Attributes:
         own: bool [batch or 1, keys]; which keys of a sample are theirs.
         count: how many frames there are.
-        mask: what the model's mask says of their keys, or None.
     """
 
     def __init__(self, call: Call, frames: Sequence[int], apart: int) -> None:
@@ -152,25 +157,31 @@ class _Frames:
         wrong = [frame for frame in frames if not -self.count <= frame < self.count]
         if wrong:
             raise ValueError(f"frames {wrong}: there are {self.count} latent frames, counted from 0; -1 is the last")
-        chosen = torch.zeros(self.count, dtype=torch.bool, device=call.key.device)
+        chosen = torch.zeros(self.count, dtype=torch.bool)
         chosen[[*frames]] = True
-        self._chosen, self._visual = chosen, call.place.visual
-        self.own = self._of_samples(call) if self._apart else self._of_tokens(call)
-        self.mask = None if call.mask is None or self._apart else call.mask[..., self.own[0]]
-
-    def _of_samples(self, call: Call) -> Tensor:
-        return self._chosen.repeat(len(call.key) // self.count)[:, None].expand(-1, call.key.shape[2])
-
-    def _of_tokens(self, call: Call) -> Tensor:
-        own = torch.zeros(1, call.key.shape[2], dtype=torch.bool, device=call.key.device)
-        own[:, self._visual] = self._chosen.repeat_interleave(call.place.grid.visual // self.count)
-        return own
+        own = _of_samples(chosen, call) if self._apart else _of_tokens(chosen, call)
+        self.own = own.to(call.key.device)
+        self._places = (chosen if self._apart else own[0]).nonzero().flatten().to(call.key.device)
 
     def of(self, tensor: Tensor) -> Tensor:
         """Their keys or values: [videos, heads, tokens, head_dim]."""
         if not self._apart:
-            return tensor[:, :, self.own[0]]
-        return tensor.unflatten(0, (-1, self.count))[:, self._chosen].transpose(1, 2).flatten(2, 3)
+            return tensor[:, :, self._places]
+        return tensor.unflatten(0, (-1, self.count))[:, self._places].transpose(1, 2).flatten(2, 3)
+
+    def of_mask(self, mask: Tensor | None) -> Tensor | None:
+        """What the model's mask says of their keys, or None."""
+        return None if mask is None or self._apart else mask[..., self._places]
+
+
+def _of_samples(chosen: Tensor, call: Call) -> Tensor:
+    return chosen.repeat(len(call.key) // len(chosen))[:, None].expand(-1, call.key.shape[2])
+
+
+def _of_tokens(chosen: Tensor, call: Call) -> Tensor:
+    own = torch.zeros(1, call.key.shape[2], dtype=torch.bool)
+    own[:, call.place.visual] = chosen.repeat_interleave(call.place.grid.visual // len(chosen))
+    return own
 
 
 def _all_see(call: Call, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Pair:

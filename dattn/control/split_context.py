@@ -60,7 +60,8 @@ class SplitContext(Control):
 
     def edit(self, call: Call) -> Tensor:
         """Attention, and for samples that follow the prompt that of each part where it belongs."""
-        output, shares, hidden = call.attend().clone(), self._shares(call), self._hidden(call)
+        output = call.attend().clone()
+        shares, hidden = self.once(call, lambda: (self._shares(call), self._hidden(call)))
         visual = call.place.visual
         mixed = torch.zeros_like(output[:, :, visual])
         for share, keys in zip(shares, hidden, strict=True):
@@ -76,8 +77,8 @@ class SplitContext(Control):
 
     def _hidden(self, call: Call) -> Tensor:
         """Which keys are of other parts: bool [parts, batch, keys]."""
-        own = torch.zeros(len(self.context), len(call.key), call.key.shape[2], dtype=torch.bool, device=call.key.device)
+        own = torch.zeros(len(self.context), len(call.key), call.key.shape[2], dtype=torch.bool)
         for row, prompt in self.stage.prompt_of(call.rows):
             for number, phrase in enumerate(self.context):
                 own[number, row, self.stage.keys(phrase, prompt, call.place.text)] = True
-        return own.any(0) & ~own
+        return (own.any(0) & ~own).to(call.key.device)

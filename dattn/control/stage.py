@@ -27,6 +27,7 @@ class Stage:
         frames_first: whether the latents of a video have frames before channels.
         prompts: what the pipeline was asked for, one per picture or video before ``num_images_per_prompt``.
         encoding: the arguments by name with which the pipeline first encoded them.
+        calls: denoising loops that have begun.
         step: the denoising step, from 0.
         steps: how many there are.
         branch: name of the guidance branch, or ``""``.
@@ -53,7 +54,7 @@ class Stage:
         self._written, self._positive_first, self.frames_first = written, positive_first, frames_first
         self.prompts: tuple[str, ...] = ()
         self.encoding: Mapping[str, Any] = {}
-        self.step, self.steps = 0, 1
+        self.calls, self.step, self.steps = 0, 0, 1
         self.branch = ""
         self.samples = self.batch = self.passes = self.text_count = 0
         self.texts: tuple[Prompt, ...] = (Prompt(),)

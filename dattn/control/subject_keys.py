@@ -60,6 +60,7 @@ class SubjectKeys(SharedKeys):
 
     def start(self) -> None:
         """Forget the last call's maps."""
+        super().start()
         self._store = None
 
     def acts(self, place: Place) -> bool:
@@ -78,7 +79,7 @@ class SubjectKeys(SharedKeys):
             return shared.attend()
         subject, known = self._subject(call)
         theirs, visual = subject[sources], torch.zeros_like(subject)
-        visual[:, call.place.visual] = True
+        visual[:, call.place.visual].fill_(True)
         alone = sources == torch.arange(len(sources), device=sources.device)
         split = (known & known[sources] & ~alone)[:, None]
         inside = _without(shared, visual & ~theirs & split)
@@ -94,7 +95,7 @@ class SubjectKeys(SharedKeys):
             raise ValueError(
                 f"words for {len(self.words)} prompts, but the call has {len(self.stage.prompts)}: give them for each"
             )
-        maps = word_maps(call, self.stage, [[word] for word in self.words], total=True).mean(1).detach()
+        maps = word_maps(call, self, [[word] for word in self.words], total=True).mean(1).detach()
         self._store = self._store or MapStore(call.place.grid.shape)
         self._store.add(maps)
 
@@ -107,15 +108,17 @@ class SubjectKeys(SharedKeys):
         found = torch.zeros(len(maps), call.query.shape[2], dtype=torch.bool, device=maps.device)
         found[:, call.place.visual] = share.flatten(1) > self.threshold
         if call.place.kind == "joint":
-            for sample, prompt in enumerate(self._prompts(len(maps))):
-                found[sample, self.stage.keys(self.words[prompt], prompt, call.place.text)] = True
+            found |= self.once(call, lambda: self._told(call, len(maps)), "words")
         known = (high > low).flatten(1).all(1)
         times = len(call.query) // len(maps)  # guidance branches in one batch
         return found.repeat(times, 1), known.repeat(times)
 
-    def _prompts(self, samples: int) -> list[int]:
-        """The number of the prompt of every sample of a branch."""
-        return [prompt for _, prompt in self.stage.prompt_of(slice(0, samples))]
+    def _told(self, call: Call, samples: int) -> Tensor:
+        """Which queries of text are the subject's words, for the samples of a branch: bool [samples, queries]."""
+        found = torch.zeros(samples, call.query.shape[2], dtype=torch.bool)
+        for sample, prompt in self.stage.prompt_of(slice(0, samples)):
+            found[sample, self.stage.keys(self.words[prompt], prompt, call.place.text)] = True
+        return found.to(call.key.device)
 
 
 def _without(call: Call, keys: Tensor) -> Tensor:

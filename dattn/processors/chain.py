@@ -57,6 +57,11 @@ class Chain:
         """Whether any control acts here now."""
         return bool(self._acting)
 
+    @property
+    def acting(self) -> tuple[Control, ...]:
+        """The controls that act here now."""
+        return tuple(self._acting)
+
     def _places_on(self, grids: Sequence[TokenGrid]) -> list[Place]:
         texts = self._stage.texts
         samples = range(max(len(grids), len(texts)))
@@ -137,10 +142,13 @@ def _around(control: Control, runs: Runs, base_pair: Callable[[Call], Pair]) -> 
     def edited(call: Call) -> Tensor:
         return control.edit(replace(call, runs=runs))
 
+    changes = runs.changes or ("" if control.keeps_sums else type(control).__name__)
+
     def pair(call: Call) -> Pair:
-        if not control.keeps_sums:
-            name = type(control).__name__
-            raise ValueError(f"{name} changes what keys weigh, which a control after it has to know: give {name} last")
+        if changes:
+            raise ValueError(
+                f"{changes} changes what keys weigh, which a control after it has to know: give {changes} last"
+            )
         return edited(call), base_pair(call)[1]
 
-    return Runs(edited, pair, runs.sparse, False)
+    return Runs(edited, pair, runs.sparse, False, changes)

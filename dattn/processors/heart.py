@@ -7,7 +7,6 @@ that is not for those goes to the function whose place they take.
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from dattn.control.base import Call
 from dattn.processors.layer import Layer
+from dattn.processors.parts import OWN, Parts
 
 Stock = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """What a processor's call would have run: query, key, value, mask -> output."""
@@ -126,15 +126,19 @@ def _controlled(
     """What the controls of a layer make of a call, or None where it is not for them."""
     key, value = (_as_many_heads(t, query) for t in (key, value))
 
-    parts = itertools.count()
+    parts = Parts((query, key, value, mask), layer.chain.acting)
 
     def patterned(call: Call, lse: bool = False) -> Any:
-        layer.part = next(parts)
         given = call.query, call.key, call.value, call.mask
+        layer.part = parts.of(given)
         return _attend(layer, *given, False, scale, lse) if layer.active else None
 
     def base(call: Call) -> Tensor:
         ours = patterned(call)
+        if (
+            ours is None and mask is None and call.mask is not None
+        ):  # a control hides keys: not every backend takes a mask
+            return F.scaled_dot_product_attention(call.query, call.key, call.value, call.mask, scale=call.scale)
         return stock(call.query, call.key, call.value, call.mask) if ours is None else ours
 
     def pair(call: Call) -> tuple[Tensor, Tensor]:
@@ -144,7 +148,9 @@ def _controlled(
     try:
         return layer.chain.run(query, key, value, mask, scale, base, pair, layer.active)
     finally:
-        layer.part = 0
+        layer.part = OWN
+        if not parts.met:
+            layer.turn()  # as if it had been: the next one is another branch's
 
 
 def _attend(

@@ -14,6 +14,7 @@ from dattn.attention import attend, autocast
 from dattn.backends import choose, load
 from dattn.block_mask import BlockMask, MaskCache
 from dattn.grid import TokenGrid
+from dattn.processors.parts import OWN, Part
 from dattn.spec import SAID, VISITED, State
 
 
@@ -103,10 +104,10 @@ class Layer:
         self.said = ""  # by a call, for the report
         self.pairs = self.one_stream = False  # see ``Adapter``
         self.sharing = 0, 1  # number among the layers of its level that a pattern may run in, and how many those are
-        self._states: dict[tuple[str, int, int], State] = {}
+        self._states: dict[tuple[str, Part, int], State] = {}
         self._branch = ""
-        self._turns: dict[tuple[str, int], int] = {}
-        self.part = 0  # number of a call among those that a control makes of one
+        self._turns: dict[tuple[str, Part], int] = {}
+        self.part = OWN  # of the calls that controls make of one, see ``Parts``
         self._spent, self._calls = 0.0, 0
         self._visited = [0.0, 0.0, 0.0]  # density and pooled share, summed over the calls that told; how many did
         self._held = 0
@@ -220,12 +221,16 @@ class Layer:
 
     def _state(self) -> State:
         """The state of this branch; calls of one step that no context tells apart are branches in their order."""
+        state = self._states.setdefault((self._branch, self.part, self.turn()), {})
+        state.update(masks=self.masks, step=self._step, layer=self.index, layers=self.count, sharing=self.sharing)
+        return state
+
+    def turn(self) -> int:
+        """The turn of a call in this branch, counted from 0; the next one has the next."""
         who = self._branch, self.part
         turn = self._turns.get(who, 0)
         self._turns[who] = turn + 1
-        state = self._states.setdefault((*who, turn), {})
-        state.update(masks=self.masks, step=self._step, layer=self.index, layers=self.count, sharing=self.sharing)
-        return state
+        return turn
 
     def refuse(self, reason: str) -> None:
         """This call runs the model's own processor; the report says why, and a warning says so once."""

@@ -93,6 +93,20 @@ def test_an_overlay_is_bright_where_the_word_is():
     assert len(control.video([np.zeros((8, 10, 3))] * 3, (2,))) == 3
 
 
+def test_a_video_is_bright_where_the_word_is_in_the_clip():
+    """A frame in which nobody looks at the word stays dark."""
+    control, own, grid = HeatMaps([(2,)]), stage("a red circle"), grid_for("cross", (2, 4, 5))
+    query, key, value = qkv(1, 1, 40, 12)
+    query[:], key[:] = 0, 0
+    query[:, :, 7], key[:, :, 2] = 5, 5
+    through([control], own, "cross", query, key, value, grid=grid)
+    frames = [np.zeros((40, 50, 3), np.uint8)] * 4
+    bright, same, dark, _ = (np.asarray(frame).astype(int) for frame in control.video(frames, (2,)))
+    assert np.array_equal(bright, same) and bright[15, 25].sum() > 300
+    assert dark.sum(-1).max() < 0.5 * bright.sum(-1).max()
+    assert np.array_equal(bright, np.asarray(control.overlay(frames[0], (2,), frame=0)))
+
+
 @pytest.mark.parametrize("arguments", [{"words": []}, {"words": ["red"], "by": ["block"]}])
 def test_wrong_arguments(arguments):
     with pytest.raises(ValueError, match=r"give the words|kept apart by"):
@@ -150,11 +164,13 @@ def test_outside_of_the_words_the_source_stays():
     query, key, value = qkv(2, 2, 20, 12)
     query *= 5  # maps with peaks
     latents = torch.randn(2, 4, 8, 10, dtype=torch.float64)
-    control = LocalBlend(["circle", ["square", "red"]], subtract=["a", "a"], threshold=(0.85, 0.9))
+    control = LocalBlend(["circle", ["square", "red"]], subtract=["red", "a"], threshold=(0.85, 0.7))
     blended = blend_of(control, stage(*prompts), query, key, value, latents)
     p = maps(query, key)
     mask = naive_mask(p[0], [3], 0.85, True) | naive_mask(p[1], [2, 3], 0.85, True)
-    mask = mask & ~naive_mask(p[1], [1], 0.9, False)
+    kept = [naive_mask(p[0], [2], 0.7, False), naive_mask(p[1], [1], 0.7, False)]
+    assert (mask & kept[0] & ~kept[1]).any() and (mask & kept[1] & ~kept[0]).any()
+    mask = mask & ~kept[0] & ~kept[1]
     mask = mask.repeat_interleave(2, 0).repeat_interleave(2, 1)
     assert 0.05 < mask.double().mean() < 0.95
     wanted = torch.where(mask, latents[1], latents[0])

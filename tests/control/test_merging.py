@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dattn.control import Control, Replace, Reweight
+from dattn.control import Control, HeatMaps, Isolation, Replace, Reweight, SharedKeys
 from dattn.control.merging import dense_lse, merge
 from dattn.control.stage import Stage
 from dattn.control.taps import PipelineTap
@@ -60,6 +60,23 @@ def test_sums_are_known_where_values_alone_are_edited():
     assert (last.pair[1] - (query @ key.mT * 8**-0.5).logsumexp(-1)).abs().max() < 1e-12
     with pytest.raises(ValueError, match="give Replace last"):
         through([Replace(), NeedsSums()], own, "self", *qkv(2, 2, 20, 20))
+
+
+@pytest.mark.parametrize("between", [[], [HeatMaps([2])], [HeatMaps([2]), Reweight({3: 2.0})]])
+@pytest.mark.parametrize(
+    ("first", "name"),
+    [
+        (Replace(), "Replace"),
+        (Isolation([(0, 0, 0.5, 1), (0.5, 0, 1, 1)]), "Isolation"),
+        (Reweight({2: 3.0}, renormalize=True), "Reweight"),
+    ],
+)
+def test_sums_that_change_are_refused_at_any_depth(first, name, between):
+    query, key, value = qkv(2, 2, 32, 32)
+    own = stage("a red circle", "a blue circle")
+    for last in (NeedsSums(), SharedKeys("batch_item", 2.0)):
+        with pytest.raises(ValueError, match=f"{name} changes what keys weigh.*give {name} last"):
+            through([first, *between, last], own, "joint", query, key, value)
 
 
 def test_every_call_is_heard_without_a_check_of_inputs():

@@ -316,6 +316,18 @@ def test_an_unconditional_branch_that_comes_first_is_refused():
             family.run(model)
 
 
+def test_a_call_of_one_step_knows_nothing_of_the_last():
+    family = FAMILIES["wan"]
+    model = family.model()
+    with dattn.apply(model, control=Perturb()) as handle:
+        for _ in range(2):
+            handle.step(0, 1)
+            with pytest.raises(ValueError, match="the other way round"), model.cache_context("uncond"):
+                family.run(model)
+            with model.cache_context("cond"):
+                family.run(model)
+
+
 def test_an_error_in_the_second_pass_leaves_the_first_as_it_was():
     family = FAMILIES["wan"]
     model = family.model()

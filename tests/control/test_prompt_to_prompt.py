@@ -1,5 +1,6 @@
 """Replace and Refine equal edits of the map as Prompt-to-Prompt defines them."""
 
+from dataclasses import replace
 from itertools import pairwise
 from zlib import crc32
 
@@ -99,9 +100,8 @@ CASES = {
 }
 
 
-def edited_map(name, prompts, own, source, prompt):
+def edited_map(name, olds, news, own, source):
     """The map of an edited prompt in a step that follows the source, from the method's definition."""
-    olds, news = tokens_of(prompts[0]), tokens_of(prompts[prompt])
     if name == "replace":
         return source @ replacement(olds, news)
     counterpart, known = refinement(olds, news)
@@ -116,12 +116,12 @@ def test_cross_attention_has_the_edited_map(name, halves, each):
     conditional = 3 * each
     query, key, value = qkv(conditional * (1 + halves), 2, 20, 12)
     output = through([kind(cross=0.5)], stage(*prompts, halves=halves, step=4), "cross", query, key, value)
-    p, first = maps(query, key), conditional * halves
+    p, first, olds = maps(query, key), conditional * halves, tokens_of(prompts[0])
     wanted = p @ value
     for i in range(conditional):
         if i >= each:
             row, source = first + i, first + i % each
-            wanted[row] = edited_map(name, prompts, p[row], p[source], i // each) @ value[row]
+            wanted[row] = edited_map(name, olds, tokens_of(prompts[i // each]), p[row], p[source]) @ value[row]
     assert (output - wanted).abs().max() < 1e-12
     assert (output - p @ value)[first + each :].abs().amin(0).max() > 1e-3
 
@@ -138,7 +138,7 @@ def test_single_words_have_steps_of_their_own(name):
         for row in (1, 2):
             follows = torch.full((12,), float(cross), dtype=torch.float64)
             follows[1] = float(word)
-            edited = edited_map(name, prompts, p[row], p[0], row)
+            edited = edited_map(name, tokens_of(prompts[0]), tokens_of(prompts[row]), p[row], p[0])
             wanted[row] = (follows * edited + (1 - follows) * p[row]) @ value[row]
         assert (output - wanted).abs().max() < 1e-12
 
@@ -153,6 +153,23 @@ def test_reweight_after_replace_scales_the_replaced_map():
     factors[2] = 3
     wanted = torch.stack([(p[0] @ replacement(tokens_of(prompts[0]), tokens_of(q)) * factors) for q in prompts]) @ value
     assert (output - wanted).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_another_count_of_text_tokens_in_the_same_call(name):
+    """As while Regions puts more texts behind the prompt, and no longer does."""
+    kind, prompts = CASES[name]
+    control, own = kind(), stage(*prompts)
+    control.start, start = lambda: None, control.start
+    start()
+    for count in (12, 8, 12):
+        own.text_count = count
+        query, key, value = qkv(3, 2, 20, count, seed=count)
+        output, p = through([control], own, "cross", query, key, value), maps(query, key)
+        olds, *news = (replace(tokens_of(prompt), room=count) for prompt in prompts)
+        for row, new in enumerate(news, 1):
+            wanted = edited_map(name, olds, new, p[row], p[0]) @ value[row]
+            assert (output[row] - wanted).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("pattern", [None, SPARSE])
@@ -197,6 +214,13 @@ def test_one_prompt_is_no_edit():
     query, key, value = qkv(1, 2, 20, 12)
     with pytest.raises(ValueError, match="first is the source and edits follow"):
         through([Replace()], stage("a red circle"), "cross", query, key, value)
+
+
+def test_steps_of_words_are_refused_where_attention_is_joint():
+    query, key, value = qkv(2, 2, 32, 32)
+    with pytest.raises(ValueError, match=r"words=.*joint.*leave words out"):
+        own = stage("a red circle", "a blue circle")
+        through([Replace(words={"blue": 0.3})], own, "joint", query, key, value)
 
 
 def test_words_of_no_edited_prompt_are_refused():

@@ -1,5 +1,7 @@
 """Reweight equals multiplying columns of the map."""
 
+from unittest import mock
+
 import pytest
 import torch
 
@@ -36,6 +38,38 @@ def test_columns_are_multiplied(kind, pattern, renormalize):
     output = through([control], own, kind, query, key, value, pattern)
     assert (output - wanted).abs().max() < 1e-12
     assert (output - maps(query, key, allowed) @ value).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("halves", [False, True])
+@pytest.mark.parametrize("renormalize", [False, True])
+@pytest.mark.parametrize("pattern", [None, dattn.Neighborhood((None, 3, 3))])
+def test_words_look_at_the_picture_as_much_more(pattern, renormalize, halves):
+    grid = grid_for("joint")
+    query, key, value = qkv(2 + 2 * halves, 3, grid.tokens, grid.tokens)
+    control = Reweight({"a": 0.5, "square": 3.0}, renormalize=renormalize, both=True)
+    output = through([control], stage(*PROMPTS, halves=halves), "joint", query, key, value, pattern)
+    p = maps(query, key, None if pattern is None else pattern.allowed(grid))
+    plain = p @ value
+    for row, words in enumerate(({1: 0.5, 5: 0.5, 7: 3.0}, {1: 0.5, 3: 3.0}), 2 * halves):
+        for word, factor in words.items():
+            p[row, :, 12:, word] *= factor
+            p[row, :, word, 12:] *= factor
+    wanted = (p / p.sum(-1, keepdim=True) if renormalize else p) @ value
+    assert (output - wanted).abs().max() < 1e-12
+    assert ((output - plain)[:, :, [1]].abs().amax((1, 2, 3)) > 1e-3).tolist() == 2 * halves * [False] + [True, True]
+
+
+def test_joint_attention_runs_once():
+    """Text and picture, each with its values, make one whole; of samples that follow no prompt nothing is done."""
+    query, key, value = qkv(4, 2, 32, 32)
+    seen, attend = [], torch.nn.functional.scaled_dot_product_attention
+    note = lambda query, *rest: seen.append(query.shape[0] * query.shape[2]) or attend(query, *rest)
+    with mock.patch.object(torch.nn.functional, "scaled_dot_product_attention", note):
+        through([Reweight({"square": 3.0})], stage(*PROMPTS, halves=True), "joint", query, key, value)
+        assert sum(seen) == 4 * 32
+        seen.clear()
+        through([Reweight({"square": 1.0})], stage(*PROMPTS, halves=True), "joint", query, key, value)
+        assert seen == [4 * 32]
 
 
 def test_unconditional_samples_are_left_alone():

@@ -1,6 +1,8 @@
 """PromptEditPipeline: edits of pictures that were made, and of real ones."""
 
+from contextlib import nullcontext
 from functools import cache
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from diffusers import (
 
 import dattn
 import dattn.pipelines.prompt_edit as module
-from dattn.control import Replace
+from dattn.control import Control, Replace
 from dattn.pipelines import PromptEditPipeline
 from dattn.pipelines.inversion import Backwards, latents_of
 
@@ -137,6 +139,32 @@ def test_reweight_and_blend_act_on_edits_alone(editing):
     assert (made[1] - plain[1]).abs().max() > 1e-5
 
 
+def controls_of(**options):
+    """The controls that a call has, with what they were told."""
+    seen = []
+    pipe = PromptEditPipeline.from_pipe(stock_of("sd"))
+    with mock.patch.object(Control, "on", lambda control, _: seen.append(control) or nullcontext()):
+        pipe("a red circle", "a blue circle", **options, **CALL | {"num_inference_steps": 1})
+    return seen
+
+
+def test_factors_act_while_edits_follow_the_picture():
+    weights = {"blue": 2.0, "circle": 0.5, (1,): 3.0}
+    _, *found = controls_of(reweight=weights, cross=0.6, words={"blue": (0.1, 0.3)})
+    assert [(control.window, control.weights) for control in found] == [
+        ((0.1, 0.3), {"blue": 2.0}),
+        ((0.0, 0.6), {"circle": 0.5, (1,): 3.0}),
+    ]
+    assert all(control.prompts == {1} for control in found)
+
+
+def test_words_and_sizes_that_are_left_alone():
+    blend = ["circle", "circle"], ["red", "blue"]
+    first, last = controls_of(max_tokens=64, blend=blend[0], subtract=blend[1], threshold=(0.4, 0.2))
+    assert first.max_tokens == 64 and last.thresholds == (0.4, 0.2)
+    assert (last.words, last.subtract) == tuple([[word] for word in words] for words in blend)
+
+
 def test_with_a_pattern(editing):
     pipe, call = editing
     dense = pipe(SOURCE, EDIT, generator=seeded(), **call).images
@@ -162,6 +190,7 @@ def test_as_custom_pipeline(name):
         ([], {}, "one edited prompt or more"),
         (EDIT, {"method": "swap"}, "method='swap'"),
         (EDIT, {"num_images_per_prompt": 2}, "num_images_per_prompt"),
+        (EDIT, {"subtract": ["red", "blue"]}, "give both"),
         (EDIT, {"reweight": {"green": 2.0}}, "'green' is not in the prompt"),
     ],
 )
