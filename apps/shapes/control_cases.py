@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ from .edits import Case, Maker, both_there, captions, edit_of, inside, other, pr
 from .judge import judge
 from .pipeline_cases import real_color, real_shape, two_prompts
 
+Box = tuple[float, float, float, float]
 Cases = Callable[[Maker, int], Iterator[Case]]
 SCALE = 1.0
 """Of a perturbation; more soon overshoots on models this small."""
@@ -32,7 +33,9 @@ STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 WEIGHTS = (-0.5, -0.25, 0.25, 0.5)
 """Of words of motion."""
 ALONE: dict[str, Any] = {"isolate": True, "base_ratio": 0.3, "window": 0.5}
-"""Of regions in videos, where one object for each prompt is one in all unless they do not see each other at first."""
+"""Of regions in videos: a prompt with one object means one in all, unless regions do not see each other at first."""
+AT_FIRST: dict[str, Any] = {"isolate": True, "base_ratio": 0.0, "window": 0.2}
+"""Of regions in pictures, for the same reason; each is guided away from the other's prompt besides."""
 
 
 def replace_color(make: Maker, count: int) -> Iterator[Case]:
@@ -93,14 +96,14 @@ def both_objects(kind: Callable[..., Control], make: Maker, count: int) -> Itera
 def into_boxes(make: Maker, count: int) -> Iterator[Case]:
     """Two objects, each in its half of the picture."""
     still = " standing still" if make.moving else ""
-    options = ALONE if make.moving else {}
     for number, (rng, color, shape, _) in enumerate(captions(count, moving=False)):
         new, form = other(rng, COLORS, color), str(rng.choice(SHAPES))
         one, two = f"a {color} {shape}{still}", f"a {new} {form}{still}"
         boxes = ((0, 0, 0.5, 1), (0.5, 0, 1, 1)) if rng.random() < 0.5 else ((0, 0, 1, 0.5), (0, 0.5, 1, 1))
         prompt = f"{one} and {two}"
         (plain,) = make([prompt], number)
-        (laid,) = make([prompt], number, [Regions([Region(one, boxes[0]), Region(two, boxes[1])], **options)])
+        control = _apart((one, two), boxes) if make.moving else _away((one, two), boxes)
+        (laid,) = make([prompt], number, [control])
         before, after = (
             {
                 "both there": both_there(clip, prompt),
@@ -109,6 +112,17 @@ def into_boxes(make: Maker, count: int) -> Iterator[Case]:
             for clip in (plain, laid)
         )
         yield Case({prompt: plain, f"{prompt}, in boxes": laid}, before, after)
+
+
+def _apart(prompts: Sequence[str], boxes: Sequence[Box]) -> Regions:
+    """Regions of a video."""
+    return Regions([Region(prompt, box) for prompt, box in zip(prompts, boxes, strict=True)], **ALONE)
+
+
+def _away(prompts: Sequence[str], boxes: Sequence[Box]) -> Regions:
+    """Regions of a picture, two."""
+    others = zip(prompts, boxes, reversed(prompts), strict=True)
+    return Regions([Region(prompt, box, negative=other) for prompt, box, other in others], **AT_FIRST)
 
 
 def sharper_by_strength(make: Maker, count: int) -> Iterator[Case]:
