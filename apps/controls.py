@@ -19,7 +19,7 @@ from .record import provenance, write_json
 from .shapes.control_cases import CASES, names_for
 from .shapes.edits import Case, Maker
 from .shapes.pictures import FRAMES
-from .sheet import sheet
+from .sheet import pictures, sheet
 from .study import fingerprint
 from .table import table
 
@@ -131,11 +131,14 @@ def _counted(cases: Iterator[Case], name: str, count: int) -> Iterator[Case]:
 
 def _draw(cases: Sequence[Case], title: str, path: Path) -> None:
     """A contact sheet of some cases."""
-    clips = {f"{number}: {label}": clip for number, case in enumerate(cases) for label, clip in case.clips.items()}
-    pixels = {label: (np.clip(clip, 0, 1) * 255).round().astype(np.uint8) for label, clip in clips.items()}
-    still = all((clip == clip[:1]).all() for clip in pixels.values())
-    shown = {label: clip[:1] for label, clip in pixels.items()} if still else pixels
-    sheet(shown, title, cell=96).save(path)
+    seen = [
+        {label: (np.clip(clip, 0, 1) * 255).round().astype(np.uint8) for label, clip in c.clips.items()} for c in cases
+    ]
+    if all((clip == clip[:1]).all() for case in seen for clip in case.values()):
+        pictures([{label: clip[0] for label, clip in case.items()} for case in seen], title).save(path)
+    else:
+        named = {f"{number}: {label}": clip for number, case in enumerate(seen) for label, clip in case.items()}
+        sheet(named, title, cell=96).save(path)
 
 
 def _slug(text: str) -> str:

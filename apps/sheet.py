@@ -1,8 +1,8 @@
-"""Contact sheets: a labelled row of frames for each clip."""
+"""Contact sheets: a labelled row of frames for each clip, or labelled pictures in rows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -41,6 +41,30 @@ def sheet(clips: Mapping[str, np.ndarray], title: str = "", columns: int = 9, ce
         draw.text((MARGIN, top + j * row), label, INK, font=_font())
         for i, moment in enumerate(moments):
             paper.paste(_scaled(clip[moment], size), (MARGIN + i * (cell + GAP), top + j * row + LABEL))
+    return paper
+
+
+def pictures(rows: Sequence[Mapping[str, np.ndarray]], title: str = "", cell: int = 96) -> Image.Image:
+    """Put pictures into rows, each under its label.
+
+    Args:
+        rows: label of each picture: uint8 ``[height, width, 3]``, all of one size.
+        title: a line above.
+        cell: width of a picture on the sheet, in pixels; columns are as wide as the longest label.
+    """
+    height, width = next(iter(rows[0].values())).shape[:2]
+    size = (cell, max(1, round(cell * height / width)))
+    step = max(cell, *(_width(label) for row in rows for label in row)) + LABEL
+    top, row_height = MARGIN + (LABEL if title else 0), LABEL + size[1] + GAP
+    across = max(step * max(map(len, rows)) - LABEL, _width(title))
+    paper = Image.new("RGB", (2 * MARGIN + across, top + row_height * len(rows) + MARGIN - GAP), PAPER)
+    draw = ImageDraw.Draw(paper)
+    draw.text((MARGIN, MARGIN - 4), title, INK, font=_font())
+    for j, row in enumerate(rows):
+        for i, (label, picture) in enumerate(row.items()):
+            place = MARGIN + i * step, top + j * row_height
+            draw.text(place, label, INK, font=_font())
+            paper.paste(_scaled(picture, size), (place[0], place[1] + LABEL))
     return paper
 
 
