@@ -30,7 +30,7 @@ SCALE = 1.0
 """Of a perturbation; more soon overshoots on models this small."""
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 """Of a perturbation."""
-WEIGHTS = (-0.5, -0.25, 0.25, 0.5)
+WEIGHTS = (-0.5, 0.5)
 """Of words of motion."""
 ALONE: dict[str, Any] = {"isolate": True, "base_ratio": 0.3, "window": 0.5}
 """Of regions in videos: a prompt with one object means one in all, unless regions do not see each other at first."""
