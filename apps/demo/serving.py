@@ -14,6 +14,7 @@ import fastapi
 import gradio as gr
 
 from .visits import Stopped, Visit, Visits
+from .waiting import STOPPED
 
 DEVICE = "device"
 """Concurrency of all that uses the device: one at a time."""
@@ -65,7 +66,8 @@ def _errors_shown() -> Iterator[None]:
     try:
         yield
     except Stopped:
-        raise gr.Error("Stopped.", title="Stopped", duration=3, print_exception=False) from None
+        told = {name: value for name, value in STOPPED.items() if name != "error"}
+        raise gr.Error(STOPPED["error"], **told, print_exception=False) from None
     except ValueError as error:
         raise gr.Error(str(error), title="That does not work", print_exception=False) from None
     except (RuntimeError, MemoryError, OSError) as error:
@@ -73,12 +75,23 @@ def _errors_shown() -> Iterator[None]:
 
 
 def served(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """A handler whose errors are shown where they arise."""
+    """A handler, perhaps asynchronous, whose errors are shown where they arise."""
+    if inspect.iscoroutinefunction(handler):
+        return _served_later(handler)
 
     @functools.wraps(handler)
     def safe(*args: Any, **kwargs: Any) -> Any:
         with _errors_shown():
             return handler(*args, **kwargs)
+
+    return safe
+
+
+def _served_later(handler: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(handler)
+    async def safe(*args: Any, **kwargs: Any) -> Any:
+        with _errors_shown():
+            return await handler(*args, **kwargs)
 
     return safe
 

@@ -9,9 +9,10 @@ import gradio as gr
 
 from .look import badges
 from .parts import SizeControls, Wishes
-from .serving import ALONE, QUIET, Given, Job, named, run_for, served
+from .serving import ALONE, DEVICE, QUIET, Given, Job, named, run_for, served
 from .studio import Studio
 from .visits import Visits
+from .waiting import leave
 
 
 class Tab:
@@ -108,9 +109,10 @@ class Tab:
             [self.facts, *outputs], api_name=api_name, api_description=told, show_progress_on=[self.facts], **ALONE,
         )  # fmt: skip
 
-    def halt(self, request: gr.Request) -> None:
-        """End what the visitor has asked for, within a step if it runs, at its turn if it waits."""
+    async def halt(self, request: gr.Request) -> None:
+        """End what the visitor has asked for: within a step if it runs, at once if it waits."""
         if not hasattr(request, "session_hash"):
             raise ValueError("an MCP call is ended by its own client: cancel it there")
         if request.session_hash:
             self._visits.of(request.session_hash).stop()
+            await leave(request, DEVICE)

@@ -1,0 +1,155 @@
+"""The demo's tabs Edit, Regions and Long video over their API."""
+
+import numpy as np
+import pytest
+from PIL import Image, ImageColor, ImageDraw
+
+gradio_client = pytest.importorskip("gradio_client")
+pytest.importorskip("gradio")
+
+from dattn.apps.demo.painting import COLORS  # noqa: E402
+
+
+@pytest.fixture
+def change(sd_folder):
+    """Arguments of ``/edit``, with some changed."""
+    usual = {
+        "model": str(sd_folder), "source": "a red circle", "edit": "a blue circle", "keep": 0.8, "frames": 1,
+        "height": 32, "width": 32, "steps": 2, "seed": 3, "another": False,
+    }  # fmt: skip
+    return lambda **changed: {**usual, **changed, "api_name": "/edit"}
+
+
+def pixels(path):
+    return np.asarray(Image.open(path).convert("RGB")).astype(int)
+
+
+def test_an_edit_is_shown_beside_its_source(client, change):
+    _, seed, left, right, pictures, word, *seen = client.predict(**change())
+    assert seed == 3 and left is None and right is None
+    source, other = map(pixels, pictures)
+    assert source.shape == other.shape and abs(source - other).max() > 0
+    assert word["value"] == "circle" and [name for name, _ in word["choices"]] == ["a", "circle"]
+    assert abs(pixels(seen[2][1]) - other).max() > 0  # the map is over it
+    again = client.predict("a", api_name="/map")
+    assert abs(pixels(again[2][0]) - other).max() == 0 and again[2][1] != seen[2][1]
+
+
+def test_words_may_be_stronger_and_an_edit_that_changes_nothing_is_the_source(client, change):
+    same = client.predict(**change(edit="a red circle"))[4]
+    assert abs(pixels(same[0]) - pixels(same[1])).max() <= 1
+    strong = client.predict(**change(edit="a red circle", strength_2=5.0))[4]
+    assert abs(pixels(strong[0]) - pixels(strong[1])).max() > 1
+
+
+def test_edits_of_other_lengths_and_of_videos(client, change, shapes_folder):
+    assert client.predict(**change(edit="a big red circle"))[5]["value"] == "circle"
+    clips = client.predict(**change(model=str(shapes_folder), frames=9))
+    assert clips[2].endswith(".mp4") and clips[3].endswith(".mp4") and clips[4] is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [({"edit": " "}, "Edit: say what to show"), ({"keep": 2}, "maximum"), ({"strength_1": 99}, "maximum")],
+)
+def test_what_is_wrong_with_an_edit_is_said(client, change, changed, says):
+    with pytest.raises(gradio_client.exceptions.AppError, match=says):
+        client.predict(**change(**changed))
+
+
+def test_there_is_a_map_only_after_an_edit(client, change):
+    with pytest.raises(gradio_client.exceptions.AppError, match="make an edit first|not in the list of choices"):
+        client.predict("circle", api_name="/map")
+
+
+@pytest.fixture
+def long():
+    """Arguments of ``/long_video``, with some changed."""
+    usual = {
+        "model": "shapes-wan", "prompts": "a red circle moving right\na red circle moving up", "hold": 0, "frames": 9,
+        "height": 32, "width": 32, "steps": 1, "seed": 3, "another": False,
+    }  # fmt: skip
+    return lambda **changed: {**usual, **changed, "api_name": "/long_video"}
+
+
+def test_a_video_of_several_prompts_and_its_timeline(client, long):
+    from dattn.apps.media import read_video
+
+    facts, seed, clip, line = client.predict(**long())
+    assert seed == 3 and "Frames" in facts and line.count('class="bar"') == 2 and "moving up" in line
+    assert len(read_video(clip)) > 9
+    assert len(read_video(client.predict(**long(prompts="a\nb\nc", hold=2))[2])) > len(read_video(clip))
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"prompts": ""}, "0 lines; write 1 to 6"),
+        ({"prompts": "x\n" * 7}, "7 lines; write 1 to 6"),
+        ({"height": 512, "width": 512, "frames": 65}, "are the most here"),
+        ({"model": "shapes-flux"}, "not in the list of choices"),
+    ],
+)
+def test_what_is_wrong_with_a_long_video_is_said(client, long, changed, says):
+    with pytest.raises(gradio_client.exceptions.AppError, match=says):
+        client.predict(**long(**changed))
+
+
+@pytest.fixture
+def regional(sd_folder):
+    """Arguments of ``/regions``, with some changed."""
+    usual = {
+        "model": str(sd_folder), "prompt": "two things", "prompt_1": "a red circle", "box_1": "0, 0, 0.5, 1",
+        "prompt_2": "a blue circle", "box_2": "0.5 0 1 1", "height": 32, "width": 32, "steps": 2, "seed": 3,
+    }  # fmt: skip
+    return lambda **changed: {**usual, **changed, "api_name": "/regions"}
+
+
+def test_regions_are_boxes_and_drawn_around(client, regional):
+    _, seed, left, right, pictures = client.predict(**regional())
+    plain, made = map(pixels, pictures)
+    assert seed == 3 and left is None and right is None and plain.shape == made.shape == (256, 256, 3)
+    orange, blue = (ImageColor.getrgb(color) for color in [*COLORS.values()][:2])
+    for x, color in ((0, orange), (127, orange), (128, blue), (255, blue)):
+        assert tuple(made[100, x]) == color
+    assert abs(made[32:96, 32:96] - plain[32:96, 32:96]).max() > 0
+
+
+def test_paint_counts_more_than_a_box(client, regional, tmp_path):
+    color = ImageColor.getrgb(COLORS["orange"])
+    layer = Image.new("RGBA", (64, 64))
+    ImageDraw.Draw(layer).rectangle((0, 32, 63, 63), fill=(*color, 255))
+    layer.save(tmp_path / "layer.png")
+    file = gradio_client.handle_file(str(tmp_path / "layer.png"))
+    canvas = {"background": None, "layers": [file], "composite": file}
+    made = pixels(client.predict(**regional(canvas=canvas, prompt_2="", soft=2))[4][1])
+    assert tuple(made[128, 100]) == tuple(made[255, 200]) == color and tuple(made[60, 0]) != color
+
+
+def test_regions_of_a_video(client, regional, shapes_folder):
+    files = client.predict(**regional(model=str(shapes_folder), frames=9, isolate=True, avoid=True, window=0.5))
+    assert files[2].endswith(".mp4") and files[3].endswith(".mp4") and files[4] is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"prompt_1": "", "prompt_2": " "}, "No region has a prompt"),
+        ({"box_1": ""}, "Region 1: paint it in orange"),
+        ({"box_1": "0 0 2 1"}, "fractions of the picture"),
+        ({"box_1": "a b"}, "write left, top, right, bottom"),
+        ({"box_1": "0 0 0.0001 1"}, "thinner than a pixel"),
+        ({"box_1": "nan 0 1 1"}, "fractions of the picture"),
+        ({"soft": 99}, "maximum"),
+    ],
+)
+def test_what_is_wrong_with_regions_is_said(client, regional, changed, says):
+    with pytest.raises(gradio_client.exceptions.AppError, match=says):
+        client.predict(**regional(**changed))
+
+
+def test_a_small_file_that_holds_a_huge_picture_is_refused(client, regional, tmp_path):
+    Image.new("1", (2**13, 2**13)).save(tmp_path / "bomb.png")
+    file = gradio_client.handle_file(str(tmp_path / "bomb.png"))
+    with pytest.raises(gradio_client.exceptions.AppError, match="decompression bomb"):
+        client.predict(**regional(canvas={"background": None, "layers": [file], "composite": file}))
