@@ -43,10 +43,10 @@ def build(studio: Studio, visits: Visits) -> gr.Blocks:
         with gr.Tab("Fine-tune", elem_id="tab-finetune"):
             FinetuneTab(studio, visits).build()
 
-        def leave(request: gr.Request) -> None:
-            visits.leave(request.session_hash)
+        def lose(request: gr.Request) -> None:
+            visits.lose(request.session_hash)
 
-        demo.unload(leave)
+        demo.unload(lose)
     return demo
 
 

@@ -47,6 +47,7 @@ class Job:
             Stopped: the visitor does not want it any more.
             ValueError: it has taken too long.
         """
+        self.visit.seen = time.monotonic()
         if self.visit.stopped > self._asked:
             raise Stopped
         if time.monotonic() - self._began > self._seconds:
@@ -114,19 +115,22 @@ def run_for(
         handler: may be a generator.
     """
 
-    def start(args: tuple[Any, ...]) -> tuple[Given, Job]:
+    @contextmanager
+    def started(args: tuple[Any, ...]) -> Iterator[tuple[Given, Job]]:
         *values, request, progress = args
-        job = Job(visits.of(request.session_hash), request.request.state.asked, seconds, progress)
-        job.check()
-        return dict(zip(components, values, strict=True)), job
+        visit = visits.of(request.session_hash)
+        with _errors_shown(), visit.at_work():
+            job = Job(visit, request.request.state.asked, seconds, progress)
+            job.check()
+            yield dict(zip(components, values, strict=True)), job
 
     def run(*args: Any) -> Any:
-        with _errors_shown():
-            return handler(*start(args))
+        with started(args) as call:
+            return handler(*call)
 
     def run_on(*args: Any) -> Any:
-        with _errors_shown():
-            yield from handler(*start(args))
+        with started(args) as call:
+            yield from handler(*call)
 
     found: Any = run_on if inspect.isgeneratorfunction(handler) else run
     optional = [Parameter.empty if not isinstance(one, gr.ImageEditor) else None for one in components.values()]

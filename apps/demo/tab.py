@@ -114,5 +114,5 @@ class Tab:
         if not hasattr(request, "session_hash"):
             raise ValueError("an MCP call is ended by its own client: cancel it there")
         if request.session_hash:
-            self._visits.of(request.session_hash).stop()
+            self._visits.stop(request.session_hash)
             await leave(request, DEVICE)

@@ -129,12 +129,50 @@ def test_files_of_a_visit_go_with_it():
     visits.close()
 
 
-def test_of_very_many_visits_the_oldest_go():
+def test_of_very_many_visits_the_oldest_go_but_none_whose_call_runs():
+    visits = Visits()
+    first, second = visits.of("first"), visits.of("second")
+    with first.at_work():
+        for number in range(MOST_VISITS - 1):
+            visits.of(str(number))
+    assert visits.known("second") is None and not second.folder.exists()
+    assert visits.known("first") is first and first.folder.exists() and visits.known("0") is not None
+    visits.close()
+
+
+def test_a_wish_to_stop_makes_no_room_for_itself():
     visits = Visits()
     first = visits.of("first")
-    for number in range(MOST_VISITS):
-        visits.of(str(number))
-    assert visits.known("first") is None and not first.folder.exists() and visits.known("0") is not None
+    for number in range(5 * MOST_VISITS):
+        visits.stop(str(number))
+    assert visits.known("first") is first and visits.known("0") is None and len(visits._stops) == MOST_VISITS
+    before = time.monotonic()
+    visits.stop("second")  # whose first call waits
+    assert visits.of("second").stopped >= before
+    visits.close()
+
+
+def test_a_visit_that_runs_is_no_old_one():
+    visits = Visits()
+    visit = visits.of("someone")
+    visit.seen = 0.0
+    Job(visit, time.monotonic(), 9, None).check()
+    assert visit.seen > 0
+    visits.close()
+
+
+def test_a_page_that_is_lost_may_come_back():
+    visits = Visits()
+    back, gone = visits.of("back"), visits.of("gone")
+    for name in ("back", "gone"):
+        visits.lose(name, grace=0.2)
+    visits.known("back")
+    deadline = time.monotonic() + 10
+    while gone.folder.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert visits.known("gone") is None and gone.stopped > time.monotonic()
+    assert visits.known("back") is back and back.folder.exists()
+    visits.lose("never seen")
     visits.close()
 
 
