@@ -7,7 +7,7 @@ from PIL import Image, ImageColor, ImageDraw
 gradio_client = pytest.importorskip("gradio_client")
 pytest.importorskip("gradio")
 
-from dattn.apps.demo.painting import COLORS  # noqa: E402
+from dattn.apps.demo.painting import COLORS, MOST_LAYERS, SHOWN, painted, zoom  # noqa: E402
 
 
 @pytest.fixture
@@ -124,6 +124,20 @@ def test_paint_counts_more_than_a_box(client, regional, tmp_path):
     canvas = {"background": None, "layers": [file], "composite": file}
     made = pixels(client.predict(**regional(canvas=canvas, prompt_2="", soft=2))[4][1])
     assert tuple(made[128, 100]) == tuple(made[255, 200]) == color and tuple(made[60, 0]) != color
+
+
+@pytest.mark.parametrize("sides", [(16, 16), (64, 64), (16, 4096), (8, 100_000), (300, 20)])
+def test_what_is_shown_is_no_larger_than_what_may_be_made(sides):
+    """Only small pictures grow, whatever their shape."""
+    scale = zoom(*sides)
+    assert scale == 1 or max(sides) * scale <= SHOWN
+
+
+def test_a_canvas_of_very_many_layers_is_refused():
+    layers = [Image.new("RGBA", (4, 4), COLORS["orange"])] * MOST_LAYERS
+    assert painted({"layers": layers}, (4, 4))[0] is not None
+    with pytest.raises(ValueError, match=f"Canvas: {MOST_LAYERS + 1} layers; {MOST_LAYERS} are the most"):
+        painted({"layers": [*layers, layers[0]]}, (4, 4))
 
 
 def test_regions_of_a_video(client, regional, shapes_folder):
