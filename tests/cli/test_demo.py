@@ -9,6 +9,7 @@ gradio_client = pytest.importorskip("gradio_client")
 pytest.importorskip("gradio")
 
 from dattn.apps.demo import knobs, limits  # noqa: E402, after the check for gradio
+from dattn.grid import TokenGrid  # noqa: E402
 from dattn.registry import pattern_from_string  # noqa: E402
 
 
@@ -89,11 +90,28 @@ def test_numbers_are_checked_whatever_comes(value):
     assert limits.whole(3.0, "Steps", 1, 10) == 3
 
 
+GRIDS = {True: TokenGrid(17, 8, 8), False: TokenGrid(1, 32, 32)}
+"""Of shapes-wan and shapes-sd at the sizes that the demo starts with."""
+
+
+@pytest.mark.parametrize("video", [True, False], ids=["clips", "pictures"])
+@pytest.mark.parametrize("offer", knobs.OFFERS, ids=lambda offer: offer.title)
+def test_every_knob_changes_how_much_is_computed(served, offer, video):
+    if offer not in knobs.offers(video):
+        pytest.skip("not for pictures")
+    usual = {knob.name: knob.value for knob in offer.knobs}
+    for knob in offer.knobs:
+        low, high = (offer.written({**usual, knob.name: value}) for value in (knob.low, knob.high))
+        assert abs(served[1].share(low, GRIDS[video]) - served[1].share(high, GRIDS[video])) > 0.05, knob.name
+
+
 @pytest.mark.parametrize("offer", knobs.OFFERS, ids=lambda offer: offer.title)
 def test_every_position_of_the_sliders_is_a_pattern(offer):
-    for end in ("low", "value", "high"):
-        text = offer.written({knob.name: getattr(knob, end) for knob in offer.knobs})
+    for place in range(11):
+        values = {knob.name: knob.between(place / 10) for knob in offer.knobs}
+        text = offer.written(values)
         assert limits.attention(text) == text and pattern_from_string(text)
+    assert len(set(offer.sweep(4))) == 4
 
 
 def test_the_script_is_python_whatever_the_pattern(studio_of):

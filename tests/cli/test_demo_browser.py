@@ -73,9 +73,9 @@ def test_a_clip_is_made_with_progress_and_shown(page):
 
 def test_sliders_write_the_pattern(page):
     before = page.input_value("#pattern textarea")
-    set_number(page, "knob-0", 0.5)
+    set_number(page, "knob-0", 32)
     page.wait_for_function("before => document.querySelector('#pattern textarea').value !== before", arg=before)
-    assert page.input_value("#pattern textarea") == "Radial(decay=0.5, block_size=64)"
+    assert page.input_value("#pattern textarea") == "Radial(block_size=32)"
 
 
 def test_a_run_is_stopped(page):
