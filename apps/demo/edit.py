@@ -12,9 +12,10 @@ from ..media import write_clip
 from . import limits
 from .edits import controls_of, edited, maps_of, overlaid, shared_words
 from .look import badges
-from .parts import Pair, SizeControls, Update, Wishes, lora_choice
+from .parts import Pair, SizeControls, Update, lora_choice
 from .serving import QUIET, Given, Job, named, served
 from .tab import Tab
+from .wishes import Wishes
 
 WORDS = 8
 """Words of an edit that get a slider."""

@@ -19,10 +19,11 @@ from ..running import Request
 from ..shapes.folder import write_folder
 from . import charts, knobs, limits
 from .look import badges
-from .parts import SizeControls, Update, Wishes
+from .parts import SizeControls, Update
 from .serving import Given, Job
 from .tab import Tab
 from .training import training
+from .wishes import Wishes
 
 SHAPES, WHITE = "Moving Shapes", "Moving Shapes, all white"
 """Data sets that are made for the visitor; a LoRA of the second one is soon seen to work."""

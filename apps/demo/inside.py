@@ -17,9 +17,10 @@ from ..insight import ENOUGH, Insight, Seen
 from ..running import telling
 from . import charts, knobs, limits
 from .look import badges
-from .parts import SizeControls, Update, Wishes
+from .parts import SizeControls, Update
 from .serving import QUIET, Given, Job, named, served
 from .tab import Tab
+from .wishes import Wishes
 
 NOTED, SETTINGS = 3, 4
 """Steps in which attention is noted, and settings of each pattern that are tried."""

@@ -18,10 +18,11 @@ from ..media import write_clip
 from ..running import Request, clips_of, telling
 from . import limits
 from .look import badges
-from .parts import SizeControls, Wishes
-from .serving import ALONE, QUIET, Given, Job, served
+from .parts import SizeControls
+from .serving import ASIDE, QUIET, Given, Job, served
 from .studio import OnStep
 from .tab import Tab
+from .wishes import Wishes
 
 PROMPTS = "a red circle moving right\na red circle moving down"
 MOST_PROMPTS, MOST_HELD = 6, 8
@@ -73,7 +74,7 @@ class LongTab(Tab):
         for control in (self.prompts, self.hold, self.size.frames):
             control.change(
                 served(self.preview), [*told.values(), *self.size.size.values()], self.line,
-                trigger_mode="always_last", **QUIET, **ALONE,
+                trigger_mode="always_last", **QUIET, **ASIDE,
             )  # fmt: skip
         self.on_go(
             self.make,
@@ -87,8 +88,7 @@ class LongTab(Tab):
         """The timeline of what would be made."""
         texts = self._texts(prompts)
         wish = self._studio.request({"model": model, "frames": frames, "height": height, "width": width})
-        with self._studio.model(model) as loaded:
-            return timeline(texts, self._plan(loaded, wish, texts, hold))
+        return timeline(texts, self._plan(self._studio.loaded(model), wish, texts, hold))
 
     def make(self, given: Given, job: Job) -> tuple[Any, ...]:
         """Make the video."""

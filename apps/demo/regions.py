@@ -17,9 +17,10 @@ from ..running import run
 from . import limits
 from .look import badges
 from .painting import COLORS, boxed, outlined, painted, softened, zoom
-from .parts import Pair, SizeControls, Update, Wishes
+from .parts import Pair, SizeControls, Update
 from .serving import Given, Job
 from .tab import Tab
+from .wishes import Wishes
 
 BASE = {
     True: "a red circle standing still and a blue square standing still",

@@ -20,6 +20,8 @@ DEVICE = "device"
 """Concurrency of all that uses the device: one at a time."""
 ALONE: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": DEVICE}
 """How an event waits for the device."""
+ASIDE: dict[str, Any] = {"concurrency_limit": 8, "concurrency_id": "aside"}
+"""How an event is served that does not wait for it."""
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 """How an event that only changes controls is served."""
 Given = Mapping[str, Any]

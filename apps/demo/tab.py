@@ -8,11 +8,12 @@ from typing import Any, ClassVar
 import gradio as gr
 
 from .look import badges
-from .parts import SizeControls, Wishes
-from .serving import ALONE, DEVICE, QUIET, Given, Job, named, run_for, served
+from .parts import SizeControls
+from .serving import ALONE, ASIDE, DEVICE, QUIET, Given, Job, named, run_for, served
 from .studio import Studio
 from .visits import Visits
 from .waiting import leave
+from .wishes import Wishes
 
 
 class Tab:
@@ -73,8 +74,7 @@ class Tab:
 
     def wishes(self, name: str) -> Wishes:
         """What a model likes."""
-        with self._studio.model(name) as loaded:
-            return Wishes.of(loaded)
+        return self._studio.wishes(name)
 
     def model_choice(self, name: str, info: str) -> gr.Dropdown:
         """The choice of the model."""
@@ -86,7 +86,7 @@ class Tab:
 
     def on_model(self, choose: Callable[[str], Any], outputs: Sequence[Any]) -> None:
         """Change controls with the model."""
-        self.model.change(served(choose), self.model, list(outputs), **QUIET, **ALONE)
+        self.model.change(served(choose), self.model, list(outputs), **QUIET, **ASIDE)
 
     def on_go(
         self,

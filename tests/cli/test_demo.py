@@ -50,6 +50,11 @@ def test_an_estimate_before_anything_is_made(client, wish, shapes_folder):
     assert "Tokens" in told and "%" in told
     dense = client.predict(str(shapes_folder), "Dense()", 9, 32, 32, api_name="/estimate")
     assert "100%" in dense
+    part, none = (
+        client.predict(str(shapes_folder), pattern, 9, 32, 32, 0.0, api_name="/estimate")
+        for pattern in (wish()["pattern"], "Dense()")
+    )
+    assert "100%" in none and part != told
 
 
 BAD = [

@@ -66,6 +66,13 @@ def test_a_stop_ends_what_waits_in_the_queue_at_once(long_run, client, visitor, 
     assert not long_run.done() and not patient.done()  # of others
 
 
+def test_an_estimate_does_not_wait_for_the_device(long_run, client, shapes_folder):
+    began = time.time()
+    for side in (32, 64):  # the second was made by nobody
+        assert "Tokens" in client.predict(str(shapes_folder), "Dense()", 9, side, side, api_name="/estimate")
+    assert time.time() - began < 5 and not long_run.done()
+
+
 def test_where_the_queue_is_unknown_a_stopped_call_ends_at_its_turn(client, visitor, wish, monkeypatch):
     monkeypatch.setattr("gradio.queueing.Queue.remove_from_queue", None)
     other = visitor()
