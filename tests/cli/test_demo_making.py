@@ -1,5 +1,7 @@
 """The demo's tabs Edit, Regions and Long video over their API."""
 
+import re
+
 import numpy as np
 import pytest
 from PIL import Image, ImageColor, ImageDraw
@@ -7,6 +9,7 @@ from PIL import Image, ImageColor, ImageDraw
 gradio_client = pytest.importorskip("gradio_client")
 pytest.importorskip("gradio")
 
+from dattn.apps.demo.long_video import LongTab  # noqa: E402, after the check for gradio
 from dattn.apps.demo.painting import COLORS, MOST_LAYERS, SHOWN, painted, zoom  # noqa: E402
 
 
@@ -66,7 +69,7 @@ def test_there_is_a_map_only_after_an_edit(client, change):
 def long():
     """Arguments of ``/long_video``, with some changed."""
     usual = {
-        "model": "shapes-wan", "prompts": "a red circle moving right\na red circle moving up", "hold": 0, "frames": 9,
+        "model": "shapes-wan", "prompts": "a red circle moving right\na red circle moving up", "frames": 9,
         "height": 32, "width": 32, "steps": 1, "seed": 3, "another": False,
     }  # fmt: skip
     return lambda **changed: {**usual, **changed, "api_name": "/long_video"}
@@ -78,7 +81,21 @@ def test_a_video_of_several_prompts_and_its_timeline(client, long):
     facts, seed, clip, line = client.predict(**long())
     assert seed == 3 and "Frames" in facts and line.count('class="bar"') == 2 and "moving up" in line
     assert len(read_video(clip)) > 9
-    assert len(read_video(client.predict(**long(prompts="a\nb\nc", hold=2))[2])) > len(read_video(clip))
+    longer = client.predict(**long(prompts="a red circle moving right | 3\na red circle moving up|1"))
+    assert len(read_video(longer[2])) > len(read_video(clip)) and "|" not in longer[3]
+
+
+def shares(line):
+    """How much of a timeline each prompt has, in percent."""
+    return [float(found) for found in re.findall(r"width: ([\d.]+)%", line)]
+
+
+def test_a_timeline_shows_which_prompt_lasts_longer(served):
+    tab = LongTab(served[1], served[2])
+    first, second = shares(tab.preview("shapes-wan", "a | 4\nb", 9, 32, 32))
+    assert first > 1.5 * second
+    even = shares(tab.preview("shapes-wan", "a\nb", 9, 32, 32))
+    assert even[0] == even[1]
 
 
 @pytest.mark.parametrize(
@@ -86,6 +103,10 @@ def test_a_video_of_several_prompts_and_its_timeline(client, long):
     [
         ({"prompts": ""}, "0 lines; write 1 to 6"),
         ({"prompts": "x\n" * 7}, "7 lines; write 1 to 6"),
+        ({"prompts": "a | 0"}, "'a | 0': write a whole number from 1 to 9 after"),
+        ({"prompts": "a | ²"}, "from 1 to 9"),
+        ({"prompts": "a | b"}, "from 1 to 9"),
+        ({"prompts": "| 2"}, "say what to show"),
         ({"height": 512, "width": 512, "frames": 65}, "are the most here"),
         ({"model": "shapes-flux"}, "not in the list of choices"),
     ],
