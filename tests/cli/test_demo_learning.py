@@ -58,10 +58,13 @@ def learning(shapes_folder, wish):
 
 
 def test_a_lora_is_trained_and_used_by_its_visitor_alone(served, client, learning, wish, sd_folder):
-    job = client.submit(**learning())
+    job = client.submit(**learning(train_steps=4, steps=20))
     facts, seed, loss, picture, file = job.result(timeout=300)
     assert "Trained" in facts and seed == 0 and "<svg" in loss
     assert picture.endswith("validation.png") and file.endswith(".safetensors")
+    seen = [output[3] for output in job.outputs()[:-1]]
+    assert any(str(one).endswith("validation.png") for one in seen)  # while it learned
+    assert seen[0] is None and None not in seen[1:]  # what is shown is not taken away
     plain, own = (client.predict(**wish(pattern="stock", lora=lora)) for lora in ("none", OWN_LORA))
     assert Path(plain[3]).read_bytes() != Path(own[3]).read_bytes()
     assert "load_lora_weights" in own[7] and "load_lora_weights" not in plain[7]
