@@ -9,6 +9,7 @@ from typing import Any
 import fastapi
 import gradio as gr
 from PIL import Image
+from starlette.middleware import Middleware
 
 from .edit import EditTab
 from .finetune import FinetuneTab
@@ -19,10 +20,9 @@ from .look import IN_STEP, STYLES, theme
 from .regions import RegionsTab
 from .serving import note_time
 from .studio import Studio
+from .uploads import LARGEST, LARGEST_PICTURE, PicturesOnly, open_only_pictures
 from .visits import Visits
 
-LARGEST_UPLOAD = 2**22
-"""Pixels; PIL warns at more and refuses twice as many."""
 TITLE = "dattn: see what attention does"
 
 
@@ -58,15 +58,15 @@ def launch(demo: gr.Blocks, options: argparse.Namespace, **more: Any) -> Any:
     """
     if options.mcp and find_spec("mcp") is None:
         raise ValueError('--mcp: the package mcp is not installed; pip install "gradio[mcp]"')
-    Image.MAX_IMAGE_PIXELS = LARGEST_UPLOAD  # a small file may hold a picture that fills the memory
+    Image.MAX_IMAGE_PIXELS = LARGEST_PICTURE  # a small file may hold a picture that fills the memory
     demo.queue(max_size=options.queue)
-    app = {"dependencies": [fastapi.Depends(note_time)]}
+    app = {"dependencies": [fastapi.Depends(note_time)], "middleware": [Middleware(PicturesOnly)]}
     return demo.launch(
         server_name=options.host,
         server_port=options.port,
         share=options.share,
         mcp_server=options.mcp,
-        max_file_size="20mb",
+        max_file_size=LARGEST,
         show_error=True,
         footer_links=["api"],
         theme=theme(),
@@ -81,6 +81,7 @@ def serve(options: argparse.Namespace) -> None:
     """Serve until interrupted."""
     studio = Studio(options.model, options.device, options.dtype, options.max_pixels, options.deadline, options.data)
     visits = Visits()
+    open_only_pictures()
     try:
         launch(build(studio, visits), options)
     finally:
