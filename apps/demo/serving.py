@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import functools
+import gc
 import inspect
+import logging
+import re
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from inspect import Parameter
@@ -12,6 +16,7 @@ from typing import Any
 
 import fastapi
 import gradio as gr
+import torch
 
 from .visits import Stopped, Visit, Visits
 from .waiting import STOPPED
@@ -24,6 +29,9 @@ ASIDE: dict[str, Any] = {"concurrency_limit": 8, "concurrency_id": "aside"}
 """How an event is served that does not wait for it."""
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 """How an event that only changes controls is served."""
+NO_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+"""In the messages of PyTorch, on GPUs and CPUs."""
+log = logging.getLogger(__name__)
 Given = Mapping[str, Any]
 """What a visitor gave, by the names of the API."""
 
@@ -65,16 +73,40 @@ class Job:
 
 @contextmanager
 def _errors_shown() -> Iterator[None]:
-    """Errors as Gradio shows them where they arise."""
+    """Errors as Gradio shows them where they arise, of which nothing stays in memory."""
     try:
         yield
-    except Stopped:
+    except gr.Error:
+        raise
+    except Exception as error:
+        shown = _as_shown(error)
+        _let_go(error)
+        raise shown from None
+
+
+def _as_shown(error: Exception) -> gr.Error:
+    """What a visitor reads; what is no fault of the visitor's is logged with its traceback."""
+    if isinstance(error, Stopped):
         told = {name: value for name, value in STOPPED.items() if name != "error"}
-        raise gr.Error(STOPPED["error"], **told, print_exception=False) from None
-    except ValueError as error:
-        raise gr.Error(str(error), title="That does not work", print_exception=False) from None
-    except (RuntimeError, MemoryError, OSError) as error:
-        raise gr.Error(f"The model gave up: {error}", title="That did not work", print_exception=True) from None
+        return gr.Error(STOPPED["error"], **told, print_exception=False)
+    if isinstance(error, ValueError):
+        return gr.Error(str(error), title="That does not work", print_exception=False)
+    log.error("a call failed", exc_info=error)
+    if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
+        text = "Out of memory: ask for fewer frames or a smaller size"
+    elif isinstance(error, RuntimeError | OSError):
+        text = f"The model gave up: {error}"
+    else:
+        text = "This does not work with these settings: try others. The demo's log says why"
+    return gr.Error(text, title="That did not work", print_exception=False)
+
+
+def _let_go(error: BaseException) -> None:
+    """Free what the frames of an error hold: the tensors of a run that ended early."""
+    traceback.clear_frames(error.__traceback__)
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def served(handler: Callable[..., Any]) -> Callable[..., Any]:
