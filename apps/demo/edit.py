@@ -120,15 +120,17 @@ class EditTab(Tab):
         """The map of another word of the visitor's last edit.
 
         Raises:
-            ValueError: there is none, or it has no such word.
+            ValueError: there is none, its files are gone, or it has no such word.
         """
         visit = self._visits.known(request.session_hash)
         if visit is None or visit.edit is None or visit.edit.maps is None or visit.edit_place is None:
             raise ValueError("Nothing to look at: make an edit first")
         if word not in visit.edit.maps.words:
             raise ValueError(f"Word {str(word)[:40]!r}: choose one of {', '.join(map(str, visit.edit.maps.words))}")
-        place = visit.edit_place
-        return self._map(place, next(place.glob("edit.*")), visit.edit, word)
+        file = next(visit.edit_place.glob("edit.*"), None)
+        if file is None:
+            raise ValueError("The files of this edit have made room for later runs: make the edit again")
+        return self._map(visit.edit_place, file, visit.edit, word)
 
     def _map(self, place: Path, file: Path, made: Any, word: str) -> tuple[Any, Any, Any]:
         """The edit, and the same with a word's map over it."""

@@ -11,6 +11,7 @@ pytest.importorskip("gradio")
 
 from dattn.apps.demo.long_video import LongTab  # noqa: E402, after the check for gradio
 from dattn.apps.demo.painting import COLORS, MOST_LAYERS, SHOWN, painted, zoom  # noqa: E402
+from dattn.apps.demo.visits import MOST_RUNS  # noqa: E402
 
 
 @pytest.fixture
@@ -63,6 +64,15 @@ def test_what_is_wrong_with_an_edit_is_said(client, change, changed, says):
 def test_there_is_a_map_only_after_an_edit(client, change):
     with pytest.raises(gradio_client.exceptions.AppError, match="make an edit first|not in the list of choices"):
         client.predict("circle", api_name="/map")
+
+
+def test_the_map_of_an_edit_long_ago_says_to_make_it_again(served, client, change):
+    client.predict(**change())
+    visit = served[2].known(client.session_hash)
+    for _ in range(MOST_RUNS):
+        visit.place()
+    with pytest.raises(gradio_client.exceptions.AppError, match="make the edit again"):
+        client.predict("a", api_name="/map")
 
 
 @pytest.fixture
