@@ -9,7 +9,10 @@ gradio_client = pytest.importorskip("gradio_client")
 pytest.importorskip("gradio")
 
 from dattn.apps.demo import knobs, limits  # noqa: E402, after the check for gradio
+from dattn.apps.running import read_attention  # noqa: E402
 from dattn.grid import TokenGrid  # noqa: E402
+from dattn.patterns import Radial  # noqa: E402
+from dattn.presets import PRESETS  # noqa: E402
 from dattn.registry import pattern_from_string  # noqa: E402
 
 
@@ -39,6 +42,13 @@ def test_the_script_makes_the_same_clip(client, wish, shapes_folder, tmp_path, m
 def test_pictures_are_compared_under_a_slider(client, wish, sd_folder):
     _, seed, stock, own, pictures, *_ = client.predict(**wish(model=str(sd_folder), pattern="Neighborhood(3)"))
     assert seed == 3 and stock is None and own is None and len(pictures) == 2
+
+
+def test_a_bare_name_is_the_pattern_of_that_name_and_no_preset(client, wish):
+    assert "radial" in PRESETS and read_attention("radial") == "radial"
+    assert read_attention(limits.attention(" Radial ")) == read_attention(limits.attention("radial")) == Radial()
+    code = client.predict(**wish(pattern="radial"))[7]
+    assert "dattn.apply(pipe, 'radial()', dense_steps=0.0)" in code
 
 
 def test_another_seed_is_shown(client, wish):
