@@ -18,20 +18,24 @@ from .inside import InsideTab
 from .long_video import LongTab
 from .look import IN_STEP, STYLES, theme
 from .regions import RegionsTab
-from .serving import note_time
+from .serving import ASIDE, QUIET, note_time, served
 from .studio import Studio
 from .uploads import LARGEST, LARGEST_PICTURE, PicturesOnly, open_only_pictures
 from .visits import Visits
 
+KEPT = 24 * 3600
+"""Seconds that files which were shown can be downloaded."""
 TITLE = "dattn: see what attention does"
 
 
 def build(studio: Studio, visits: Visits) -> gr.Blocks:
     """All tabs."""
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600)) as demo:
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, KEPT)) as demo:
         gr.Markdown(f"# {TITLE}\nThe same noise, once by stock attention and once by another.", elem_id="hero")
-        with gr.Tab("Generate", elem_id="tab-generate"):
-            GenerateTab(studio, visits).build()
+        with gr.Tab("Generate", elem_id="tab-generate") as first:
+            generate = GenerateTab(studio, visits)
+            generate.build()
+        first.select(served(generate.refill), None, generate.gallery, **QUIET, **ASIDE)
         with gr.Tab("Edit", elem_id="tab-edit"):
             EditTab(studio, visits).build()
         with gr.Tab("Regions", elem_id="tab-regions"):

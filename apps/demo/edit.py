@@ -100,7 +100,7 @@ class EditTab(Tab):
             visit.edit = made = edited(loaded, wish, edit, controls, maps, job.tell)
         visit.edit_place = place = visit.place()
         files = [write_clip(clip, place, name) for name, clip in (("source", made.source), ("edit", made.edit))]
-        visit.keep(files[-1], f"{edit} · edit of {wish.prompt} · seed {wish.seed}")
+        visit.keep(files[-1], "Edit", edit, wish.seed)
         first_seen = max(words, key=len, default=None)
         choice = gr.update(choices=words, value=first_seen)
         seen = self._map(place, files[-1], made, first_seen) if first_seen else (None, None, None)

@@ -98,6 +98,11 @@ class GenerateTab(Tab):
             "Make a clip or picture by stock attention and under a pattern, from the same noise.",
         )  # fmt: skip
 
+    def refill(self, request: gr.Request) -> list[tuple[str, str]]:
+        """What the visitor has made, in other tabs too."""
+        visit = self._visits.known(request.session_hash)
+        return [] if visit is None else visit.runs
+
     def choose_kind(self, title: str) -> list[Update]:
         """Another pattern: its line, its sliders, and how it is written."""
         if title == OWN:
@@ -151,7 +156,7 @@ class GenerateTab(Tab):
             code = snippet(loaded, wish, attention, dense, lora is not None)
         place = job.visit.place()
         files = [write_clip(result.clip, place, name) for name, result in (("stock", stock or made), ("dattn", made))]
-        job.visit.keep(files[-1], f"{wish.prompt} · {attention} · seed {wish.seed}")
+        job.visit.keep(files[-1], attention, wish.prompt, wish.seed)
         return (
             badges(facts(stock, made)),
             wish.seed,

@@ -104,7 +104,7 @@ class LongTab(Tab):
             segments = self._plan(loaded, wish, wanted)
             clip = _made(loaded, wish, wanted, job.tell)
         file = write_clip(clip, job.visit.place(), "long")
-        job.visit.keep(file, f"{' · '.join(one.text for one in wanted)} · seed {wish.seed}")
+        job.visit.keep(file, "Long video", ", ".join(one.text for one in wanted), wish.seed)
         told = {"Seconds": f"{time.perf_counter() - began:.1f} s", "Frames": str(len(clip)), "Seed": str(wish.seed)}
         return (badges(told), wish.seed, str(file), timeline(wanted, segments))
 

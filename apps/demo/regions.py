@@ -154,7 +154,7 @@ class RegionsTab(Tab):
         drawn = outlined(made.clip, {colors[number - 1]: mask for number, mask in masks.items()}, scale)
         place = job.visit.place()
         files = [write_clip(outlined(plain.clip, {}, scale), place, "plain"), write_clip(drawn, place, "regions")]
-        job.visit.keep(files[-1], f"{wish.prompt} · {len(masks)} regions · seed {wish.seed}")
+        job.visit.keep(files[-1], f"{len(masks)} regions", wish.prompt, wish.seed)
         told = {"Base prompt": f"{plain.seconds:.1f} s", "Regions": f"{made.seconds:.1f} s", "Seed": str(wish.seed)}
         return (badges(told), wish.seed, *Pair.shown(files))
 

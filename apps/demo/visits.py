@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import tempfile
+import textwrap
 import threading
 import time
 import uuid
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 MOST_RUNS = 24
 """Runs that are kept for a visitor; the oldest go first."""
+CAPTION = 40
+"""Letters of each part of a caption."""
 MOST_VISITS = 64
 GRACE = 300.0
 """Seconds that a visit outlives its page: a phone that sleeps looks like one that has gone."""
@@ -111,9 +114,10 @@ class Visit:
             raise ValueError(f"LoRA: yours is for {self.lora[0]}; choose that model")
         return self.lora[1]
 
-    def keep(self, file: Path, caption: str) -> None:
-        """Show a file in the gallery."""
-        self.runs = [(str(file), caption), *self.runs][:MOST_RUNS]
+    def keep(self, file: Path, what: str, prompt: str, seed: int) -> None:
+        """Show a file in the gallery: what made it, of which prompt and seed."""
+        parts = (textwrap.shorten(part, CAPTION, placeholder=" …") for part in (what, prompt))
+        self.runs = [(str(file), f"{' · '.join(parts)} · seed {seed}"), *self.runs][:MOST_RUNS]
 
 
 class Visits:

@@ -125,6 +125,16 @@ def test_a_painted_mask_is_the_region(page):
     assert "Regions" in page.inner_text("#regions-facts") and not page.errors
 
 
+def test_what_another_tab_made_is_in_the_gallery(page):
+    open_tab(page, "Edit")
+    page.click("#edit-size > button")
+    set_number(page, "edit-steps", 2)
+    page.click("#edit-go")
+    page.wait_for_selector("#edit-facts .badge:has-text('Both')", timeout=120000)
+    open_tab(page, "Generate")
+    page.wait_for_selector("#gallery :text('Edit ·')", timeout=20000)
+
+
 def test_no_panel_of_a_look_inside_is_empty(page):
     open_tab(page, "Look inside")
     page.click("#inside-size > button")

@@ -7,8 +7,9 @@ import pytest
 from PIL import Image, ImageColor, ImageDraw
 
 gradio_client = pytest.importorskip("gradio_client")
-pytest.importorskip("gradio")
+gr = pytest.importorskip("gradio")
 
+from dattn.apps.demo.generate import GenerateTab  # noqa: E402, after the check for gradio
 from dattn.apps.demo.long_video import LongTab  # noqa: E402, after the check for gradio
 from dattn.apps.demo.painting import COLORS, MOST_LAYERS, SHOWN, painted, zoom  # noqa: E402
 from dattn.apps.demo.visits import MOST_RUNS  # noqa: E402
@@ -37,6 +38,14 @@ def test_an_edit_is_shown_beside_its_source(client, change):
     assert abs(pixels(seen[2][1]) - other).max() > 0  # the map is over it
     again = client.predict("a", api_name="/map")
     assert abs(pixels(again[2][0]) - other).max() == 0 and again[2][1] != seen[2][1]
+
+
+def test_what_other_tabs_made_is_in_the_gallery(served, client, change):
+    client.predict(**change())
+    tab = GenerateTab(served[1], served[2])
+    ((file, caption),) = tab.refill(gr.Request(session_hash=client.session_hash))
+    assert file.endswith("edit.png") and caption == "Edit · a blue circle · seed 3"
+    assert tab.refill(gr.Request(session_hash="stranger")) == []
 
 
 def test_words_may_be_stronger_and_an_edit_that_changes_nothing_is_the_source(client, change):

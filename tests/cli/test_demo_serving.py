@@ -123,8 +123,9 @@ def test_files_of_a_visit_go_with_it():
     for number in range(MOST_RUNS + 2):
         place = visit.place()
         (place / "clip.mp4").write_text("")
-        visit.keep(place / "clip.mp4", str(number))
-    assert len(visit.runs) == MOST_RUNS and visit.runs[0][1] == str(MOST_RUNS + 1)
+        visit.keep(place / "clip.mp4", "Radial()", "a very long prompt " * 9, number)
+    assert len(visit.runs) == MOST_RUNS
+    assert visit.runs[0][1] == f"Radial() · a very long prompt a very long prompt … · seed {MOST_RUNS + 1}"
     assert len(list(visit.folder.iterdir())) == MOST_RUNS
     folder = visit.folder
     visits.leave("someone")
