@@ -71,7 +71,7 @@ class GenerateTab(Tab):
             self.code = gr.Code(label="Script", language="python", interactive=False, elem_id="code")
         self.gallery = gr.Gallery(
             label="Made in this visit", columns=4, height=220, interactive=False, preview=False, object_fit="contain",
-            elem_id="gallery", buttons=["download", "fullscreen"],
+            elem_id="gallery", elem_classes="headed", buttons=["download", "fullscreen"],
         )  # fmt: skip
 
     def connect(self) -> None:

@@ -23,6 +23,8 @@ STYLES = """
 #regions-canvas .empty, #regions-canvas .empty * { color: #475569; }
 #gallery .grid-container { grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)) !important; }
 #gallery .thumbnail-item video, #gallery .thumbnail-item img { object-fit: contain !important; }
+#gallery .caption-label { max-width: 100%; font-size: .7rem; line-height: 1.2; white-space: normal; }
+#finetune-grid .icon-button-wrapper { top: -2.2rem; }
 .headed { padding-top: 2.6rem !important; }
 @media (max-width: 500px) { .headed > label { max-width: calc(100% - 6.5rem); } }
 #hero h1 { margin-bottom: .1rem; }
@@ -51,10 +53,16 @@ for (const name of ["pause", "seeked"]) document.addEventListener(name, (event) 
 
 
 def theme() -> Any:
-    """Gradio's own, in one colour."""
+    """Gradio's own, in one colour, where letters are pale a shade darker or lighter."""
     import gradio as gr
 
-    return gr.themes.Soft(primary_hue="indigo", neutral_hue="slate")
+    return gr.themes.Soft(primary_hue="indigo", neutral_hue="slate").set(
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_700",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+    )
 
 
 def badges(facts: dict[str, str]) -> str:
