@@ -46,7 +46,7 @@ class FinetuneTab(Tab):
         """What is to be learnt, and how."""
         sets = [WHITE, SHAPES, *self._studio.data]
         self.data = gr.Dropdown(
-            sets, value=sets[0], label="Data", info="Folders of the server's --data, or shapes made for you",
+            sets, value=sets[0], label="Data", info="Clips with captions: made for you, or folders that are here",
             elem_id="finetune-data",
         )  # fmt: skip
         self.model = self.model_choice(name, "Learns in a process of its own")
@@ -69,7 +69,12 @@ class FinetuneTab(Tab):
                 elem_id="finetune-rank",
             )
             self.rate = gr.Number(
-                4e-3, label="Learning rate", info="Of AdamW", min_width=140, elem_id="finetune-rate", step="any"
+                4e-3,
+                label="Learning rate",
+                info="How much each step changes",
+                min_width=140,
+                elem_id="finetune-rate",
+                step="any",
             )
         self.prompt = gr.Textbox(
             wishes.prompt, label="Validation prompt", info="Made before, a few times on the way, and after",
@@ -124,7 +129,7 @@ class FinetuneTab(Tab):
         shutil.rmtree(place, ignore_errors=True)
         shutil.move(folder / "run", place)
         job.visit.lora = given["model"], place
-        told = badges({"Trained": f"{time.monotonic() - began:.0f} s", "LoRA": "choose it in Generate or Edit"})
+        told = badges({"Trained": f"{time.monotonic() - began:.0f} s", "LoRA": "choose it in the other tabs"})
         yield told, wish.seed, last, str(place / "validation.png"), str(place / WEIGHTS)
 
     def _words(self, given: Given, wish: Request, folder: Path) -> list[str]:

@@ -20,6 +20,7 @@ from .wishes import Wishes
 CLIPS = ("a red circle moving right", "a blue square moving up", "a green triangle moving left")
 PICTURES = ("a red circle above a blue square", "a yellow triangle", "a white square left of a green circle")
 OWN = "Written by hand"
+NO_MASK = "Patterns that choose anew in every step have no mask that could be shown beforehand; the report says more."
 BY_HAND = "Write any pattern of the library below"
 
 
@@ -61,6 +62,7 @@ class GenerateTab(Tab):
         """Both clips, and all that is shown below them."""
         self.pair = Pair("Stock attention", "dattn", wishes.video)
         with gr.Accordion("The mask: blocks that are computed", open=False, elem_id="mask-box"):
+            gr.Markdown(NO_MASK, elem_id="mask-note")
             self.mask = gr.Image(label="Mask", show_label=False, interactive=False, elem_id="mask")
         with gr.Accordion("Report", open=False, elem_id="report-box"):
             self.report = gr.Textbox(
@@ -158,7 +160,7 @@ class GenerateTab(Tab):
         files = [write_clip(result.clip, place, name) for name, result in (("stock", stock or made), ("dattn", made))]
         job.visit.keep(files[-1], attention, wish.prompt, wish.seed)
         return (
-            badges(facts(stock, made)),
+            badges({**facts(stock, made), "Seed": str(wish.seed)}),
             wish.seed,
             *Pair.shown(files),
             self._mask(attention, model, wish, place),

@@ -18,7 +18,7 @@ from ..media import write_clip
 from ..running import Request, clips_of, telling
 from . import limits
 from .look import badges
-from .parts import SizeControls
+from .parts import SizeControls, lora_choice
 from .serving import ASIDE, QUIET, Given, Job, served
 from .studio import OnStep
 from .tab import Tab
@@ -63,6 +63,7 @@ class LongTab(Tab):
             lines=4, max_lines=8, max_length=limits.LONGEST_PROMPT * MOST_PROMPTS, elem_id="long-prompts",
         )  # fmt: skip
         self.model = self.model_choice(name, "Wan and CogVideoX")
+        self.lora = lora_choice(self.prefix)
         self.size = self.size_controls(replace(wishes, steps=min(wishes.steps, 12)))
 
     def build_results(self, wishes: Wishes) -> None:
@@ -82,7 +83,7 @@ class LongTab(Tab):
         )  # fmt: skip
         self.on_go(
             self.make,
-            {**told, **self.size.inputs},
+            {**told, **self.size.inputs, "lora": self.lora},
             [self.size.seed, self.clip, self.line],
             "long_video",
             "One video of several prompts, one on each line, one after the other without a cut. A number after | says "
@@ -100,7 +101,8 @@ class LongTab(Tab):
         wanted = self._prompts(given["prompts"])
         wish = self._studio.request({**given, "prompt": wanted[0].text})
         began = time.perf_counter()
-        with self._studio.model(given["model"]) as loaded:
+        lora = job.visit.lora_for(given["model"], given["lora"])
+        with self._studio.model(given["model"], lora) as loaded:
             segments = self._plan(loaded, wish, wanted)
             clip = _made(loaded, wish, wanted, job.tell)
         file = write_clip(clip, job.visit.place(), "long")

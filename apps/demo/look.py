@@ -32,20 +32,24 @@ STYLES = """
 """
 IN_STEP = """
 <script>
+const near = 0.03;  // seconds: half a frame at 16 a second
+const together = (one) => {  // all pairs of a tab: a word's map goes with the edit that it is of
+  const tab = one.closest?.(".pair") && one.closest("[role=tabpanel]");
+  return tab ? [tab, [...tab.querySelectorAll(".pair video")].filter((other) => other !== one)] : [null, []];
+};
 document.addEventListener("play", (event) => {
-  const one = event.target, pair = one.closest(".pair");
-  if (!pair || pair.dataset.busy) return;
-  const all = [...pair.querySelectorAll("video")];
-  pair.dataset.busy = "1";
-  for (const other of all) if (other !== one) { other.currentTime = one.currentTime; other.play(); }
-  setTimeout(() => delete pair.dataset.busy, 200);
+  const one = event.target, [tab, others] = together(one);
+  if (!tab || tab.dataset.busy) return;
+  tab.dataset.busy = "1";
+  for (const other of others) { other.currentTime = one.currentTime; other.play(); }
+  setTimeout(() => delete tab.dataset.busy, 200);
 }, true);
 for (const name of ["pause", "seeked"]) document.addEventListener(name, (event) => {
-  const one = event.target, pair = one.closest(".pair");
-  if (!pair || one.ended) return;
-  for (const other of pair.querySelectorAll("video")) if (other !== one) {
+  const one = event.target, [, others] = together(one);
+  if (one.ended) return;
+  for (const other of others) {
     if (name === "pause" && !other.paused) other.pause();
-    if (Math.abs(other.currentTime - one.currentTime) > 0.1) other.currentTime = one.currentTime;
+    if (Math.abs(other.currentTime - one.currentTime) > near) other.currentTime = one.currentTime;
   }
 }, true);
 </script>

@@ -26,7 +26,7 @@ class SizeControls:
     def __init__(self, wishes: Wishes, prefix: str = "") -> None:
         with gr.Accordion("Size, steps and seed", open=False, elem_id=f"{prefix}size"):
             self.frames = gr.Slider(
-                1, 513, wishes.frames, step=1, label="Frames", info="Of the clip", visible=wishes.video,
+                1, 513, wishes.frames, step=1, label="Frames", info="How long the clip is", visible=wishes.video,
                 elem_id=f"{prefix}frames",
             )  # fmt: skip
             with gr.Row():

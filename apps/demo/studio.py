@@ -124,8 +124,9 @@ class Studio:
                 loaded.pipe.unload_lora_weights()
 
     def wishes(self, name: str) -> Wishes:
-        """What a model likes."""
-        return Wishes.of(self.loaded(name))
+        """What a model likes, and may be asked for here."""
+        loaded = self.loaded(name)
+        return Wishes.of(loaded).within(self.limits.pixels, _multiple_of(loaded))
 
     def request(self, given: Mapping[str, Any]) -> Request:
         """What a visitor asks for, checked.

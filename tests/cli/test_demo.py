@@ -18,7 +18,7 @@ from dattn.registry import pattern_from_string  # noqa: E402
 
 def test_both_clips_and_all_that_is_shown_beside_them(client, wish):
     facts, seed, stock, own, pictures, mask, report, code, gallery = client.predict(**wish())
-    assert seed == 3 and "Speed-up" in facts and "PSNR" in facts and pictures is None
+    assert seed == 3 and "Seed <b>3</b>" in facts and "Speed-up" in facts and "PSNR" in facts and pictures is None
     assert stock.endswith(".mp4") and own.endswith(".mp4") and mask and "Radial" in report
     assert f"dattn.apply(pipe, '{wish()['pattern']}', dense_steps=0.0)" in code and "manual_seed(3)" in code
     compile(code, "snippet", "exec")

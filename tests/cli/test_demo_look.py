@@ -2,9 +2,10 @@
 
 import pytest
 
-pytest.importorskip("gradio")
+gr = pytest.importorskip("gradio")
 
-from dattn.apps.demo.look import theme
+from dattn.apps.demo.look import theme  # noqa: E402, after the check for gradio
+from dattn.apps.demo.wishes import Wishes  # noqa: E402
 
 LEGIBLE = 4.5
 """Contrast of small letters, by WCAG 2.1 AA."""
@@ -42,3 +43,27 @@ def test_small_letters_are_legible(mode):
         text = color(found, f"button_primary_text_color{mode}")
         assert contrast(text, color(found, f"button_primary_background_fill{state}{mode}")) >= LEGIBLE, state
     assert contrast(color(found, f"block_info_text_color{mode}"), PAGE[mode]) >= LEGIBLE
+
+
+def test_every_control_of_every_tab_is_labelled_explained_and_named(served):
+    from dattn.apps.demo.app import build
+
+    demo = build(served[1], served[2])
+    given = {one for fn in demo.fns.values() for one in fn.inputs if not isinstance(one, gr.Dataset)}
+    assert len(given) > 60
+    for one in given:
+        assert one.elem_id, one
+        assert not one.visible or (one.label and (getattr(one, "info", "") or isinstance(one, gr.ImageEditor))), (
+            one.elem_id
+        )
+    names = [one.elem_id for one in demo.blocks.values() if one.elem_id]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("wish", [(81, 480, 480), (1, 4096, 4096), (513, 16, 16), (33, 64, 64)])
+@pytest.mark.parametrize("pixels", [5_000, 2_200_000])
+def test_what_is_wished_for_at_first_may_be_made(wish, pixels):
+    usual = Wishes("", *wish, 30, True)
+    found = usual.within(pixels, 16)
+    assert found.frames * found.height * found.width <= pixels and found.height % 16 == found.width % 16 == 0
+    assert (found == usual) == (wish[0] * wish[1] * wish[2] <= pixels)
