@@ -57,7 +57,7 @@ def learning(shapes_folder, wish):
     return lambda **changed: {**usual, **changed, "api_name": "/fine_tune"}
 
 
-def test_a_lora_is_trained_and_used_by_its_visitor_alone(served, client, learning, wish, sd_folder):
+def test_a_lora_is_trained_and_used_by_its_visitor_alone(served, client, learning, wish, inside, sd_folder):
     job = client.submit(**learning(train_steps=4, steps=20))
     facts, seed, loss, picture, file = job.result(timeout=300)
     assert "Trained" in facts and seed == 0 and "<svg" in loss
@@ -69,6 +69,12 @@ def test_a_lora_is_trained_and_used_by_its_visitor_alone(served, client, learnin
     assert Path(plain[3]).read_bytes() != Path(own[3]).read_bytes()
     assert "load_lora_weights" in own[7] and "load_lora_weights" not in plain[7]
     assert Path(client.predict(**wish(pattern="stock"))[3]).read_bytes() == Path(plain[3]).read_bytes()
+    charts = [client.predict(**inside(lora=lora))[5] for lora in ("none", OWN_LORA)]
+    assert charts[0] != charts[1]
+    regions = {"api_name": "/regions", "prompt_1": "a red circle", "box_1": "0 0 0.5 1", "prompt_2": "", "seed": 0}
+    regions |= {"model": wish()["model"], "prompt": "a circle", "frames": 5, "height": 32, "width": 32, "steps": 1}
+    clips = [client.predict(**regions, lora=lora)[3] for lora in ("none", OWN_LORA)]
+    assert Path(clips[0]).read_bytes() != Path(clips[1]).read_bytes()
     with pytest.raises(gradio_client.exceptions.AppError, match="yours is for"):
         client.predict(**wish(model=str(sd_folder), pattern="stock", lora=OWN_LORA))
     with pytest.raises(gradio_client.exceptions.AppError, match="not trained one yet"):
