@@ -59,7 +59,7 @@ class LongTab(Tab):
         """What is to be made."""
         self.prompts = gr.Textbox(
             PROMPTS, label="Prompts",
-            info=f"One on each line, {MOST_PROMPTS} at most. A number after | makes it longer: | 3 lasts three times",
+            info=f"One on each line, {MOST_PROMPTS} at most. A number after | makes it last longer, such as | 3",
             lines=4, max_lines=8, max_length=limits.LONGEST_PROMPT * MOST_PROMPTS, elem_id="long-prompts",
         )  # fmt: skip
         self.model = self.model_choice(name, "Wan and CogVideoX")
