@@ -147,7 +147,11 @@ def parser() -> Parser:
         help="steps between losses of the first examples at fixed noise; 0 for none (default: %(default)s)",
     )
     group.add_argument(
-        "--validation_prompts", nargs="+", default=[], metavar="TEXT", help="made before and after training"
+        "--validation_prompts",
+        nargs="+",
+        default=[],
+        metavar="TEXT",
+        help="made before training, with every validation loss, and after",
     )
     group.add_argument("--report_to", choices=("tensorboard", "wandb"), help="tracker, through accelerate")
     group.add_argument("--estimate", action="store_true", help="print tokens, FLOPs and memory, and train nothing")

@@ -61,7 +61,7 @@ class MultiPromptVideoPipeline(OnStock, DiffusionPipeline):
         num_frames: int | None = None,
         overlap: int | None = None,
         transitions: int = 2,
-        hold: int = 0,
+        hold: int | Sequence[int] = 0,
     ) -> tuple[Segment, ...]:
         """The segments of a call with these arguments; the video ends with the last one's last latent frame.
 
@@ -80,7 +80,7 @@ class MultiPromptVideoPipeline(OnStock, DiffusionPipeline):
         num_frames: int | None = None,
         overlap: int | None = None,
         transitions: int = 2,
-        hold: int = 0,
+        hold: int | Sequence[int] = 0,
         share: Window = (0.04, 0.5),
         share_layers: Layers = None,
         subjects: Sequence[str] | None = None,
@@ -97,7 +97,7 @@ class MultiPromptVideoPipeline(OnStock, DiffusionPipeline):
                 for. ``timeline`` tells how long the video becomes.
             overlap: latent frames that neighbours share; by default 9 of 13.
             transitions: segments between two prompts.
-            hold: segments more for every prompt that is neither first nor last.
+            hold: segments more for every prompt that is neither first nor last, or a list with a number for each one.
             share: the denoising steps in which a segment sees the keys and values of the one before it.
             share_layers: the layers in which it does; by default the last sixth.
             subjects: for every prompt the words of its subject: subject then sees subject, and the rest the rest, see

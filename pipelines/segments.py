@@ -29,19 +29,22 @@ class Segment:
     frames: tuple[int, int]
 
 
-def plan(prompts: int, tile: int, overlap: int, transitions: int = 2, hold: int = 0) -> tuple[Segment, ...]:
+def plan(
+    prompts: int, tile: int, overlap: int, transitions: int = 2, hold: int | Sequence[int] = 0
+) -> tuple[Segment, ...]:
     """The segments of a video of several prompts (Cai et al., "DiTCtrl", CVPR 2025).
 
     Between neighbours stand ``transitions`` segments, the j-th with (j + 1) / (transitions + 1) of the next prompt.
-    Prompts that are neither first nor last have ``hold`` segments more than one.
+    Each prompt has a segment of its own, and as many more as ``hold`` says.
 
     Args:
         prompts: how many there are.
         tile: latent frames of a segment.
         overlap: latent frames that a segment shares with the next.
+        hold: segments more, for each prompt; a number is for those that are neither first nor last.
 
     Raises:
-        ValueError: no prompts, an overlap that is no part of a tile, numbers below 0.
+        ValueError: no prompts, an overlap that is no part of a tile, numbers below 0, not one for each prompt.
     """
     if prompts < 1:
         raise ValueError("prompt=[]: give one prompt or more, in their order in time")
@@ -49,16 +52,28 @@ def plan(prompts: int, tile: int, overlap: int, transitions: int = 2, hold: int 
         raise ValueError(
             f"overlap={overlap}: latent frames that neighbours share, 1 to {tile - 1} where a segment has {tile}"
         )
-    if transitions < 0 or hold < 0:
+    if transitions < 0 or (hold if isinstance(hold, int) else min(hold, default=0)) < 0:
         raise ValueError(f"transitions={transitions}, hold={hold}: numbers of segments, 0 or more")
     texts: list[tuple[int, int, float]] = []
+    more = _held(prompts, hold)
     for number in range(prompts):
-        texts += [(number, number, 0.0)] * (1 + (hold if 0 < number < prompts - 1 else 0))
+        texts += [(number, number, 0.0)] * (1 + more[number])
         for j in range(transitions if number < prompts - 1 else 0):
             share = (j + 1) / (transitions + 1)
             texts.append((number, number + 1, share) if share <= 0.5 else (number + 1, number, 1 - share))
     step = tile - overlap
     return tuple(Segment(*text, (i * step, i * step + tile)) for i, text in enumerate(texts))
+
+
+def _held(prompts: int, hold: int | Sequence[int]) -> list[int]:
+    """Segments more than one, for each prompt."""
+    if isinstance(hold, int):
+        return [hold if 0 < number < prompts - 1 else 0 for number in range(prompts)]
+    if len(hold) != prompts:
+        raise ValueError(
+            f"hold={list(hold)}: {len(hold)} numbers for {prompts} prompts; give one for each, or a number"
+        )
+    return list(hold)
 
 
 class Joined(Control):

@@ -9,6 +9,7 @@ from typing import Any
 import fastapi
 import gradio as gr
 from PIL import Image
+from starlette.middleware import Middleware
 
 from .edit import EditTab
 from .finetune import FinetuneTab
@@ -17,21 +18,24 @@ from .inside import InsideTab
 from .long_video import LongTab
 from .look import IN_STEP, STYLES, theme
 from .regions import RegionsTab
-from .serving import note_time
+from .serving import ASIDE, QUIET, note_time, served
 from .studio import Studio
+from .uploads import LARGEST, LARGEST_PICTURE, PicturesOnly, open_only_pictures
 from .visits import Visits
 
-LARGEST_UPLOAD = 2**22
-"""Pixels; PIL warns at more and refuses twice as many."""
+KEPT = 24 * 3600
+"""Seconds that files which were shown can be downloaded."""
 TITLE = "dattn: see what attention does"
 
 
 def build(studio: Studio, visits: Visits) -> gr.Blocks:
     """All tabs."""
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600)) as demo:
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, KEPT)) as demo:
         gr.Markdown(f"# {TITLE}\nThe same noise, once by stock attention and once by another.", elem_id="hero")
-        with gr.Tab("Generate", elem_id="tab-generate"):
-            GenerateTab(studio, visits).build()
+        with gr.Tab("Generate", elem_id="tab-generate") as first:
+            generate = GenerateTab(studio, visits)
+            generate.build()
+        first.select(served(generate.refill), None, generate.gallery, **QUIET, **ASIDE)
         with gr.Tab("Edit", elem_id="tab-edit"):
             EditTab(studio, visits).build()
         with gr.Tab("Regions", elem_id="tab-regions"):
@@ -43,10 +47,10 @@ def build(studio: Studio, visits: Visits) -> gr.Blocks:
         with gr.Tab("Fine-tune", elem_id="tab-finetune"):
             FinetuneTab(studio, visits).build()
 
-        def leave(request: gr.Request) -> None:
-            visits.leave(request.session_hash)
+        def lose(request: gr.Request) -> None:
+            visits.lose(request.session_hash)
 
-        demo.unload(leave)
+        demo.unload(lose)
     return demo
 
 
@@ -58,15 +62,15 @@ def launch(demo: gr.Blocks, options: argparse.Namespace, **more: Any) -> Any:
     """
     if options.mcp and find_spec("mcp") is None:
         raise ValueError('--mcp: the package mcp is not installed; pip install "gradio[mcp]"')
-    Image.MAX_IMAGE_PIXELS = LARGEST_UPLOAD  # a small file may hold a picture that fills the memory
+    Image.MAX_IMAGE_PIXELS = LARGEST_PICTURE  # a small file may hold a picture that fills the memory
     demo.queue(max_size=options.queue)
-    app = {"dependencies": [fastapi.Depends(note_time)]}
+    app = {"dependencies": [fastapi.Depends(note_time)], "middleware": [Middleware(PicturesOnly)]}
     return demo.launch(
         server_name=options.host,
         server_port=options.port,
         share=options.share,
         mcp_server=options.mcp,
-        max_file_size="20mb",
+        max_file_size=LARGEST,
         show_error=True,
         footer_links=["api"],
         theme=theme(),
@@ -81,6 +85,7 @@ def serve(options: argparse.Namespace) -> None:
     """Serve until interrupted."""
     studio = Studio(options.model, options.device, options.dtype, options.max_pixels, options.deadline, options.data)
     visits = Visits()
+    open_only_pictures()
     try:
         launch(build(studio, visits), options)
     finally:

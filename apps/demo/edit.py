@@ -12,9 +12,10 @@ from ..media import write_clip
 from . import limits
 from .edits import controls_of, edited, maps_of, overlaid, shared_words
 from .look import badges
-from .parts import Pair, SizeControls, Update, Wishes, lora_choice
+from .parts import Pair, SizeControls, Update, lora_choice
 from .serving import QUIET, Given, Job, named, served
 from .tab import Tab
+from .wishes import Wishes
 
 WORDS = 8
 """Words of an edit that get a slider."""
@@ -99,7 +100,7 @@ class EditTab(Tab):
             visit.edit = made = edited(loaded, wish, edit, controls, maps, job.tell)
         visit.edit_place = place = visit.place()
         files = [write_clip(clip, place, name) for name, clip in (("source", made.source), ("edit", made.edit))]
-        visit.keep(files[-1], f"{edit} · edit of {wish.prompt} · seed {wish.seed}")
+        visit.keep(files[-1], "Edit", edit, wish.seed)
         first_seen = max(words, key=len, default=None)
         choice = gr.update(choices=words, value=first_seen)
         seen = self._map(place, files[-1], made, first_seen) if first_seen else (None, None, None)
@@ -119,15 +120,17 @@ class EditTab(Tab):
         """The map of another word of the visitor's last edit.
 
         Raises:
-            ValueError: there is none, or it has no such word.
+            ValueError: there is none, its files are gone, or it has no such word.
         """
         visit = self._visits.known(request.session_hash)
         if visit is None or visit.edit is None or visit.edit.maps is None or visit.edit_place is None:
             raise ValueError("Nothing to look at: make an edit first")
         if word not in visit.edit.maps.words:
             raise ValueError(f"Word {str(word)[:40]!r}: choose one of {', '.join(map(str, visit.edit.maps.words))}")
-        place = visit.edit_place
-        return self._map(place, next(place.glob("edit.*")), visit.edit, word)
+        file = next(visit.edit_place.glob("edit.*"), None)
+        if file is None:
+            raise ValueError("The files of this edit have made room for later runs: make the edit again")
+        return self._map(visit.edit_place, file, visit.edit, word)
 
     def _map(self, place: Path, file: Path, made: Any, word: str) -> tuple[Any, Any, Any]:
         """The edit, and the same with a word's map over it."""

@@ -19,10 +19,11 @@ from ..running import Request
 from ..shapes.folder import write_folder
 from . import charts, knobs, limits
 from .look import badges
-from .parts import SizeControls, Update, Wishes
+from .parts import SizeControls, Update
 from .serving import Given, Job
 from .tab import Tab
-from .training import training
+from .training import Training, training
+from .wishes import Wishes
 
 SHAPES, WHITE = "Moving Shapes", "Moving Shapes, all white"
 """Data sets that are made for the visitor; a LoRA of the second one is soon seen to work."""
@@ -45,7 +46,7 @@ class FinetuneTab(Tab):
         """What is to be learnt, and how."""
         sets = [WHITE, SHAPES, *self._studio.data]
         self.data = gr.Dropdown(
-            sets, value=sets[0], label="Data", info="Folders of the server's --data, or shapes made for you",
+            sets, value=sets[0], label="Data", info="Clips with captions: made for you, or folders that are here",
             elem_id="finetune-data",
         )  # fmt: skip
         self.model = self.model_choice(name, "Learns in a process of its own")
@@ -68,11 +69,16 @@ class FinetuneTab(Tab):
                 elem_id="finetune-rank",
             )
             self.rate = gr.Number(
-                4e-3, label="Learning rate", info="Of AdamW", min_width=140, elem_id="finetune-rate", step="any"
+                4e-3,
+                label="Learning rate",
+                info="How much each step changes",
+                min_width=140,
+                elem_id="finetune-rate",
+                step="any",
             )
         self.prompt = gr.Textbox(
-            wishes.prompt, label="Validation prompt", info="Made before and after", max_length=limits.LONGEST_PROMPT,
-            elem_id="finetune-prompt",
+            wishes.prompt, label="Validation prompt", info="Made before, a few times on the way, and after",
+            max_length=limits.LONGEST_PROMPT, elem_id="finetune-prompt",
         )  # fmt: skip
         self.size = self.size_controls(_small(wishes))
 
@@ -80,8 +86,8 @@ class FinetuneTab(Tab):
         """The loss while it learns, then the comparison and the file."""
         self.loss = gr.HTML(EMPTY, elem_id="finetune-loss", min_height=240)
         self.grid = gr.Image(
-            label="Before and after", interactive=False, buttons=["download", "fullscreen"], elem_id="finetune-grid",
-            elem_classes="headed",
+            label="Before, on the way and after", interactive=False, buttons=["download", "fullscreen"],
+            elem_id="finetune-grid", elem_classes="headed",
         )  # fmt: skip
         self.file = gr.File(label="LoRA, as safetensors", interactive=False, elem_id="finetune-file")
 
@@ -114,24 +120,16 @@ class FinetuneTab(Tab):
         words = self._words(given, wish, folder)
         steps, began = int(given["train_steps"]), time.monotonic()
         with training(words, folder / "run", self._studio.device) as run:
-            known = -1
-            while run.runs:
-                job.check()
-                what, done, of = run.stage() or ("starting", 0, 1)
-                losses = run.losses()
-                if len(losses) != known:
-                    known = len(losses)
-                    told = badges({what.capitalize(): f"{done} of {of}"})
-                    yield told, wish.seed, charts.loss(losses, steps) if losses else EMPTY, None, None
-                job.tell(what, done, of)
-                time.sleep(MOMENT)
+            for told, losses, picture in _news(run, job):
+                drawn = charts.loss(losses, steps) if losses else EMPTY
+                yield told, wish.seed, drawn, picture, gr.skip() if losses else None
             run.check()
             last = charts.loss(run.losses(), steps)
         place = job.visit.folder / "lora"
         shutil.rmtree(place, ignore_errors=True)
         shutil.move(folder / "run", place)
         job.visit.lora = given["model"], place
-        told = badges({"Trained": f"{time.monotonic() - began:.0f} s", "LoRA": "choose it in Generate or Edit"})
+        told = badges({"Trained": f"{time.monotonic() - began:.0f} s", "LoRA": "choose it in the other tabs"})
         yield told, wish.seed, last, str(place / "validation.png"), str(place / WEIGHTS)
 
     def _words(self, given: Given, wish: Request, folder: Path) -> list[str]:
@@ -181,6 +179,21 @@ class FinetuneTab(Tab):
         size = wish.frames or 1, max(wish.height, wish.width)
         write_folder(folder / "data", CLIPS, *size, change=_white if name == WHITE else lambda clip: clip)
         return folder / "data"
+
+
+def _news(run: Training, job: Job) -> Iterator[tuple[str, list[dict[str, float]], Any]]:
+    """What it does, its losses and its picture, each time that there is more; a picture that is shown is left alone."""
+    known: tuple[int, float] | None = None
+    while run.runs:
+        job.check()
+        what, done, of = run.stage() or ("starting", 0, 1)
+        losses, (picture, written) = run.losses(), run.picture()
+        if (len(losses), written) != known:
+            old, known = known, (len(losses), written)
+            shown = gr.skip() if old is not None and old[1] == written else picture
+            yield badges({what.capitalize(): f"{done} of {of}"}), losses, shown
+        job.tell(what, done, of)
+        time.sleep(MOMENT)
 
 
 def _white(clip: np.ndarray) -> np.ndarray:

@@ -11,14 +11,16 @@ from ..media import write_clip
 from ..running import Request, Result
 from . import knobs, limits
 from .look import badges
-from .parts import Pair, SizeControls, Update, Wishes, lora_choice
-from .serving import ALONE, QUIET, Given, Job, named, served
+from .parts import Pair, SizeControls, Update, lora_choice
+from .serving import ASIDE, QUIET, Given, Job, named, served
 from .snippet import snippet
 from .tab import Tab
+from .wishes import Wishes
 
 CLIPS = ("a red circle moving right", "a blue square moving up", "a green triangle moving left")
 PICTURES = ("a red circle above a blue square", "a yellow triangle", "a white square left of a green circle")
 OWN = "Written by hand"
+NO_MASK = "Patterns that choose anew in every step have no mask that could be shown beforehand; the report says more."
 BY_HAND = "Write any pattern of the library below"
 
 
@@ -60,6 +62,7 @@ class GenerateTab(Tab):
         """Both clips, and all that is shown below them."""
         self.pair = Pair("Stock attention", "dattn", wishes.video)
         with gr.Accordion("The mask: blocks that are computed", open=False, elem_id="mask-box"):
+            gr.Markdown(NO_MASK, elem_id="mask-note")
             self.mask = gr.Image(label="Mask", show_label=False, interactive=False, elem_id="mask")
         with gr.Accordion("Report", open=False, elem_id="report-box"):
             self.report = gr.Textbox(
@@ -70,12 +73,12 @@ class GenerateTab(Tab):
             self.code = gr.Code(label="Script", language="python", interactive=False, elem_id="code")
         self.gallery = gr.Gallery(
             label="Made in this visit", columns=4, height=220, interactive=False, preview=False, object_fit="contain",
-            elem_id="gallery", buttons=["download", "fullscreen"],
+            elem_id="gallery", elem_classes="headed", buttons=["download", "fullscreen"],
         )  # fmt: skip
 
     def connect(self) -> None:
         """Say what the controls do."""
-        told = {"model": self.model, "pattern": self.pattern, **self.size.size}
+        told = {"model": self.model, "pattern": self.pattern, **self.size.size, "dense": self.dense}
         self.examples.click(lambda row: row[0], self.examples, self.prompt, **QUIET)
         self.kind.change(served(self.choose_kind), self.kind, [self.kind, *self.sliders, self.pattern], **QUIET)
         for slider in self.sliders:
@@ -84,7 +87,7 @@ class GenerateTab(Tab):
         gr.on(  # when the page is loaded, and when one of them changes
             None, named("estimate", served(self.guess)), list(told.values()), self.estimate, trigger_mode="always_last",
             api_name="estimate", show_progress="hidden",
-            api_description="Tokens of a clip, and the share of attention that a pattern computes.", **ALONE,
+            api_description="Tokens of a clip, and the share of attention that a pattern computes.", **ASIDE,
         )  # fmt: skip
         self.on_go(
             self.make,
@@ -96,6 +99,11 @@ class GenerateTab(Tab):
             "generate",
             "Make a clip or picture by stock attention and under a pattern, from the same noise.",
         )  # fmt: skip
+
+    def refill(self, request: gr.Request) -> list[tuple[str, str]]:
+        """What the visitor has made, in other tabs too."""
+        visit = self._visits.known(request.session_hash)
+        return [] if visit is None else visit.runs
 
     def choose_kind(self, title: str) -> list[Update]:
         """Another pattern: its line, its sliders, and how it is written."""
@@ -125,28 +133,34 @@ class GenerateTab(Tab):
             gr.update(samples=[[text] for text in (CLIPS if video else PICTURES)]),
         ]
 
-    def guess(self, model: Any, pattern: Any, frames: Any, height: Any, width: Any) -> str:
-        """Tokens and density of what would be made, before it is."""
+    def guess(self, model: Any, pattern: Any, frames: Any, height: Any, width: Any, dense: Any) -> str:
+        """Tokens and work of what would be made, before it is."""
         request = self._studio.request({"model": model, "frames": frames, "height": height, "width": width})
-        attention = limits.attention(pattern)
-        grid = self._studio.grid(model, request)
+        attention, first = limits.attention(pattern), self._dense(dense)
+        grid = self._studio.grid_now(model, request)
+        if grid is None:
+            return badges({"Tokens": "counted when the device is free"})
         share = self._studio.share(attention, grid)
-        return badges({"Tokens": f"{grid.tokens:,}", "Attention computed": f"about {share:.0%}"})
+        told = {"Tokens": f"{grid.tokens:,}", "Attention computed": f"about {first + (1 - first) * share:.0%}"}
+        return badges(told | ({"after the dense steps": f"{share:.0%}"} if first and attention != "stock" else {}))
+
+    def _dense(self, value: Any) -> float:
+        return self._studio.limits.number(value, "Dense at first", 0, 0.9)
 
     def make(self, given: Given, job: Job) -> tuple[Any, ...]:
         """Make both, and all that is shown beside them."""
         model, wish = given["model"], self._studio.request(given)
         attention = limits.attention(given["pattern"])
-        dense = self._studio.limits.number(given["dense"], "Dense at first", 0, 0.9)
+        dense = self._dense(given["dense"])
         lora = job.visit.lora_for(model, given["lora"])
         stock, made = self._studio.make(model, wish, attention, dense, job.tell, lora)
         with self._studio.model(model) as loaded:
             code = snippet(loaded, wish, attention, dense, lora is not None)
         place = job.visit.place()
         files = [write_clip(result.clip, place, name) for name, result in (("stock", stock or made), ("dattn", made))]
-        job.visit.keep(files[-1], f"{wish.prompt} · {attention} · seed {wish.seed}")
+        job.visit.keep(files[-1], attention, wish.prompt, wish.seed)
         return (
-            badges(facts(stock, made)),
+            badges({**facts(stock, made), "Seed": str(wish.seed)}),
             wish.seed,
             *Pair.shown(files),
             self._mask(attention, model, wish, place),

@@ -17,17 +17,18 @@ from ..insight import ENOUGH, Insight, Seen
 from ..running import telling
 from . import charts, knobs, limits
 from .look import badges
-from .parts import SizeControls, Update, Wishes
+from .parts import SizeControls, Update, lora_choice
 from .serving import QUIET, Given, Job, named, served
 from .tab import Tab
+from .wishes import Wishes
 
 NOTED, SETTINGS = 3, 4
 """Steps in which attention is noted, and settings of each pattern that are tried."""
 EVERY = "all heads"
 PLACE = (
-    ("step", "Step", "0", "Of denoising"),
-    ("layer", "Layer", "0", "From the first"),
-    ("head", "Head", EVERY, "Or their mean"),
+    ("step", "Step", "0", "From noise to picture"),
+    ("layer", "Layer", "0", "0 is the first"),
+    ("head", "Head", EVERY, "One, or the mean of all"),
 )
 EMPTY = '<div class="chart-empty">Press Look: the charts come here.</div>'
 
@@ -51,6 +52,7 @@ class InsideTab(Tab):
             max_length=limits.LONGEST_PROMPT, elem_id="inside-prompt",
         )  # fmt: skip
         self.model = self.model_choice(name, "Runs once, with stock attention")
+        self.lora = lora_choice(self.prefix)
         with gr.Row():
             self.across, self.down = (
                 gr.Slider(0, 1, 0.5, step=0.05, label=label, info=info, elem_id=f"inside-{label.lower()}")
@@ -82,7 +84,7 @@ class InsideTab(Tab):
             self.make,
             {
                 "model": self.model, "prompt": self.prompt, "across": self.across, "down": self.down,
-                **self.size.inputs,
+                **self.size.inputs, "lora": self.lora,
             },
             [self.size.seed, *place, *shown],
             "look_inside",
@@ -101,7 +103,8 @@ class InsideTab(Tab):
         across, down = (allowed.number(given[name], name.title(), 0, 1) for name in ("across", "down"))
         assert wish.steps
         noted = sorted({round(i * (wish.steps - 1) / (NOTED - 1)) for i in range(NOTED)})
-        with self._studio.model(given["model"]) as loaded:
+        lora = job.visit.lora_for(given["model"], given["lora"])
+        with self._studio.model(given["model"], lora) as loaded:
             insight = Insight(noted, wish.steps, across, down, _settings(loaded.makes_video))
             call = wish.call(loaded)
             if "callback_on_step_end" in loaded.arguments:

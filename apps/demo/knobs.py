@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import log2
 from typing import Any
 
 
@@ -15,6 +16,7 @@ class Knob:
         name: how ``Offer.text`` calls it.
         label, info: what is written beside the slider.
         low, high, step, value: of the slider.
+        power: whether the pattern takes powers of 2 alone; the nearest one is meant.
     """
 
     name: str
@@ -24,6 +26,7 @@ class Knob:
     high: float
     step: float
     value: float
+    power: bool = False
 
     @property
     def slider(self) -> dict[str, Any]:
@@ -66,6 +69,8 @@ class Offer:
 
 def _plain(value: float, knob: Knob) -> str:
     """A number as code has it: whole ones without a point."""
+    if knob.power and value > 0:
+        return str(2 ** round(log2(value)))
     return str(int(value)) if float(knob.step).is_integer() else f"{float(value):.3g}"
 
 
@@ -74,8 +79,19 @@ OFFERS = (
     Offer(
         "Radial",
         "Near frames see each other whole, far ones less and less",
-        "Radial(decay={decay}, block_size=64)",
-        (Knob("decay", "Decay", "How far a frame sees; smaller is sparser and faster", 0.1, 2.0, 0.1, 1.0),),
+        "Radial(block_size={block})",  # decay changes nothing where a block is a good part of a frame, as here
+        (
+            Knob(
+                "block",
+                "Block",
+                "Tokens left out together: 16, 32, 64 or 128. Larger is sparser",
+                16,
+                128,
+                16,
+                64,
+                True,
+            ),
+        ),
         video=True,
     ),
     Offer(

@@ -133,6 +133,8 @@ def _without_files(text: str) -> str:
     """The pattern alone, without what Python does not read, if it names no file."""
     try:
         tree = ast.parse(text, mode="eval")
+        if isinstance(tree.body, ast.Name):  # as a call, since presets have such names too
+            tree.body = ast.Call(tree.body, [], [])
         nodes, text = list(ast.walk(tree)), ast.unparse(tree)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise ValueError(f"Pattern {text[:40]!r}: write it as in code, such as Radial(block_size=64)") from None

@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 from functools import partial
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 
@@ -18,15 +18,23 @@ from ..media import write_clip
 from ..running import Request, clips_of, telling
 from . import limits
 from .look import badges
-from .parts import SizeControls, Wishes
-from .serving import ALONE, QUIET, Given, Job, served
+from .parts import SizeControls, lora_choice
+from .serving import ASIDE, QUIET, Given, Job, served
 from .studio import OnStep
 from .tab import Tab
+from .wishes import Wishes
 
-PROMPTS = "a red circle moving right\na red circle moving down"
-MOST_PROMPTS, MOST_HELD = 6, 8
+PROMPTS = "a red circle moving right\na red circle moving down | 2"
+MOST_PROMPTS, LONGEST = 6, 9
 FAMILIES = ("wan", "cogvideo")
 """In the names of pipelines and models that it is for."""
+
+
+class Timed(NamedTuple):
+    """A prompt, and how long it lasts: segments of its own, 1 or more."""
+
+    text: str
+    length: int
 
 
 class LongTab(Tab):
@@ -50,13 +58,12 @@ class LongTab(Tab):
     def build_wish(self, name: str, wishes: Wishes) -> None:
         """What is to be made."""
         self.prompts = gr.Textbox(
-            PROMPTS, label="Prompts", info=f"One on each line, {MOST_PROMPTS} at most, in their order in time",
+            PROMPTS, label="Prompts",
+            info=f"One on each line, {MOST_PROMPTS} at most. A number after | makes it last longer, such as | 3",
             lines=4, max_lines=8, max_length=limits.LONGEST_PROMPT * MOST_PROMPTS, elem_id="long-prompts",
         )  # fmt: skip
         self.model = self.model_choice(name, "Wan and CogVideoX")
-        self.hold = gr.Slider(
-            0, MOST_HELD, 0, step=1, label="Hold", info="How much longer middle prompts last", elem_id="long-hold"
-        )
+        self.lora = lora_choice(self.prefix)
         self.size = self.size_controls(replace(wishes, steps=min(wishes.steps, 12)))
 
     def build_results(self, wishes: Wishes) -> None:
@@ -68,80 +75,90 @@ class LongTab(Tab):
 
     def connect(self) -> None:
         """Say what the controls do."""
-        told = {"model": self.model, "prompts": self.prompts, "hold": self.hold}
+        told = {"model": self.model, "prompts": self.prompts}
         self.on_model(lambda name: SizeControls.fit(self.wishes(name)), self.size.fitted)
-        for control in (self.prompts, self.hold, self.size.frames):
-            control.change(
-                served(self.preview), [*told.values(), *self.size.size.values()], self.line,
-                trigger_mode="always_last", **QUIET, **ALONE,
-            )  # fmt: skip
+        gr.on(  # when the page is loaded, and when one of them changes
+            None, served(self.preview), [*told.values(), *self.size.size.values()], self.line,
+            trigger_mode="always_last", **QUIET, **ASIDE,
+        )  # fmt: skip
         self.on_go(
             self.make,
-            {**told, **self.size.inputs},
+            {**told, **self.size.inputs, "lora": self.lora},
             [self.size.seed, self.clip, self.line],
             "long_video",
-            "One video of several prompts, one after the other without a cut.",
+            "One video of several prompts, one on each line, one after the other without a cut. A number after | says "
+            "how long a prompt lasts.",
         )
 
-    def preview(self, model: Any, prompts: Any, hold: Any, frames: Any, height: Any, width: Any) -> str:
+    def preview(self, model: Any, prompts: Any, frames: Any, height: Any, width: Any) -> str:
         """The timeline of what would be made."""
-        texts = self._texts(prompts)
+        wanted = self._prompts(prompts)
         wish = self._studio.request({"model": model, "frames": frames, "height": height, "width": width})
-        with self._studio.model(model) as loaded:
-            return timeline(texts, self._plan(loaded, wish, texts, hold))
+        return timeline(wanted, self._plan(self._studio.loaded(model), wish, wanted))
 
     def make(self, given: Given, job: Job) -> tuple[Any, ...]:
         """Make the video."""
-        texts = self._texts(given["prompts"])
-        wish = self._studio.request({**given, "prompt": texts[0]})
+        wanted = self._prompts(given["prompts"])
+        wish = self._studio.request({**given, "prompt": wanted[0].text})
         began = time.perf_counter()
-        with self._studio.model(given["model"]) as loaded:
-            segments = self._plan(loaded, wish, texts, given["hold"])
-            clip = _made(loaded, wish, texts, int(given["hold"]), job.tell)
+        lora = job.visit.lora_for(given["model"], given["lora"])
+        with self._studio.model(given["model"], lora) as loaded:
+            segments = self._plan(loaded, wish, wanted)
+            clip = _made(loaded, wish, wanted, job.tell)
         file = write_clip(clip, job.visit.place(), "long")
-        job.visit.keep(file, f"{' · '.join(texts)} · seed {wish.seed}")
+        job.visit.keep(file, "Long video", ", ".join(one.text for one in wanted), wish.seed)
         told = {"Seconds": f"{time.perf_counter() - began:.1f} s", "Frames": str(len(clip)), "Seed": str(wish.seed)}
-        return (badges(told), wish.seed, str(file), timeline(texts, segments))
+        return (badges(told), wish.seed, str(file), timeline(wanted, segments))
 
-    def _texts(self, prompts: Any) -> list[str]:
-        """The prompts.
+    def _prompts(self, given: Any) -> list[Timed]:
+        """The prompts, each with its length.
 
         Raises:
-            ValueError: none, or too many.
+            ValueError: none, too many, or a length that is none.
         """
-        lines = [line for line in str(prompts or "").splitlines() if line.strip()]
+        lines = [line for line in str(given or "").splitlines() if line.strip()]
         if not 1 <= len(lines) <= MOST_PROMPTS:
             raise ValueError(f"Prompts: {len(lines)} lines; write 1 to {MOST_PROMPTS}, each on a line of its own")
-        return [self._studio.limits.prompt(line, "Prompts") for line in lines]
+        return [self._timed(line) for line in lines]
 
-    def _plan(self, loaded: Loaded, wish: Request, texts: list[str], hold: Any) -> tuple[Segment, ...]:
+    def _timed(self, line: str) -> Timed:
+        text, bar, length = line.rpartition("|")
+        if bar and not (length.strip().isascii() and length.strip().isdigit() and 1 <= int(length) <= LONGEST):
+            raise ValueError(f"Prompts: {line[:60]!r}: write a whole number from 1 to {LONGEST} after |, or no |")
+        return Timed(self._studio.limits.prompt(text if bar else line, "Prompts"), int(length) if bar else 1)
+
+    def _plan(self, loaded: Loaded, wish: Request, wanted: list[Timed]) -> tuple[Segment, ...]:
         """The segments, if the whole is not too large.
 
         Raises:
             ValueError: a model that makes no videos of this kind, or too much at once.
         """
         pipe = MultiPromptVideoPipeline.from_pipe(loaded.pipe)
-        segments = pipe.timeline(len(texts), wish.frames, hold=limits.whole(hold, "Hold", 0, MOST_HELD))
+        segments = pipe.timeline(len(wanted), wish.frames, hold=_hold(wanted))
         assert wish.frames and wish.height and wish.width
         self._studio.limits.size(wish.frames * len(segments), wish.height, wish.width, 1)
         return segments
 
 
-def _made(loaded: Loaded, wish: Request, texts: list[str], hold: int, on_step: OnStep) -> Any:
+def _hold(wanted: list[Timed]) -> list[int]:
+    return [one.length - 1 for one in wanted]
+
+
+def _made(loaded: Loaded, wish: Request, wanted: list[Timed], on_step: OnStep) -> Any:
     """The video, uint8 [frames, height, width, 3]."""
     pipe = MultiPromptVideoPipeline.from_pipe(loaded.pipe)
     pipe.set_progress_bar_config(disable=True)
-    call = wish.call(loaded) | {"prompt": texts, "hold": hold}
+    call = wish.call(loaded) | {"prompt": [one.text for one in wanted], "hold": _hold(wanted)}
     if "callback_on_step_end" in loaded.arguments:
         call["callback_on_step_end"] = telling(partial(on_step, "video"))
     return clips_of(pipe(**call))[0]
 
 
-def timeline(texts: list[str], segments: tuple[Segment, ...]) -> str:
+def timeline(wanted: list[Timed], segments: tuple[Segment, ...]) -> str:
     """Which prompt rules when, as bars over the latent frames."""
     last = max(segment.frames[1] for segment in segments)
     rows = []
-    for number, text in enumerate(texts):
+    for number, (text, _) in enumerate(wanted):
         own = [segment.frames for segment in segments if segment.prompt == number]
         start, end = min(a for a, _ in own), max(b for _, b in own)
         place = f"margin-left: {100 * start / last:.1f}%; width: {100 * (end - start) / last:.1f}%"

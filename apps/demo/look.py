@@ -23,6 +23,8 @@ STYLES = """
 #regions-canvas .empty, #regions-canvas .empty * { color: #475569; }
 #gallery .grid-container { grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)) !important; }
 #gallery .thumbnail-item video, #gallery .thumbnail-item img { object-fit: contain !important; }
+#gallery .caption-label { max-width: 100%; font-size: .7rem; line-height: 1.2; white-space: normal; }
+#finetune-grid .icon-button-wrapper { top: -2.2rem; }
 .headed { padding-top: 2.6rem !important; }
 @media (max-width: 500px) { .headed > label { max-width: calc(100% - 6.5rem); } }
 #hero h1 { margin-bottom: .1rem; }
@@ -30,20 +32,24 @@ STYLES = """
 """
 IN_STEP = """
 <script>
+const near = 0.03;  // seconds: half a frame at 16 a second
+const together = (one) => {  // all pairs of a tab: a word's map goes with the edit that it is of
+  const tab = one.closest?.(".pair") && one.closest("[role=tabpanel]");
+  return tab ? [tab, [...tab.querySelectorAll(".pair video")].filter((other) => other !== one)] : [null, []];
+};
 document.addEventListener("play", (event) => {
-  const one = event.target, pair = one.closest(".pair");
-  if (!pair || pair.dataset.busy) return;
-  const all = [...pair.querySelectorAll("video")];
-  pair.dataset.busy = "1";
-  for (const other of all) if (other !== one) { other.currentTime = one.currentTime; other.play(); }
-  setTimeout(() => delete pair.dataset.busy, 200);
+  const one = event.target, [tab, others] = together(one);
+  if (!tab || tab.dataset.busy) return;
+  tab.dataset.busy = "1";
+  for (const other of others) { other.currentTime = one.currentTime; other.play(); }
+  setTimeout(() => delete tab.dataset.busy, 200);
 }, true);
 for (const name of ["pause", "seeked"]) document.addEventListener(name, (event) => {
-  const one = event.target, pair = one.closest(".pair");
-  if (!pair || one.ended) return;
-  for (const other of pair.querySelectorAll("video")) if (other !== one) {
+  const one = event.target, [, others] = together(one);
+  if (one.ended) return;
+  for (const other of others) {
     if (name === "pause" && !other.paused) other.pause();
-    if (Math.abs(other.currentTime - one.currentTime) > 0.1) other.currentTime = one.currentTime;
+    if (Math.abs(other.currentTime - one.currentTime) > near) other.currentTime = one.currentTime;
   }
 }, true);
 </script>
@@ -51,10 +57,16 @@ for (const name of ["pause", "seeked"]) document.addEventListener(name, (event) 
 
 
 def theme() -> Any:
-    """Gradio's own, in one colour."""
+    """Gradio's own, in one colour, where letters are pale a shade darker or lighter."""
     import gradio as gr
 
-    return gr.themes.Soft(primary_hue="indigo", neutral_hue="slate")
+    return gr.themes.Soft(primary_hue="indigo", neutral_hue="slate").set(
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_700",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+    )
 
 
 def badges(facts: dict[str, str]) -> str:

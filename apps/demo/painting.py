@@ -15,7 +15,9 @@ from dattn.control.region import check_box
 COLORS = {"orange": "#e69f00", "blue": "#56b4e9", "green": "#009e73", "pink": "#cc79a7"}
 """One for each region; people who see few colours tell them apart (Okabe and Ito, 2008)."""
 SHOWN = 256
-"""Pixels that the smaller side of a picture is shown with, at least."""
+"""Pixels that the larger side of a small picture is enlarged to, at most; so no shape makes the result large."""
+MOST_LAYERS = 8
+"""Of a canvas."""
 OPAQUE = 128
 Size = tuple[int, int]
 """Width and height."""
@@ -23,7 +25,7 @@ Size = tuple[int, int]
 
 def zoom(height: int, width: int) -> int:
     """How much larger than it is a picture is shown."""
-    return max(1, SHOWN // min(height, width))
+    return max(1, SHOWN // max(height, width))
 
 
 def painted(canvas: Any, size: Size) -> list[Image.Image | None]:
@@ -31,10 +33,16 @@ def painted(canvas: Any, size: Size) -> list[Image.Image | None]:
 
     Args:
         canvas: the value of an ``ImageEditor`` of PIL pictures; None is an empty one.
+
+    Raises:
+        ValueError: more layers than ``MOST_LAYERS``.
     """
+    layers = (canvas or {}).get("layers") or []
+    if len(layers) > MOST_LAYERS:
+        raise ValueError(f"Canvas: {len(layers)} layers; {MOST_LAYERS} are the most, paint all on one")
     colors = np.array([ImageColor.getrgb(color) for color in COLORS.values()])
     nearest = np.full(size[::-1], -1)
-    for layer in (canvas or {}).get("layers") or []:
+    for layer in layers:
         pixels = np.asarray(layer.convert("RGBA").resize(size, Image.Resampling.NEAREST)).astype(int)
         found = ((pixels[..., None, :3] - colors) ** 2).sum(-1).argmin(-1)
         nearest = np.where(pixels[..., 3] >= OPAQUE, found, nearest)

@@ -3,40 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from ..loading import Loaded
 from . import limits
 from .visits import NO_LORA, OWN_LORA
+from .wishes import Wishes
 
-STEPS = 30
-"""Of models that say nothing about it."""
 Update = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Wishes:
-    """What a model is asked for where nobody says else."""
-
-    prompt: str
-    frames: int
-    height: int
-    width: int
-    steps: int
-    video: bool
-
-    @classmethod
-    def of(cls, loaded: Loaded) -> Wishes:
-        """Of a demo model: what it was trained for; of any other: usual numbers."""
-        native, video = loaded.native, loaded.makes_video
-        if native is not None:
-            return cls(native.prompt, native.frames if video else 1, native.height, native.width, native.steps, video)
-        side = 480 if video else 512
-        return cls("", 81 if video else 1, side, side, STEPS, video)
 
 
 class SizeControls:
@@ -50,7 +26,7 @@ class SizeControls:
     def __init__(self, wishes: Wishes, prefix: str = "") -> None:
         with gr.Accordion("Size, steps and seed", open=False, elem_id=f"{prefix}size"):
             self.frames = gr.Slider(
-                1, 513, wishes.frames, step=1, label="Frames", info="Of the clip", visible=wishes.video,
+                1, 513, wishes.frames, step=1, label="Frames", info="How long the clip is", visible=wishes.video,
                 elem_id=f"{prefix}frames",
             )  # fmt: skip
             with gr.Row():

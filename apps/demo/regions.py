@@ -17,9 +17,10 @@ from ..running import run
 from . import limits
 from .look import badges
 from .painting import COLORS, boxed, outlined, painted, softened, zoom
-from .parts import Pair, SizeControls, Update, Wishes
+from .parts import Pair, SizeControls, Update, lora_choice
 from .serving import Given, Job
 from .tab import Tab
+from .wishes import Wishes
 
 BASE = {
     True: "a red circle standing still and a blue square standing still",
@@ -64,6 +65,7 @@ class RegionsTab(Tab):
         self.prompts, self.boxes = zip(*rows, strict=True)
         self.model = self.model_choice(name, "Any that Regions serves; others say why not")
         self.how = self._build_how(*APART[wishes.video])
+        self.lora = lora_choice(self.prefix)
         self.size = self.size_controls(wishes)
 
     def _build_region(self, number: int, color: str, text: str, box: str) -> tuple[gr.Textbox, gr.Textbox]:
@@ -117,7 +119,7 @@ class RegionsTab(Tab):
             self.make,
             {
                 "model": self.model, "prompt": self.prompt, **regions, **self.how, **self.size.inputs,
-                "canvas": self.canvas,
+                "lora": self.lora, "canvas": self.canvas,
             },
             [self.size.seed, *self.pair.outputs],
             "regions",
@@ -145,7 +147,7 @@ class RegionsTab(Tab):
             isolate=given["isolate"] is True,
             window=allowed.number(given["window"], "Share of the steps", 0.05, 1),
         )
-        with self._studio.model(given["model"]) as loaded:
+        with self._studio.model(given["model"], job.visit.lora_for(given["model"], given["lora"])) as loaded:
             plain = run(loaded, wish, "stock", on_step=partial(job.tell, "base prompt", part=0, parts=2))
             with dattn.apply(loaded.pipe, None, control=[control]):
                 made = run(loaded, wish, "stock", on_step=partial(job.tell, "regions", part=1, parts=2))
@@ -153,7 +155,7 @@ class RegionsTab(Tab):
         drawn = outlined(made.clip, {colors[number - 1]: mask for number, mask in masks.items()}, scale)
         place = job.visit.place()
         files = [write_clip(outlined(plain.clip, {}, scale), place, "plain"), write_clip(drawn, place, "regions")]
-        job.visit.keep(files[-1], f"{wish.prompt} · {len(masks)} regions · seed {wish.seed}")
+        job.visit.keep(files[-1], f"{len(masks)} regions", wish.prompt, wish.seed)
         told = {"Base prompt": f"{plain.seconds:.1f} s", "Regions": f"{made.seconds:.1f} s", "Seed": str(wish.seed)}
         return (badges(told), wish.seed, *Pair.shown(files))
 

@@ -21,7 +21,7 @@ TABS = {
     "Regions": ("regions-go", "#regions-slider img"),
     "Long video": ("long-go", "#long-clip video"),
     "Look inside": ("inside-go", "#inside-charts svg"),
-    "Fine-tune": ("finetune-go", "#finetune-grid img"),
+    "Fine-tune": ("finetune-go", "#finetune-facts .badge:has-text('Trained')"),
 }
 """The button that starts each, and what is there when it is done."""
 COLORS = 128

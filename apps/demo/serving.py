@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import functools
+import gc
 import inspect
+import logging
+import re
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from inspect import Parameter
@@ -12,15 +16,22 @@ from typing import Any
 
 import fastapi
 import gradio as gr
+import torch
 
 from .visits import Stopped, Visit, Visits
+from .waiting import STOPPED
 
 DEVICE = "device"
 """Concurrency of all that uses the device: one at a time."""
 ALONE: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": DEVICE}
 """How an event waits for the device."""
+ASIDE: dict[str, Any] = {"concurrency_limit": 8, "concurrency_id": "aside"}
+"""How an event is served that does not wait for it."""
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 """How an event that only changes controls is served."""
+NO_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+"""In the messages of PyTorch, on GPUs and CPUs."""
+log = logging.getLogger(__name__)
 Given = Mapping[str, Any]
 """What a visitor gave, by the names of the API."""
 
@@ -46,6 +57,7 @@ class Job:
             Stopped: the visitor does not want it any more.
             ValueError: it has taken too long.
         """
+        self.visit.seen = time.monotonic()
         if self.visit.stopped > self._asked:
             raise Stopped
         if time.monotonic() - self._began > self._seconds:
@@ -61,24 +73,60 @@ class Job:
 
 @contextmanager
 def _errors_shown() -> Iterator[None]:
-    """Errors as Gradio shows them where they arise."""
+    """Errors as Gradio shows them where they arise, of which nothing stays in memory."""
     try:
         yield
-    except Stopped:
-        raise gr.Error("Stopped.", title="Stopped", duration=3, print_exception=False) from None
-    except ValueError as error:
-        raise gr.Error(str(error), title="That does not work", print_exception=False) from None
-    except (RuntimeError, MemoryError, OSError) as error:
-        raise gr.Error(f"The model gave up: {error}", title="That did not work", print_exception=True) from None
+    except gr.Error:
+        raise
+    except Exception as error:
+        shown = _as_shown(error)
+        _let_go(error)
+        raise shown from None
+
+
+def _as_shown(error: Exception) -> gr.Error:
+    """What a visitor reads; what is no fault of the visitor's is logged with its traceback."""
+    if isinstance(error, Stopped):
+        told = {name: value for name, value in STOPPED.items() if name != "error"}
+        return gr.Error(STOPPED["error"], **told, print_exception=False)
+    if isinstance(error, ValueError):
+        return gr.Error(str(error), title="That does not work", print_exception=False)
+    log.error("a call failed", exc_info=error)
+    if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
+        text = "Out of memory: ask for fewer frames or a smaller size"
+    elif isinstance(error, RuntimeError | OSError):
+        text = f"The model gave up: {error}"
+    else:
+        text = "This does not work with these settings: try others. The demo's log says why"
+    return gr.Error(text, title="That did not work", print_exception=False)
+
+
+def _let_go(error: BaseException) -> None:
+    """Free what the frames of an error hold: the tensors of a run that ended early."""
+    traceback.clear_frames(error.__traceback__)
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def served(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """A handler whose errors are shown where they arise."""
+    """A handler, perhaps asynchronous, whose errors are shown where they arise."""
+    if inspect.iscoroutinefunction(handler):
+        return _served_later(handler)
 
     @functools.wraps(handler)
     def safe(*args: Any, **kwargs: Any) -> Any:
         with _errors_shown():
             return handler(*args, **kwargs)
+
+    return safe
+
+
+def _served_later(handler: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(handler)
+    async def safe(*args: Any, **kwargs: Any) -> Any:
+        with _errors_shown():
+            return await handler(*args, **kwargs)
 
     return safe
 
@@ -101,19 +149,22 @@ def run_for(
         handler: may be a generator.
     """
 
-    def start(args: tuple[Any, ...]) -> tuple[Given, Job]:
+    @contextmanager
+    def started(args: tuple[Any, ...]) -> Iterator[tuple[Given, Job]]:
         *values, request, progress = args
-        job = Job(visits.of(request.session_hash), request.request.state.asked, seconds, progress)
-        job.check()
-        return dict(zip(components, values, strict=True)), job
+        visit = visits.of(request.session_hash)
+        with _errors_shown(), visit.at_work():
+            job = Job(visit, request.request.state.asked, seconds, progress)
+            job.check()
+            yield dict(zip(components, values, strict=True)), job
 
     def run(*args: Any) -> Any:
-        with _errors_shown():
-            return handler(*start(args))
+        with started(args) as call:
+            return handler(*call)
 
     def run_on(*args: Any) -> Any:
-        with _errors_shown():
-            yield from handler(*start(args))
+        with started(args) as call:
+            yield from handler(*call)
 
     found: Any = run_on if inspect.isgeneratorfunction(handler) else run
     optional = [Parameter.empty if not isinstance(one, gr.ImageEditor) else None for one in components.values()]

@@ -10,19 +10,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import dattn
 from dattn.block_mask import MaskCache
 from dattn.grid import TokenGrid
 from dattn.operators.per_head import cost_of
 from dattn.registry import pattern_from_string
 
 from ..loading import DEFAULT, Loaded, load, pick_device, put_on, shipped
-from ..running import Request, Result, run, run_to_the_grid
+from ..running import Request, Result, run
+from .grids import Grids
 from .limits import Limits, fresh_seed
+from .wishes import Wishes
 
 CPU_PIXELS, GPU_PIXELS = 2_200_000, 120_000_000
 SECONDS = 3600.0
 """That a call may take, where nobody says else."""
+GLANCE = 0.5
+"""Seconds that a look at a busy device waits for it."""
 
 
 class OnStep(Protocol):
@@ -68,8 +71,8 @@ class Studio:
             if not path.is_dir():
                 raise ValueError(f"--data {path}: no such folder; name folders of clips or pictures with captions")
         self._loaded: dict[str, Loaded] = {}
-        self._grids: dict[tuple[Any, ...], tuple[TokenGrid, int]] = {}
-        self._lock = threading.RLock()
+        self._grids = Grids()
+        self._loading, self._lock = threading.Lock(), threading.RLock()
         self.limits = Limits(pixels or (CPU_PIXELS if self.device == "cpu" else GPU_PIXELS), seconds)
 
     @property
@@ -86,6 +89,19 @@ class Studio:
         index = Path(self._places[name]) / "model_index.json"
         return str(json.loads(index.read_text())["_class_name"]) if index.is_file() else name
 
+    def loaded(self, name: Any) -> Loaded:
+        """A model, to be looked at alone: it may be at work for someone.
+
+        Raises:
+            ValueError: no such model.
+        """
+        if not isinstance(name, str) or name not in self._places:
+            raise ValueError(f"Model {str(name)[:60]!r}: choose one of {', '.join(self.models)}")
+        with self._loading:
+            if name not in self._loaded:
+                self._loaded[name] = load(self._places[name], self.device, self._dtype)
+            return self._loaded[name]
+
     @contextmanager
     def model(self, name: Any, lora: Path | None = None) -> Iterator[Loaded]:
         """A model, for one user at a time.
@@ -96,12 +112,8 @@ class Studio:
         Raises:
             ValueError: no such model.
         """
-        if not isinstance(name, str) or name not in self._places:
-            raise ValueError(f"Model {str(name)[:60]!r}: choose one of {', '.join(self.models)}")
+        loaded = self.loaded(name)
         with self._lock:
-            if name not in self._loaded:
-                self._loaded[name] = load(self._places[name], self.device, self._dtype)
-            loaded = self._loaded[name]
             if lora is None:
                 yield loaded
                 return
@@ -110,6 +122,11 @@ class Studio:
                 yield loaded
             finally:
                 loaded.pipe.unload_lora_weights()
+
+    def wishes(self, name: str) -> Wishes:
+        """What a model likes, and may be asked for here."""
+        loaded = self.loaded(name)
+        return Wishes.of(loaded).within(self.limits.pixels, _multiple_of(loaded))
 
     def request(self, given: Mapping[str, Any]) -> Request:
         """What a visitor asks for, checked.
@@ -120,11 +137,10 @@ class Studio:
         Raises:
             ValueError: what is wrong, for the visitor to read.
         """
-        with self.model(given["model"]) as loaded:
-            video, multiple = loaded.makes_video, _multiple_of(loaded)
-            guidance = loaded.native.guidance if loaded.native else None
+        loaded = self.loaded(given["model"])
+        video, guidance = loaded.makes_video, loaded.native.guidance if loaded.native else None
         frames, height, width = self.limits.size(
-            given["frames"] if video else 1, given["height"], given["width"], multiple
+            given["frames"] if video else 1, given["height"], given["width"], _multiple_of(loaded)
         )
         prompt, steps = self.limits.prompt(given.get("prompt", "a")), self.limits.steps(given.get("steps", 1))
         seed = fresh_seed() if given.get("another") is True else self.limits.seed(given.get("seed", 0))
@@ -133,18 +149,25 @@ class Studio:
     def grid(self, name: str, request: Request) -> TokenGrid:
         """The tokens of a request."""
         with self.model(name) as loaded:
-            key = name, request.frames, request.height, request.width
-            if key not in self._grids:
-                with dattn.apply(loaded.pipe, dattn.Dense(), dense_steps=0, dense_layers=0) as handle:
-                    run_to_the_grid(loaded, request)
-                    grids = [layer.grid for layer in handle.layers if layer.grid]
-                    self._grids[key] = max(grids, key=lambda grid: grid.tokens), len(grids)
-            return self._grids[key][0]
+            return self._grids.count(name, loaded, request).grid
+
+    def grid_now(self, name: str, request: Request) -> TokenGrid | None:
+        """The same without a wait for the device: told from another size while it is busy, None if there is none."""
+        found, loaded = self._grids.known(name, request), self.loaded(name)
+        if found is not None:
+            return found.grid
+        if not self._lock.acquire(timeout=GLANCE):
+            return self._grids.told(name, request)
+        try:
+            return self._grids.count(name, loaded, request).grid
+        finally:
+            self._lock.release()
 
     def joint_layers(self, name: str, request: Request) -> int:
         """How many layers attend to text and picture together; 0 where text has layers of its own."""
-        grid = self.grid(name, request)
-        return self._grids[name, request.frames, request.height, request.width][1] if grid.tokens > grid.visual else 0
+        with self.model(name) as loaded:
+            found = self._grids.count(name, loaded, request)
+        return found.layers if found.grid.tokens > found.grid.visual else 0
 
     def share(self, attention: str, grid: TokenGrid) -> float:
         """Attention that a pattern computes, of dense attention, pooled keys counted; some only guess beforehand."""

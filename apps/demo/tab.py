@@ -8,10 +8,12 @@ from typing import Any, ClassVar
 import gradio as gr
 
 from .look import badges
-from .parts import SizeControls, Wishes
-from .serving import ALONE, QUIET, Given, Job, named, run_for, served
+from .parts import SizeControls
+from .serving import ALONE, ASIDE, DEVICE, QUIET, Given, Job, named, run_for, served
 from .studio import Studio
 from .visits import Visits
+from .waiting import leave
+from .wishes import Wishes
 
 
 class Tab:
@@ -72,8 +74,7 @@ class Tab:
 
     def wishes(self, name: str) -> Wishes:
         """What a model likes."""
-        with self._studio.model(name) as loaded:
-            return Wishes.of(loaded)
+        return self._studio.wishes(name)
 
     def model_choice(self, name: str, info: str) -> gr.Dropdown:
         """The choice of the model."""
@@ -85,7 +86,7 @@ class Tab:
 
     def on_model(self, choose: Callable[[str], Any], outputs: Sequence[Any]) -> None:
         """Change controls with the model."""
-        self.model.change(served(choose), self.model, list(outputs), **QUIET, **ALONE)
+        self.model.change(served(choose), self.model, list(outputs), **QUIET, **ASIDE)
 
     def on_go(
         self,
@@ -108,9 +109,10 @@ class Tab:
             [self.facts, *outputs], api_name=api_name, api_description=told, show_progress_on=[self.facts], **ALONE,
         )  # fmt: skip
 
-    def halt(self, request: gr.Request) -> None:
-        """End what the visitor has asked for, within a step if it runs, at its turn if it waits."""
+    async def halt(self, request: gr.Request) -> None:
+        """End what the visitor has asked for: within a step if it runs, at once if it waits."""
         if not hasattr(request, "session_hash"):
             raise ValueError("an MCP call is ended by its own client: cancel it there")
         if request.session_hash:
-            self._visits.of(request.session_hash).stop()
+            self._visits.stop(request.session_hash)
+            await leave(request, DEVICE)

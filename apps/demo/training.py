@@ -43,6 +43,11 @@ class Training(NamedTuple):
         lines = log.read_text().splitlines(keepends=True) if log.is_file() else []
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
+    def picture(self) -> tuple[str | None, float]:
+        """The samples of the prompt so far, and when they were written; None and 0 before there are any."""
+        path = self.output / "validation.png"
+        return (str(path), path.stat().st_mtime) if path.is_file() else (None, 0.0)
+
     def check(self) -> None:
         """Raise ``ValueError`` with what it complained of, if it did not end well."""
         if self.process.wait() != 0:

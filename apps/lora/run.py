@@ -24,6 +24,7 @@ from .loop import Settings, Trainer
 from .objective import Objective, objective_of
 from .personal import personal_of
 from .subject import Subject, subject_of
+from .validation import Validation
 
 SAME = 1e-3
 """Outputs with a LoRA before and after saving differ at most by this share of the largest."""
@@ -56,8 +57,7 @@ def train(options: Any, attention: Any, buckets: Sequence[Size], items: Sequence
         )
         prepared = cache.prepare(items, buckets, quiet=not first)
     _check_captions(prepared, options)
-    prompts = options.validation_prompts if first else []
-    before = subject.samples(prompts, buckets[0], options.seed)
+    validation = Validation(subject, options.validation_prompts if first else [], buckets[0], options)
     subject.put_away("" if personal is None else "text_encoder")
     learning = add_lora(subject.model, names, options.rank, options.lora_alpha or options.rank, options.seed)
     if options.gradient_checkpointing:
@@ -70,7 +70,7 @@ def train(options: Any, attention: Any, buckets: Sequence[Size], items: Sequence
     trainer.resume()
     if first:
         _say(prepared, sum(p.numel() for p in learning), len(names), trainer.step, options.max_train_steps)
-    told = _run(trainer, options, accelerator)
+    told = _run(trainer, options, accelerator, None if personal else validation)  # new words watch single captions
     if first:
         trainer.write()
         with accelerator.autocast():
@@ -79,7 +79,7 @@ def train(options: Any, attention: Any, buckets: Sequence[Size], items: Sequence
                 files = [str(path) for path in personal.tokens.save(options.output)]
                 print(f"new words in {', '.join(files)}; before the LoRA: pipe.load_textual_inversion({files})")
         accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # or latents come out in another type
-        _compare(options, subject, before, buckets[0])
+        validation.after()
     accelerator.wait_for_everyone()
     accelerator.end_training()
 
@@ -165,8 +165,8 @@ def _say(prepared: Prepared, learning: int, layers: int, done: int, steps: int) 
     print(f"{learning:,} parameters in {layers} layers, {examples} examples, {done} of {steps} steps done")
 
 
-def _run(trainer: Trainer, options: Any, accelerator: Any) -> list[dict[str, float]]:
-    """The loop, with a progress bar, a line of JSON for every step, and a tracker."""
+def _run(trainer: Trainer, options: Any, accelerator: Any, validation: Validation | None) -> list[dict[str, float]]:
+    """The loop, with a progress bar, a line of JSON for every step, a tracker, and samples on the way."""
     if options.report_to:
         accelerator.init_trackers("dattn", {name: str(value) for name, value in vars(options).items()})
     first, log = accelerator.is_main_process, options.output / "training.jsonl"
@@ -183,6 +183,8 @@ def _run(trainer: Trainer, options: Any, accelerator: Any) -> list[dict[str, flo
         if first:
             with log.open("a") as file:
                 file.write(json.dumps(all_told[-1]) + "\n")
+        if validation is not None and "validation_loss" in told and 0 < trainer.step < options.max_train_steps:
+            validation.on_the_way(trainer.step)
 
     with bar:
         trainer.run(report)
@@ -242,18 +244,3 @@ def _finish(
     }
     write_json(output / "run.json", record)
     print(f"LoRA in {path}; use it with {use}")
-
-
-def _compare(options: Any, subject: Subject, before: Mapping[str, np.ndarray], size: Size) -> None:
-    """A picture of the validation prompts before, by the stock model, and after, with LoRA and under the pattern."""
-    if not before:
-        return
-    from ..sheet import sheet
-
-    subject.pipeline.to(subject.model.device)
-    with dattn.apply(subject.pipeline, subject.attention, dense_steps=0, **subject.schedule):
-        after = subject.samples(list(before), size, options.seed)
-    rows = {f"{prompt}, {when}": c[prompt] for prompt in before for when, c in (("before", before), ("after", after))}
-    sheet(rows, f"{Path(options.model).name}, {options.max_train_steps} steps", cell=96).save(
-        options.output / "validation.png"
-    )

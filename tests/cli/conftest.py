@@ -145,3 +145,47 @@ def sd_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "sd"
     pipe.save_pretrained(folder)
     return folder
+
+
+PATTERN = "Radial(block_size=16, sink=False)"
+"""One that is sparse on the few tokens of the tiny models."""
+
+
+@pytest.fixture(scope="module")
+def served(shapes_folder, sd_folder):
+    """Address, studio and visits of a demo with tiny models."""
+    from dattn.apps.demo import defaults
+    from dattn.apps.demo.app import build, launch
+    from dattn.apps.demo.studio import Studio
+    from dattn.apps.demo.visits import Visits
+
+    studio, visits = Studio([str(shapes_folder), str(sd_folder)], device="cpu"), Visits()
+    demo = build(studio, visits)
+    _, address, _ = launch(demo, defaults(), prevent_thread_lock=True, quiet=True)
+    yield address, studio, visits
+    demo.close()
+    visits.close()
+
+
+@pytest.fixture
+def visitor(served):
+    """Makes clients of the demo, each a visitor of its own."""
+    import gradio_client
+
+    return lambda: gradio_client.Client(served[0], verbose=False)
+
+
+@pytest.fixture
+def client(visitor):
+    """One visitor."""
+    return visitor()
+
+
+@pytest.fixture
+def wish(shapes_folder):
+    """Arguments of ``/generate``, with some changed."""
+    usual = {
+        "model": str(shapes_folder), "prompt": "a red circle", "pattern": PATTERN, "dense": 0.0, "frames": 9,
+        "height": 32, "width": 32, "steps": 2, "seed": 3, "another": False,
+    }  # fmt: skip
+    return lambda **changed: {**usual, **changed, "api_name": "/generate"}

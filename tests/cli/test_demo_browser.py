@@ -73,9 +73,9 @@ def test_a_clip_is_made_with_progress_and_shown(page):
 
 def test_sliders_write_the_pattern(page):
     before = page.input_value("#pattern textarea")
-    set_number(page, "knob-0", 0.5)
+    set_number(page, "knob-0", 32)
     page.wait_for_function("before => document.querySelector('#pattern textarea').value !== before", arg=before)
-    assert page.input_value("#pattern textarea") == "Radial(decay=0.5, block_size=64)"
+    assert page.input_value("#pattern textarea") == "Radial(block_size=32)"
 
 
 def test_a_run_is_stopped(page):
@@ -123,6 +123,16 @@ def test_a_painted_mask_is_the_region(page):
     page.click("#regions-go")
     page.wait_for_selector("#regions-dattn-clip video, #regions-slider img", timeout=120000)
     assert "Regions" in page.inner_text("#regions-facts") and not page.errors
+
+
+def test_what_another_tab_made_is_in_the_gallery(page):
+    open_tab(page, "Edit")
+    page.click("#edit-size > button")
+    set_number(page, "edit-steps", 2)
+    page.click("#edit-go")
+    page.wait_for_selector("#edit-facts .badge:has-text('Both')", timeout=120000)
+    open_tab(page, "Generate")
+    page.wait_for_selector("#gallery :text('Edit ·')", timeout=20000)
 
 
 def test_no_panel_of_a_look_inside_is_empty(page):

@@ -20,6 +20,7 @@ from dattn.apps.cli import main
 from dattn.apps.lora.adapting import PROJECTIONS, add_lora, loaded_back, save, targets, weights
 from dattn.apps.lora.asking import listen, told
 from dattn.apps.shapes.pictures import caption_of, draw_pictures, sample_picture
+from dattn.apps.sheet import sheet
 from tests.pipelines.tiny import MODELS
 
 from .test_asking import CALLS, size_of, subject
@@ -97,8 +98,24 @@ def test_going_on_is_never_having_stopped(pictures, tmp_path):
     assert not same(tmp_path / "whole", tmp_path / "other")
 
 
+def test_samples_on_the_way_change_nothing_and_are_seen_in_the_picture(pictures, tmp_path, monkeypatch):
+    labels = []
+    monkeypatch.setattr(
+        "dattn.apps.lora.validation.sheet", lambda rows, *a, **k: labels.append([*rows]) or sheet(rows, *a, **k)
+    )
+    options = ["--attention", "Neighborhood(3)", "--validation_steps", "2"]
+    assert train(pictures, tmp_path / "plain", 5, *options) == 0
+    assert train(pictures, tmp_path / "seen", 5, *options, "--validation_prompts", "a circle", "a square") == 0
+    assert same(tmp_path / "plain", tmp_path / "seen")
+    moments = ["before", "step 2", "step 4", "after"]
+    assert labels[-1] == [f"{prompt}, {when}" for prompt in ("a circle", "a square") for when in moments]
+    assert [len(rows) for rows in labels] == [2, 4, 6, 8]  # the picture is there from the start, and grows
+    assert not (tmp_path / "seen" / "validation.part.png").exists()
+
+
 def test_in_half_precision(pictures, tmp_path):
     options = ["--mixed_precision", "bf16", "--gradient_checkpointing", "--validation_prompts", "a red circle"]
+    options += ["--validation_steps", "1"]
     assert train(pictures, tmp_path, 2, *options, "--attention", "Neighborhood(3)") == 0
     assert json.loads((tmp_path / "run.json").read_text())["loaded_back_error"] < 1e-2
     assert Image.open(tmp_path / "validation.png").width > 60

@@ -49,9 +49,25 @@ def test_plans(prompts, tile, data, transitions, hold):
     assert all(0 <= s.weight <= 0.5 and abs(s.prompt - s.toward) == (s.weight > 0) for s in segments)
 
 
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=5), st.integers(0, 2))
+def test_prompts_last_as_long_as_each_is_held(hold, transitions):
+    segments = plan(len(hold), 5, 2, transitions, hold)
+    for number, more in enumerate(hold):
+        own = [s.frames for s in segments if s.prompt == number and not s.weight]
+        assert len(own) == 1 + more and own[-1][0] - own[0][0] == 3 * more  # one after the other, none in between
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
-    [((0, 5, 2), "prompt="), ((2, 5, 5), "overlap=5"), ((2, 5, 0), "overlap=0"), ((2, 5, 2, -1), "transitions=-1")],
+    [
+        ((0, 5, 2), "prompt="),
+        ((2, 5, 5), "overlap=5"),
+        ((2, 5, 0), "overlap=0"),
+        ((2, 5, 2, -1), "transitions=-1"),
+        ((2, 5, 2, 1, -1), "hold=-1"),
+        ((2, 5, 2, 1, [0, -1]), r"hold=\[0, -1\]"),
+        ((2, 5, 2, 1, [1]), "1 numbers for 2 prompts; give one for each"),
+    ],
 )
 def test_plans_that_are_none(arguments, says):
     with pytest.raises(ValueError, match=says):

@@ -1,0 +1,88 @@
+"""What validation prompts look like before training, on the way, and after: one picture that grows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import dattn
+
+from ..sheet import sheet
+from .asking import Size
+from .subject import Subject
+
+MOST = 7
+"""Moments beside the first that are shown; of more, the last ones."""
+
+
+class Validation:
+    """Samples of the prompts, of the stock model at first.
+
+    Args:
+        subject: the pipeline.
+        prompts: with none, nothing is ever made.
+        size: of the samples.
+        options: of the command line.
+    """
+
+    def __init__(self, subject: Subject, prompts: Sequence[str], size: Size, options: Any) -> None:
+        self._subject, self._prompts, self._size, self._options = subject, list(prompts), size, options
+        self._moments: list[tuple[str, dict[str, np.ndarray]]] = []
+        self._note("before")
+
+    def on_the_way(self, step: int) -> None:
+        """What it looks like in the middle of training, which goes on as if nothing had been."""
+        if not self._prompts:
+            return
+        model = self._subject.model
+        model.eval()
+        with own_forward(model), self._all_there():
+            self._note(f"step {step}")
+        model.train()
+
+    def after(self) -> None:
+        """What came of it: the LoRA, under the pattern."""
+        if not self._prompts:
+            return
+        self._subject.pipeline.to(self._subject.model.device)
+        with dattn.apply(self._subject.pipeline, self._subject.attention, dense_steps=0, **self._subject.schedule):
+            self._note("after")
+
+    @contextmanager
+    def _all_there(self) -> Iterator[None]:
+        """The parts that training has put away are where the model is."""
+        self._subject.pipeline.to(self._subject.model.device)
+        try:
+            yield
+        finally:
+            self._subject.put_away()
+
+    def _note(self, when: str) -> None:
+        """Make the samples of a moment and write the picture of all; a reader never finds half of one."""
+        if not self._prompts:
+            return
+        self._moments.append((when, self._subject.samples(self._prompts, self._size, self._options.seed)))
+        shown = [self._moments[0], *self._moments[1:][-MOST:]]
+        rows = {f"{prompt}, {moment}": clips[prompt] for prompt in self._prompts for moment, clips in shown}
+        title = f"{Path(self._options.model).name}, {self._options.max_train_steps} steps"
+        part, whole = (self._options.output / name for name in ("validation.part.png", "validation.png"))
+        sheet(rows, title, cell=96).save(part)
+        part.replace(whole)
+
+
+@contextmanager
+def own_forward(model: Any) -> Iterator[None]:
+    """The model without what accelerate wraps around it, whose outputs are of another type than the pipeline's."""
+    own = vars(model).get("_original_forward")
+    if own is None:
+        yield
+        return
+    wrapped, model.forward = model.forward, own
+    try:
+        yield
+    finally:
+        model.forward = wrapped

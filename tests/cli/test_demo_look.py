@@ -1,0 +1,69 @@
+"""How the demo looks, as far as no browser is needed."""
+
+import pytest
+
+gr = pytest.importorskip("gradio")
+
+from dattn.apps.demo.look import theme  # noqa: E402, after the check for gradio
+from dattn.apps.demo.wishes import Wishes  # noqa: E402
+
+LEGIBLE = 4.5
+"""Contrast of small letters, by WCAG 2.1 AA."""
+PAGE = {"": "#ffffff", "_dark": "#1e293b"}
+"""What is behind the text of blocks."""
+
+
+def luminance(color):
+    shares = [int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    red, green, blue = (share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def contrast(one, other):
+    bright, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (bright + 0.05) / (dark + 0.05)
+
+
+def color(found, name):
+    """A colour of the theme, through all that it refers to."""
+    value = getattr(found, name)
+    while value.startswith("*"):
+        value = getattr(found, value[1:])
+    return {"white": "#ffffff", "black": "#000000"}.get(value, value)
+
+
+def test_contrast_is_what_it_is_known_to_be():
+    assert contrast("#ffffff", "#000000") == pytest.approx(21) and contrast("#767676", "#ffffff") > LEGIBLE
+
+
+@pytest.mark.parametrize("mode", ["", "_dark"], ids=["light", "dark"])
+def test_small_letters_are_legible(mode):
+    found = theme()
+    for state in ("", "_hover"):
+        text = color(found, f"button_primary_text_color{mode}")
+        assert contrast(text, color(found, f"button_primary_background_fill{state}{mode}")) >= LEGIBLE, state
+    assert contrast(color(found, f"block_info_text_color{mode}"), PAGE[mode]) >= LEGIBLE
+
+
+def test_every_control_of_every_tab_is_labelled_explained_and_named(served):
+    from dattn.apps.demo.app import build
+
+    demo = build(served[1], served[2])
+    given = {one for fn in demo.fns.values() for one in fn.inputs if not isinstance(one, gr.Dataset)}
+    assert len(given) > 60
+    for one in given:
+        assert one.elem_id, one
+        assert not one.visible or (one.label and (getattr(one, "info", "") or isinstance(one, gr.ImageEditor))), (
+            one.elem_id
+        )
+    names = [one.elem_id for one in demo.blocks.values() if one.elem_id]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("wish", [(81, 480, 480), (1, 4096, 4096), (513, 16, 16), (33, 64, 64)])
+@pytest.mark.parametrize("pixels", [5_000, 2_200_000])
+def test_what_is_wished_for_at_first_may_be_made(wish, pixels):
+    usual = Wishes("", *wish, 30, True)
+    found = usual.within(pixels, 16)
+    assert found.frames * found.height * found.width <= pixels and found.height % 16 == found.width % 16 == 0
+    assert (found == usual) == (wish[0] * wish[1] * wish[2] <= pixels)

@@ -1,0 +1,214 @@
+"""How the demo serves: visitors that do not meet, the queue and its end, files that go with their visit."""
+
+import threading
+import time
+
+import pytest
+
+gradio_client = pytest.importorskip("gradio_client")
+pytest.importorskip("gradio")
+
+from dattn.apps.demo import parser  # noqa: E402, after the check for gradio
+from dattn.apps.demo.app import build, launch  # noqa: E402
+from dattn.apps.demo.serving import Job  # noqa: E402
+from dattn.apps.demo.visits import MOST_RUNS, MOST_VISITS, Stopped, Visits  # noqa: E402
+
+
+def test_two_visitors_do_not_see_each_other(served, wish):
+    one, other = (gradio_client.Client(served[0], verbose=False) for _ in range(2))
+    jobs = [client.submit(**wish(seed=seed)) for seed, client in ((10, one), (20, other))]
+    galleries = [job.result(timeout=120)[-1] for job in jobs]
+    assert [[entry["caption"].split()[-1] for entry in gallery] for gallery in galleries] == [["10"], ["20"]]
+
+
+def test_a_run_stops_within_a_step_and_leaves_the_model_as_it_was(served, client, wish):
+    studio = served[1]
+    before = client.predict(**wish())[0]
+    job = client.submit(**wish(steps=200))
+    deadline = time.time() + 60
+    while not job.status().progress_data and time.time() < deadline:
+        time.sleep(0.05)
+    other = gradio_client.Client(served[0], verbose=False)
+    other.predict(api_name="/stop")  # another visitor's wish is not ours
+    time.sleep(0.3)
+    assert not job.done()
+    began = time.time()
+    client.predict(api_name="/stop")
+    with pytest.raises(gradio_client.exceptions.AppError, match="Stopped"):
+        job.result(timeout=30)
+    assert time.time() - began < 10
+    assert client.predict(**wish())[0].count("badge") == before.count("badge")
+    assert all("_dattn" not in name for x in studio._loaded.values() for name in vars(x.denoisers[0]))
+
+
+@pytest.fixture
+def long_run(visitor, wish):
+    """A run of another visitor's that takes long; it is ended after the test."""
+    other = visitor()
+    job = other.submit(**wish(steps=200))
+    deadline = time.time() + 60
+    while not job.status().progress_data and time.time() < deadline:
+        time.sleep(0.05)
+    yield job
+    other.predict(api_name="/stop")
+    with pytest.raises(gradio_client.exceptions.AppError, match="Stopped"):
+        job.result(timeout=30)
+
+
+def test_a_stop_ends_what_waits_in_the_queue_at_once(long_run, client, visitor, wish):
+    patient = visitor().submit(**wish())  # by the end of the test its turn comes
+    jobs = [client.submit(**wish(steps=200)) for _ in range(2)]
+    time.sleep(0.5)
+    client.predict(api_name="/stop")
+    for job in jobs:
+        with pytest.raises(gradio_client.exceptions.AppError, match="Stopped"):
+            job.result(timeout=5)
+    assert not long_run.done() and not patient.done()  # of others
+
+
+def test_an_estimate_does_not_wait_for_the_device(long_run, client, shapes_folder):
+    began = time.time()
+    for side in (32, 64):  # the second was made by nobody
+        assert "Tokens" in client.predict(str(shapes_folder), "Dense()", 9, side, side, api_name="/estimate")
+    assert time.time() - began < 5 and not long_run.done()
+
+
+def test_where_the_queue_is_unknown_a_stopped_call_ends_at_its_turn(client, visitor, wish, monkeypatch):
+    monkeypatch.setattr("gradio.queueing.Queue.remove_from_queue", None)
+    other = visitor()
+    first = other.submit(**wish(steps=50))
+    while not first.status().progress_data:
+        time.sleep(0.05)
+    job = client.submit(**wish())
+    time.sleep(0.5)
+    client.predict(api_name="/stop")
+    with pytest.raises(gradio_client.exceptions.AppError, match="Stopped"):
+        job.result(timeout=60)
+    assert first.result(timeout=60)
+
+
+def test_a_deadline_ends_a_run():
+    visits = Visits()
+    with pytest.raises(ValueError, match="Not done after 0 s, the most here"):
+        Job(visits.of("someone"), time.monotonic(), 0, None).check()
+    visits.close()
+
+
+def test_one_at_a_time_on_a_device(served, wish, monkeypatch):
+    from dattn.apps.demo import studio as module
+
+    running, most, lock, run = 0, 0, threading.Lock(), module.run
+
+    def counted(*args, **kwargs):
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        try:
+            return run(*args, **kwargs)
+        finally:
+            with lock:
+                running -= 1
+
+    monkeypatch.setattr(module, "run", counted)
+    clients = [gradio_client.Client(served[0], verbose=False) for _ in range(3)]
+    for job in [client.submit(**wish()) for client in clients]:
+        job.result(timeout=120)
+    assert most == 1
+
+
+def test_files_of_a_visit_go_with_it():
+    visits = Visits()
+    visit = visits.of("someone")
+    for number in range(MOST_RUNS + 2):
+        place = visit.place()
+        (place / "clip.mp4").write_text("")
+        visit.keep(place / "clip.mp4", "Radial()", "a very long prompt " * 9, number)
+    assert len(visit.runs) == MOST_RUNS
+    assert visit.runs[0][1] == f"Radial() · a very long prompt a very long prompt … · seed {MOST_RUNS + 1}"
+    assert len(list(visit.folder.iterdir())) == MOST_RUNS
+    folder = visit.folder
+    visits.leave("someone")
+    assert not folder.exists() and visit.stopped > time.monotonic() and visits.known("someone") is None
+    with pytest.raises(Stopped):
+        visit.place()
+    assert not folder.exists() and visits.of("someone") is not visit
+    assert visits.of(None) is not visits.of(None)  # programs without a session do not share one
+    visits.close()
+
+
+def test_of_very_many_visits_the_oldest_go_but_none_whose_call_runs():
+    visits = Visits()
+    first, second = visits.of("first"), visits.of("second")
+    with first.at_work():
+        for number in range(MOST_VISITS - 1):
+            visits.of(str(number))
+    assert visits.known("second") is None and not second.folder.exists()
+    assert visits.known("first") is first and first.folder.exists() and visits.known("0") is not None
+    visits.close()
+
+
+def test_a_wish_to_stop_makes_no_room_for_itself():
+    visits = Visits()
+    first = visits.of("first")
+    for number in range(5 * MOST_VISITS):
+        visits.stop(str(number))
+    assert visits.known("first") is first and visits.known("0") is None and len(visits._stops) == MOST_VISITS
+    before = time.monotonic()
+    visits.stop("second")  # whose first call waits
+    assert visits.of("second").stopped >= before
+    visits.close()
+
+
+def test_a_visit_that_runs_is_no_old_one():
+    visits = Visits()
+    visit = visits.of("someone")
+    visit.seen = 0.0
+    Job(visit, time.monotonic(), 9, None).check()
+    assert visit.seen > 0
+    visits.close()
+
+
+def test_a_page_that_is_lost_may_come_back():
+    visits = Visits()
+    back, gone = visits.of("back"), visits.of("gone")
+    for name in ("back", "gone"):
+        visits.lose(name, grace=0.2)
+    visits.known("back")
+    deadline = time.monotonic() + 10
+    while gone.folder.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert visits.known("gone") is None and gone.stopped > time.monotonic()
+    assert visits.known("back") is back and back.folder.exists()
+    visits.lose("never seen")
+    visits.close()
+
+
+def test_the_command_without_gradio_says_what_to_install(dattn_command, monkeypatch):
+    import builtins
+
+    real = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name.partition(".")[0] == "gradio":
+            raise ModuleNotFoundError("No module named 'gradio'", name="gradio")
+        return real(name, *args, **kwargs)
+
+    import sys
+
+    for name in [name for name in sys.modules if name.startswith("dattn.apps.demo.") or name.startswith("gradio")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(builtins, "__import__", without)
+    outcome = dattn_command("demo")
+    assert outcome.code == 2 and 'pip install "dattn[demo]"' in outcome.err
+
+
+def test_mcp_tools_are_called_as_the_endpoints_are(served, monkeypatch):
+    _, studio, visits = served
+    demo = build(studio, visits)
+    public = [one for one in demo.fns.values() if one.api_name and one.api_visibility == "public"]
+    assert {"generate", "edit", "regions", "estimate", "stop"} <= {one.api_name for one in public}
+    assert all(one.fn.__name__ == one.api_name for one in public)
+    monkeypatch.setattr("dattn.apps.demo.app.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"mcp is not installed; pip install \"gradio\[mcp\]\""):
+        launch(demo, parser().parse_args(["--mcp"]))

@@ -1,0 +1,68 @@
+"""What the demo takes from visitors over the network."""
+
+import io
+
+import httpx
+import pytest
+from PIL import Image, UnidentifiedImageError
+
+pytest.importorskip("gradio")
+
+from dattn.apps.demo import app, defaults, uploads
+
+
+def picture(kind, size=(8, 8)):
+    file = io.BytesIO()
+    Image.new("RGB", size, "red").save(file, kind)
+    return file.getvalue()
+
+
+@pytest.fixture
+def send(served):
+    """Send a file; the answer."""
+    address = f"{served[0]}gradio_api/upload"
+    return lambda content, name="layer.png": httpx.post(address, files={"files": (name, content)}, timeout=60)
+
+
+@pytest.mark.parametrize("kind", uploads.PICTURES)
+def test_pictures_are_taken(send, kind):
+    assert send(picture(kind)).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["x.exe", "layer.png"])
+@pytest.mark.parametrize("content", [b"MZ\x90\x00", b"", picture("GIF"), picture("BMP"), b"%!PS-Adobe"])
+def test_other_files_are_refused_whatever_their_name(send, content, name):
+    answer = send(content, name)
+    assert answer.status_code == 415 and "only PNG, JPEG, WEBP pictures are taken" in answer.text
+
+
+def test_one_bad_file_among_good_ones_is_refused(served):
+    files = [("files", ("a.png", picture("PNG"))), ("files", ("b.png", b"MZ"))]
+    assert httpx.post(f"{served[0]}gradio_api/upload", files=files).status_code == 415
+
+
+def test_very_large_calls_are_refused(served, send):
+    assert send(picture("PNG") + bytes(uploads.LARGEST)).status_code == 413
+    address = f"{served[0]}gradio_api/queue/join"
+    assert httpx.post(address, content=b" " * (uploads.LARGEST + 1), timeout=60).status_code == 413
+
+
+def test_a_form_that_is_none_is_no_error_of_ours(served):
+    kind = {"content-type": "multipart/form-data"}
+    assert httpx.post(f"{served[0]}gradio_api/upload", content=b"x", headers=kind).status_code == 400
+
+
+def test_the_command_opens_pictures_of_these_kinds_alone(shapes_folder, monkeypatch):
+    gif, known = io.BytesIO(picture("GIF")), [*Image.ID]
+    monkeypatch.setattr(app, "launch", lambda *_: None)
+    options = defaults()
+    options.model, options.device = [str(shapes_folder)], "cpu"
+    try:
+        app.serve(options)
+        assert sorted(Image.ID) == sorted(uploads.PICTURES)
+        for kind in uploads.PICTURES:
+            Image.open(io.BytesIO(picture(kind))).load()
+        with pytest.raises(UnidentifiedImageError):
+            Image.open(gif)
+    finally:
+        Image.ID[:] = known
