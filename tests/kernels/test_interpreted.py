@@ -215,6 +215,18 @@ def test_pooled_keys_of_head_groups():
     )
 
 
+@pytest.mark.parametrize("width", [8, 40])
+@pytest.mark.parametrize("case", ["plain", "tail", "listed again"])
+def test_values_of_another_width(case, width):
+    pattern, grid = TAIL if case == "tail" else RADIAL
+    pattern = Anchor(1.2, 1, keep=(), block_size=32) if case == "listed again" else pattern
+    query, key, _ = exact = [t.detach() for t in tensors(grid, 16)]
+    value = tensors(grid, width)[2].detach()
+    assert attention(*[t.float() for t in (query, key, value)], pattern, grid, backend="triton").shape[-1] == width
+    call = lambda backend: lambda *t: attention(*t, pattern, grid, backend=backend, return_lse=True)
+    compare(call("triton"), call("reference"), [*exact[:2], value])
+
+
 def test_strided_inputs():
     pattern, grid = RADIAL
     inputs = [t.detach().float().transpose(1, 2).contiguous().transpose(1, 2) for t in tensors(grid, 16)]
@@ -235,3 +247,6 @@ def test_refusals():
         choose("triton", "cpu", torch.float64, 64)
     with pytest.raises(ValueError, match="head dim 272 is above 256"):
         choose("triton", "cpu", torch.float32, 272)
+    (query, *_), wide = tensors(RADIAL[1], 16, torch.float32), tensors(RADIAL[1], 264, torch.float32)[2]
+    with pytest.raises(ValueError, match="head dim 264 is above 256"):
+        attention(query, query, wide, *RADIAL, backend="triton")
