@@ -17,13 +17,18 @@ def padded_width(dim: int) -> int:
     return max(16, triton.next_power_of_2(dim))
 
 
+def precision(dtype: torch.dtype) -> str:
+    """Of products: "tf32" where they are of float32 and PyTorch is told to take it for its own, else "ieee"."""
+    matmul = torch.backends.cuda.matmul  # not its older allow_tf32: once this one is set, reading that one raises
+    return "tf32" if dtype == torch.float32 and matmul.fp32_precision == "tf32" else "ieee"
+
+
 def options(
     config: Config, tensor: Tensor, size: int = 0, ragged: bool = False, sparse: bool = False
 ) -> dict[str, Any]:
     """The keyword arguments of a launch on ``tensor`` [..., head_dim]; the others as in ``Tile``."""
-    precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 and tensor.dtype == torch.float32 else "ieee"
     dim = tensor.shape[-1]
-    tile = Tile(config.M, config.N, size, dim, padded_width(dim), ragged, precision, sparse)
+    tile = Tile(config.M, config.N, size, dim, padded_width(dim), ragged, precision(tensor.dtype), sparse)
     return {"TILE": tile, "num_warps": config.warps, "num_stages": config.stages}
 
 
