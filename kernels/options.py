@@ -1,8 +1,10 @@
-"""What every launch passes beside its tensors: the tile that a kernel is compiled for, its warps and stages."""
+"""What every launch needs beside its tensors: the tile that a kernel is compiled for, warps, stages, the device."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 import triton
@@ -10,6 +12,19 @@ from torch import Tensor
 
 from .arguments import Tile
 from .config import Config
+
+P, R = ParamSpec("P"), TypeVar("R")
+
+
+def on_its_device(launch: Callable[Concatenate[Tensor, P], R]) -> Callable[Concatenate[Tensor, P], R]:
+    """Launch on the GPU where the first argument is: Triton itself takes the current one, which may be another."""
+
+    @wraps(launch)
+    def there(tensor: Tensor, *args: P.args, **kwargs: P.kwargs) -> R:
+        with torch.cuda.device_of(tensor):
+            return launch(tensor, *args, **kwargs)
+
+    return there
 
 
 def padded_width(dim: int) -> int:

@@ -1,6 +1,7 @@
 """Every kernel and configuration compiled for GPUs that are not here: no spills, and Hopper's matrix instructions."""
 
 import os
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -83,14 +84,30 @@ def check_usage(calls, architecture, wanted, half=True, spilled=SPILLED):
     assert names >= wanted, names
 
 
-def check_attention(monkeypatch, calls, kind, architecture, block, dim, dtype=torch.bfloat16):
-    """Forward and backward pass of attention under a mask of this kind."""
-    monkeypatch.setattr(launch, "INTERPRETED_ARCHITECTURE", architecture)
+def attend(pattern, dim, dtype=torch.bfloat16):
+    """Forward and backward pass."""
     inputs = inputs_on(GRID, dim, dtype)
-    pattern = MASKS[kind](block)
     mask = pattern.mask(GRID) if pattern.static else pattern.mask_for(*inputs[:2], GRID)
     output, lse = run("triton", Problem(*inputs, mask, 1.0))
     torch.autograd.grad(output.sum() + lse.sum(), inputs)
+
+
+def score_blocks(dim, dtype):
+    """All kernels of scores."""
+    mask = MASKS["partial"](128).mask(GRID)
+    lists, (query, key, _) = lists_of(mask), inputs_on(GRID, dim, dtype)
+    visits, kept = lists.visits, torch.ones(1, 1, GRID.tokens, dtype=torch.uint8)
+    for stride in (8, 16):
+        antidiagonal.antidiagonal_scores(query, key, visits.own, visits.other, visits.sets, kept, 128, stride)
+    lse = torch.zeros(1, 2, GRID.tokens)
+    for listed in (visits.full, visits.partial):
+        block_weights.weights_of_blocks(query, key, lse, visits, listed, kept, 128, lists.ragged, 1.0)
+
+
+def check_attention(monkeypatch, calls, kind, architecture, block, dim, dtype=torch.bfloat16):
+    """Forward and backward pass of attention under a mask of this kind."""
+    monkeypatch.setattr(launch, "INTERPRETED_ARCHITECTURE", architecture)
+    attend(MASKS[kind](block), dim, dtype)
     branches = kind == "levels" and architecture == 80  # skipping what is not seen takes a few registers
     check_usage(calls, architecture, WANTED[kind], spilled=max(SPILLED, 64) if branches else SPILLED)
 
@@ -116,12 +133,26 @@ def test_no_spills_at_any_head_dim_in_float16(monkeypatch, calls, kind, architec
 @pytest.mark.parametrize(("dtype", "dim"), [(torch.bfloat16, 64), (torch.bfloat16, 128), (torch.float32, 64)], ids=str)
 @pytest.mark.parametrize("architecture", [80, 90, 100])
 def test_kernels_of_block_scores(calls, architecture, dtype, dim):
-    mask = MASKS["partial"](128).mask(GRID)
-    lists, (query, key, _) = lists_of(mask), inputs_on(GRID, dim, dtype)
-    visits, kept = lists.visits, torch.ones(1, 1, GRID.tokens, dtype=torch.uint8)
-    for stride in (8, 16):
-        antidiagonal.antidiagonal_scores(query, key, visits.own, visits.other, visits.sets, kept, 128, stride)
-    lse = torch.zeros(1, 2, GRID.tokens)
-    for listed in (visits.full, visits.partial):
-        block_weights.weights_of_blocks(query, key, lse, visits, listed, kept, 128, lists.ragged, 1.0)
+    score_blocks(dim, dtype)
     check_usage(calls, architecture, {"antidiagonal", "block_weights"}, half=dtype != torch.float32)
+
+
+def test_launches_are_on_the_device_of_their_tensors(monkeypatch, calls):
+    guarded, launched = [], {}
+
+    @contextmanager
+    def device_of(tensor):
+        guarded.append(tensor)
+        yield
+        guarded.pop()
+
+    def noted(recorder, grid):
+        return lambda *args, **constants: launched.setdefault(recorder.kernel.__name__, []).append(list(guarded))
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    monkeypatch.setattr(Recorder, "__getitem__", noted)
+    for kind in ("partial", "pooled"):
+        attend(MASKS[kind](128), 64)
+    score_blocks(64, torch.bfloat16)
+    assert set(launched) == {name for names in KERNELS.values() for name in names}
+    assert all(len(guards) == 1 for each in launched.values() for guards in each)
