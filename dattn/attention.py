@@ -163,3 +163,5 @@ def check_inputs(
             raise ValueError(
                 f"key_mask is {key_mask.dtype} {tuple(key_mask.shape)}: it is torch.bool {wanted} [batch, tokens]"
             )
+        if key_mask.device != query.device:
+            raise ValueError(f"key_mask on {key_mask.device}, query on {query.device}: move it there")
