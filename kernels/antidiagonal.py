@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .arguments import Blocks, Heads, Sets
 from .config import Config
-from .options import on_its_device, options
+from .options import launcher, options
 from .steps import LN2, LOG2E, NONE, batch_and_head, first_row, kept_keys, set_of
 
 HALF, FLOAT32 = Config(128, 128, 8, 3), Config(32, 32, 4, 1)
@@ -82,7 +82,7 @@ def antidiagonal(
     tl.store(out + lines[:, None] + blocks[None, :], sums, mask=inside)
 
 
-@on_its_device
+@launcher
 def antidiagonal_scores(
     query: Tensor,
     key: Tensor,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .arguments import Heads, Lists, Visits
 from .config import Config
-from .options import on_its_device, options
+from .options import launcher, options
 from .steps import (
     LOG2E,
     batch_and_head,
@@ -56,7 +56,7 @@ def block_weights(
         tl.store(total + out, mass)
 
 
-@on_its_device
+@launcher
 def weights_of_blocks(
     query: Tensor,
     key: Tensor,

@@ -10,13 +10,13 @@ from .arguments import Heads, Walk
 from .backward import deltas, grad_key, grad_pool, grad_query
 from .config import Config, Row, pick
 from .forward import forward
-from .options import like_model, on_its_device, options, padded_width
+from .options import launcher, like_model, options, padded_width
 
 INTERPRETED_ARCHITECTURE = 80
 DELTAS = Config(64, 64, 4, 1)
 
 
-@on_its_device
+@launcher
 def block_sparse(query: Tensor, key: Tensor, value: Tensor, walk: Walk) -> tuple[Tensor, Tensor]:
     """Attention over block lists.
 
@@ -47,7 +47,7 @@ def block_sparse(query: Tensor, key: Tensor, value: Tensor, walk: Walk) -> tuple
     return out, lse
 
 
-@on_its_device
+@launcher
 def block_sparse_gradients(
     query: Tensor, key: Tensor, value: Tensor, grad: Tensor, lse: Tensor, delta: Tensor, walk: Walk
 ) -> list[Tensor]:
@@ -88,7 +88,7 @@ def block_sparse_gradients(
     return grads
 
 
-@on_its_device
+@launcher
 def delta_of(out: Tensor, grad: Tensor, grad_lse: Tensor) -> Tensor:
     """float32 [batch, heads, tokens]: sum(grad · out) - grad_lse, what the softmax's gradient subtracts."""
     batch, heads, tokens = out.shape[:3]

@@ -14,13 +14,23 @@ from .arguments import Tile
 from .config import Config
 
 P, R = ParamSpec("P"), TypeVar("R")
+MOST_HEADS = 65_535  # what CUDA takes as the second axis of a launch
 
 
-def on_its_device(launch: Callable[Concatenate[Tensor, P], R]) -> Callable[Concatenate[Tensor, P], R]:
-    """Launch on the GPU where the first argument is: Triton itself takes the current one, which may be another."""
+def launcher(launch: Callable[Concatenate[Tensor, P], R]) -> Callable[Concatenate[Tensor, P], R]:
+    """A function that launches kernels for every batch row and head of its first argument, on the GPU where that is.
+
+    Triton itself takes the current GPU, which may be another.
+
+    Raises:
+        ValueError: more heads in the batch than one launch can serve.
+    """
 
     @wraps(launch)
     def there(tensor: Tensor, *args: P.args, **kwargs: P.kwargs) -> R:
+        batch, heads = tensor.shape[:2]
+        if batch * heads > MOST_HEADS:
+            raise ValueError(f"{batch} samples of {heads} heads: a launch serves at most {MOST_HEADS}; split the batch")
         with torch.cuda.device_of(tensor):
             return launch(tensor, *args, **kwargs)
 

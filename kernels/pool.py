@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .arguments import Blocks, Heads, Sets
 from .config import Config
-from .options import on_its_device, options
+from .options import launcher, options
 from .steps import batch_and_head, first_row, load_rows, raster, set_of, store_rows
 
 
@@ -53,7 +53,7 @@ def spread_means(grad, out, weight, order, blocks, sets, heads, tokens, TILE: tl
     store_rows(out_rows, out.token, position, values, inside, TILE)
 
 
-@on_its_device
+@launcher
 def means(tensor: Tensor, weight: Tensor, blocks: Blocks, sets: Sets, size: int, run: int) -> Tensor:
     """Weighted sums over runs.
 
@@ -73,7 +73,7 @@ def means(tensor: Tensor, weight: Tensor, blocks: Blocks, sets: Sets, size: int,
     return out
 
 
-@on_its_device
+@launcher
 def add_gradient(
     total: Tensor, grad: Tensor, weight: Tensor, order: Tensor | None, blocks: Blocks, sets: Sets, size: int, run: int
 ) -> None:

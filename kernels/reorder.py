@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .arguments import Heads, Sets
 from .config import Config
-from .options import on_its_device, options
+from .options import launcher, options
 from .steps import batch_and_head, first_row, load_rows, raster, set_of, store_rows
 
 CONFIG = Config(64, 64, 4, 1)
@@ -25,7 +25,7 @@ def reorder(source, out, order, sets, heads, places, TILE: tl.constexpr):
     store_rows(first_row(out, batch, head), out.token, rows, values, inside, TILE)
 
 
-@on_its_device
+@launcher
 def in_order(tensor: Tensor, order: Tensor, sets: Sets) -> Tensor:
     """The rows of ``tensor`` [batch, heads, tokens, head_dim] in the order int32 ``[sets, places]`` of their set."""
     (batch, heads, _, dim), places = tensor.shape, order.shape[-1]

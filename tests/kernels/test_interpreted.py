@@ -250,3 +250,6 @@ def test_refusals():
     (query, *_), wide = tensors(RADIAL[1], 16, torch.float32), tensors(RADIAL[1], 264, torch.float32)[2]
     with pytest.raises(ValueError, match="head dim 264 is above 256"):
         attention(query, query, wide, *RADIAL, backend="triton")
+    many = torch.zeros(2, 1, RADIAL[1].tokens, 16).expand(-1, 32768, -1, -1)
+    with pytest.raises(ValueError, match="2 samples of 32768 heads: a launch serves at most 65535; split the batch"):
+        attention(many, many, many, *RADIAL, backend="triton")
