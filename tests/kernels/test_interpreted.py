@@ -247,6 +247,8 @@ def test_refusals():
         choose("triton", "cpu", torch.float64, 64)
     with pytest.raises(ValueError, match="head dim 272 is above 256"):
         choose("triton", "cpu", torch.float32, 272)
+    with pytest.raises(ValueError, match="wrong in bfloat16: use float32 or float16"):
+        choose("triton", "cpu", torch.bfloat16, 64)
     (query, *_), wide = tensors(RADIAL[1], 16, torch.float32), tensors(RADIAL[1], 264, torch.float32)[2]
     with pytest.raises(ValueError, match="head dim 264 is above 256"):
         attention(query, query, wide, *RADIAL, backend="triton")
