@@ -10,7 +10,7 @@ from .arguments import Heads, Walk
 from .backward import deltas, grad_key, grad_pool, grad_query
 from .config import Config, Row, pick
 from .forward import forward
-from .options import launcher, like_model, options, padded_width
+from .options import launcher, like_model, options, padded_width, precision
 
 INTERPRETED_ARCHITECTURE = 80
 DELTAS = Config(64, 64, 4, 1)
@@ -104,4 +104,5 @@ def _configs(query: Tensor, size: int) -> Row:
     if query.is_cuda:
         major, minor = torch.cuda.get_device_capability(query.device)
         architecture = 10 * major + minor
-    return pick(architecture, padded_width(query.shape[-1]), size, query.dtype != torch.float32)
+    float32 = precision(query.dtype) if query.dtype == torch.float32 else None
+    return pick(architecture, padded_width(query.shape[-1]), size, float32)
