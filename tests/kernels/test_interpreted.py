@@ -215,6 +215,18 @@ def test_pooled_keys_of_head_groups():
     )
 
 
+@pytest.mark.parametrize("case", ["radial", "neighborhood", "tail"])
+def test_a_sample_whose_keys_are_all_hidden_gives_zero(case):
+    pattern, grid = CASES.get(case, TAIL)
+    inputs, key_mask = tensors(grid, 16, torch.float32, batch=2), padding(grid, 2)
+    key_mask[1] = False
+    output, lse = attention(*inputs, pattern, grid, key_mask=key_mask, backend="triton", return_lse=True)
+    assert (output[1] == 0).all() and (lse[1] == -torch.inf).all()
+    assert output[0].abs().min() > 0 and lse[0].isfinite().all()
+    for gradient in torch.autograd.grad(loss(output, lse), inputs):
+        assert gradient.isfinite().all() and (gradient[1] == 0).all() and gradient[0].abs().sum() > 0
+
+
 @pytest.mark.parametrize("width", [8, 40])
 @pytest.mark.parametrize("case", ["plain", "tail", "listed again"])
 def test_values_of_another_width(case, width):
