@@ -31,7 +31,7 @@ def block_sparse(query: Tensor, key: Tensor, value: Tensor, walk: Walk) -> tuple
     batch, heads, tokens = query.shape[:3]
     out = like_model(query)
     lse = query.new_empty(query.shape[:3], dtype=torch.float32)
-    config = _configs(query, walk.size).forward
+    config = configs(query, walk.size).forward
     forward[(walk.visits.own.number * (walk.size // config.M), batch * heads)](
         *map(Heads.of, (query, key, value, out)),
         lse,
@@ -57,7 +57,7 @@ def block_sparse_gradients(
     nothing) and ``delta_of``.
     """
     batch, heads, tokens = query.shape[:3]
-    _, query_config, key_config = _configs(query, walk.size)
+    _, query_config, key_config = configs(query, walk.size)
     tensors = tuple(map(Heads.of, (query, key, value, grad)))
     grads = [like_model(t) for t in (query, key, value)]
     dq, dk, dv = map(Heads.of, grads)
@@ -99,7 +99,8 @@ def delta_of(out: Tensor, grad: Tensor, grad_lse: Tensor) -> Tensor:
     return delta
 
 
-def _configs(query: Tensor, size: int) -> Row:
+def configs(query: Tensor, size: int) -> Row:
+    """The row of the table for such queries and blocks of ``size`` slots, on their GPU."""
     architecture = INTERPRETED_ARCHITECTURE
     if query.is_cuda:
         major, minor = torch.cuda.get_device_capability(query.device)

@@ -21,8 +21,8 @@ def reorder(source, out, order, sets, heads, places, TILE: tl.constexpr):
     rows = tl.program_id(0).to(tl.int64) * TILE.M + tl.arange(0, TILE.M)
     inside = rows < places
     position = raster(order, set_of(sets, batch, head, heads) * places + rows, rows, inside)
-    values = load_rows(first_row(source, batch, head), source.token, 0, position, inside, TILE)
-    store_rows(first_row(out, batch, head), out.token, rows, values, inside, TILE)
+    values = load_rows(first_row(source, batch, head, TILE), source.token, 0, position, inside, TILE)
+    store_rows(first_row(out, batch, head, TILE), out.token, rows, values, inside, TILE)
 
 
 @launcher
