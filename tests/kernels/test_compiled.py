@@ -1,5 +1,6 @@
 """Every kernel and configuration compiled for GPUs that are not here: no spills, and Hopper's matrix instructions."""
 
+import json
 import os
 from contextlib import contextmanager
 from itertools import product
@@ -9,11 +10,13 @@ import torch
 import triton
 
 from dattn import Neighborhood, Pyramid, Radial, TokenGrid
+from dattn.apps import benchmark_compiled
+from dattn.apps.benchmark import main
 from dattn.backends import run
 from dattn.backends.problem import Problem
 from dattn.backends.triton_lists import lists_of
-from dattn.kernels import antidiagonal, block_weights, launch, options, pool, reorder
-from dattn.kernels.ahead import compile_call
+from dattn.kernels import antidiagonal, block_weights, launch, options
+from dattn.kernels.ahead import KERNELS, Recorder, _signature, compile_call, recorded
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") == "1", reason="interpreted kernels are Python: nothing to compile"
@@ -35,36 +38,9 @@ WANTED = {
     "levels": {"forward", "grad_query", "grad_key", "grad_pool", "run_means", "spread_means"},
 }
 GRID = TokenGrid(5, 16, 16, text=7)
-KERNELS = {
-    launch: ("forward", "deltas", "grad_query", "grad_key", "grad_pool"),
-    reorder: ("reorder",),
-    pool: ("run_means", "spread_means"),
-    antidiagonal: ("antidiagonal",),
-    block_weights: ("block_weights",),
-}
 ROWS = dict.fromkeys(("forward", "grad_query", "antidiagonal", "block_weights"), "M") | dict.fromkeys(
     ("grad_key", "grad_pool"), "N"
 )  # of what products of matrices give; Hopper's instructions begin at 64
-
-
-class Recorder:
-    """Stands in for a kernel: notes how it is called."""
-
-    def __init__(self, kernel, calls):
-        self.kernel, self.calls = kernel, calls
-
-    def __getitem__(self, grid):
-        return lambda *args, **constants: self.calls.append((self.kernel, args, constants))
-
-
-@pytest.fixture
-def calls(monkeypatch):
-    """Where every kernel call lands instead of on a GPU, as (kernel, arguments, constants)."""
-    noted = []
-    for module, names in KERNELS.items():
-        for name in names:
-            monkeypatch.setattr(module, name, Recorder(getattr(module, name), noted))
-    return noted
 
 
 def inputs_on(grid, dim, dtype=torch.bfloat16):
@@ -113,10 +89,10 @@ def score_blocks(dim, dtype):
         block_weights.weights_of_blocks(query, key, lse, visits, listed, kept, 128, lists.ragged, 1.0)
 
 
-def check_attention(monkeypatch, calls, kind, architecture, block, dim, dtype=torch.bfloat16):
+def check_attention(kind, architecture, block, dim, dtype=torch.bfloat16):
     """Forward and backward pass of attention under a mask of this kind; "all" has padded keys too."""
-    monkeypatch.setattr(launch, "INTERPRETED_ARCHITECTURE", architecture)
-    attend(MASKS[kind](block), dim, dtype, padded=kind == "all")
+    with recorded(architecture) as calls:
+        attend(MASKS[kind](block), dim, dtype, padded=kind == "all")
     tight = architecture in (80, 89, 120) and (kind in ("levels", "all") or dim == 72)  # lacks a few registers
     few = tight or dtype == torch.float32 or dim > 128
     check_usage(calls, architecture, WANTED[kind], dtype != torch.float32, max(SPILLED, 64) if few else SPILLED)
@@ -127,34 +103,38 @@ def check_attention(monkeypatch, calls, kind, architecture, block, dim, dtype=to
 @pytest.mark.parametrize(
     ("kind", "block"), [(kind, 128) for kind in MASKS] + [(kind, 64) for kind in MASKS if kind not in ("levels", "all")]
 )
-def test_no_spills_and_tensor_cores(monkeypatch, calls, kind, architecture, block, dim):
-    check_attention(monkeypatch, calls, kind, architecture, block, dim)
+def test_no_spills_and_tensor_cores(kind, architecture, block, dim):
+    check_attention(kind, architecture, block, dim)
+
+
+def test_float16_has_hopper_instructions_too():
+    check_attention("full", 90, 128, 128, torch.float16)
 
 
 @pytest.mark.parametrize("architecture", [80, 90])
-def test_heads_that_are_a_multiple_of_eight_only(monkeypatch, calls, architecture):
+def test_heads_that_are_a_multiple_of_eight_only(architecture):
     """Of 72, as PixArt has them: loads of 16 bytes, or registers would go into addresses."""
-    check_attention(monkeypatch, calls, "partial", architecture, 128, 72)
+    check_attention("partial", architecture, 128, 72)
 
 
 @pytest.mark.parametrize("architecture", [80, 89, 90])
-def test_the_widest_heads_spill_little_and_fit(monkeypatch, calls, architecture):
-    check_attention(monkeypatch, calls, "full", architecture, 128, 256)
+def test_the_widest_heads_spill_little_and_fit(architecture):
+    check_attention("full", architecture, 128, 256)
 
 
 @pytest.mark.parametrize(("kind", "dim"), [("partial", 64), ("full", 256)])
-def test_float32_spills_little_and_fits(monkeypatch, calls, kind, dim):
-    check_attention(monkeypatch, calls, kind, 89, 128, dim, torch.float32)
+def test_float32_spills_little_and_fits(kind, dim):
+    check_attention(kind, 89, 128, dim, torch.float32)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dim", [64, 128, 256])
 @pytest.mark.parametrize("architecture", [89, 90])
 @pytest.mark.parametrize("precision", ["ieee", "tf32"])
-def test_float32_at_any_head_dim(monkeypatch, calls, precision, architecture, dim):
+def test_float32_at_any_head_dim(monkeypatch, precision, architecture, dim):
     for module in (launch, options):
         monkeypatch.setattr(module, "precision", lambda dtype: precision)
-    check_attention(monkeypatch, calls, "pooled", architecture, 128, dim, torch.float32)
+    check_attention("pooled", architecture, 128, dim, torch.float32)
 
 
 @pytest.mark.slow
@@ -162,8 +142,8 @@ def test_float32_at_any_head_dim(monkeypatch, calls, precision, architecture, di
 @pytest.mark.parametrize("block", [16, 128])
 @pytest.mark.parametrize("architecture", SHARED)
 @pytest.mark.parametrize("kind", MASKS)
-def test_no_spills_at_any_head_dim_in_float16(monkeypatch, calls, kind, architecture, block, dim):
-    check_attention(monkeypatch, calls, kind, architecture, block, dim, torch.float16)
+def test_no_spills_at_any_head_dim_in_float16(kind, architecture, block, dim):
+    check_attention(kind, architecture, block, dim, torch.float16)
 
 
 @pytest.mark.parametrize(
@@ -176,14 +156,14 @@ def test_no_spills_at_any_head_dim_in_float16(monkeypatch, calls, kind, architec
     ],
     ids=str,
 )
-def test_kernels_of_block_scores(monkeypatch, calls, architecture, dtype, dim):
-    monkeypatch.setattr(launch, "INTERPRETED_ARCHITECTURE", architecture)
-    score_blocks(dim, dtype)
+def test_kernels_of_block_scores(architecture, dtype, dim):
+    with recorded(architecture) as calls:
+        score_blocks(dim, dtype)
     half = dtype != torch.float32
     check_usage(calls, architecture, {"antidiagonal", "block_weights"}, half, SPILLED if half else max(SPILLED, 64))
 
 
-def test_launches_are_on_the_device_of_their_tensors(monkeypatch, calls):
+def test_launches_are_on_the_device_of_their_tensors(monkeypatch):
     guarded, launched = [], {}
 
     @contextmanager
@@ -197,8 +177,35 @@ def test_launches_are_on_the_device_of_their_tensors(monkeypatch, calls):
 
     monkeypatch.setattr(torch.cuda, "device_of", device_of)
     monkeypatch.setattr(Recorder, "__getitem__", noted)
-    for kind in ("partial", "pooled"):
-        attend(MASKS[kind](128), 64)
-    score_blocks(64, torch.bfloat16)
+    with recorded(90):
+        for kind in ("partial", "pooled"):
+            attend(MASKS[kind](128), 64)
+        score_blocks(64, torch.bfloat16)
     assert set(launched) == {name for names in KERNELS.values() for name in names}
     assert all(len(guards) == 1 for each in launched.values() for guards in each)
+
+
+def test_integers_are_typed_as_a_launch_types_them():
+    """1 is a constant, so that a single set of lists has a kernel of its own; strides beyond 32 bits are longer."""
+    fixed, attributes = {}, {}
+    types = [_signature(value, (at,), fixed, attributes) for at, value in enumerate((1, 2, 1 << 30, 1 << 31))]
+    assert types == ["constexpr", "i32", "i32", "i64"]
+    assert fixed == {(0,): 1} and set(attributes) == {(2,), (3,)}
+
+
+def test_the_benchmark_lists_what_kernels_take(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(benchmark_compiled, "ARCHITECTURES", (90,))
+    monkeypatch.setattr(benchmark_compiled, "PATTERNS", benchmark_compiled.PATTERNS[:1])
+    asked = ["compiled", "--head-dims", "128", "--dtypes", "float16", "--blocks", "128"]
+    assert main([*asked, "--output", str(tmp_path / "compiled.json")]) == 0
+    rows = json.loads((tmp_path / "compiled.json").read_text())["compiled"]
+    assert [row["kernel"] for row in rows] == ["forward", "deltas", "grad_query", "grad_key"]
+    assert all(row["spilled"] == 0 and row["registers"] > 0 for row in rows)
+    assert all(row["wgmma"] > 0 and row["shared"] > 0 for row in rows if row["kernel"] != "deltas")
+    assert "registers" in capsys.readouterr().out and launch.INTERPRETED_ARCHITECTURE == 80
+
+
+def test_the_benchmark_refuses_interpreted_kernels(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(ValueError, match="TRITON_INTERPRET=1"):
+        benchmark_compiled.compiled(None, None)
