@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any
@@ -54,22 +54,19 @@ def compiled(options: Any, save: Callable[[dict[str, Any]], None]) -> dict[str, 
     return {"compiled": rows}
 
 
-def _rows(architecture: int, dtype: str, head_dim: int, block: int, pattern: str) -> Iterator[Compiled]:
+def _rows(architecture: int, dtype: str, head_dim: int, block: int, pattern: str) -> list[Compiled]:
     """Every kernel of both passes, once for each way in which it is compiled."""
     from dattn.kernels.ahead import compile_call, recorded
 
     with recorded(architecture) as calls:
         _attend(pattern, dtype, head_dim)
-    found = {}
+    rows = []
     for kernel, args, constants in calls:
         tile, warps, stages = constants["TILE"], constants["num_warps"], constants["num_stages"]
-        usage = compile_call(kernel, args, constants, architecture)
-        row = Compiled(
-            architecture, dtype, head_dim, block, pattern, kernel.__name__, tile.M, tile.N, warps, stages,
-            **asdict(usage),
-        )  # fmt: skip
-        found[row] = None
-    yield from found
+        usage = asdict(compile_call(kernel, args, constants, architecture))
+        place = architecture, dtype, head_dim, block, pattern, kernel.__name__
+        rows.append(Compiled(*place, tile.M, tile.N, warps, stages, **usage))
+    return list(dict.fromkeys(rows))
 
 
 def _attend(pattern: str, dtype: str, head_dim: int) -> None:
@@ -83,6 +80,6 @@ def _attend(pattern: str, dtype: str, head_dim: int) -> None:
 
     grid = TokenGrid(*GRID, text=TEXT)
     make = lambda: torch.zeros(1, grid.tokens, 2, head_dim, dtype=getattr(torch, dtype)).transpose(1, 2)
-    inputs = [make().requires_grad_() for _ in range(3)]
-    output, lse = run("triton", Problem(*inputs, static_from_string(pattern).mask(grid), 1.0))
-    torch.autograd.grad(output.sum() + lse.sum(), inputs)
+    query, key, value = (make().requires_grad_() for _ in range(3))
+    output, lse = run("triton", Problem(query, key, value, static_from_string(pattern).mask(grid), 1.0))
+    torch.autograd.grad(output.sum() + lse.sum(), (query, key, value))

@@ -13,7 +13,8 @@ from torch import Tensor
 from .arguments import Tile
 from .config import Config
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 MOST_HEADS = 65_535  # what CUDA takes as the second axis of a launch
 
 
