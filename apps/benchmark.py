@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from dattn.apps.arguments import Parser, at_least, writable_folder
 from dattn.apps.benchmark_chart import chart
 from dattn.apps.benchmark_choosing import choosing
+from dattn.apps.benchmark_compiled import compiled
 from dattn.apps.benchmark_gpu import SHAPES, gpu
 from dattn.apps.benchmark_model import CLIPS, PASSES, model
 from dattn.apps.benchmark_selection import selection
@@ -28,6 +29,7 @@ EXAMPLES = """\
   dattn bench cpu                    attention on the CPU, and the time to build masks
   dattn bench memory                 the memory of a call (Linux)
   dattn bench choosing --tokens 8192 what dynamic patterns take to choose
+  dattn bench compiled               registers and memory of the kernels, compiled for GPUs that need not be here
   dattn bench gpu                    our kernels beside cuDNN, FlashAttention and FlexAttention
   dattn bench selection              choosing blocks from queries and keys
   dattn bench model --repeats 2      a denoising and a training step of Wan 2.1 14B
@@ -113,13 +115,15 @@ def _memory(options: Any, save: Save) -> dict[str, Any]:
 
 def _parser() -> Parser:
     parser = Parser("bench", "Block-sparse attention beside dense attention, in one run.", EXAMPLES)
-    parser.add_argument("what", choices=list(BENCHMARKS), help="see below; all but cpu, memory and choosing need a GPU")
+    parser.add_argument("what", choices=list(BENCHMARKS), help="see below; gpu, selection, model and sweep need a GPU")
     parser.add_argument("--tokens", type=at_least(256), nargs="+", default=[2048, 8192, 16384])
     parser.add_argument("--head-dims", type=at_least(1), nargs="+", default=[64, 128])
-    parser.add_argument("--dtypes", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
+    parser.add_argument(
+        "--dtypes", nargs="+", choices=["float32", "bfloat16", "float16"], default=["float32", "bfloat16"]
+    )
     parser.add_argument("--patterns", nargs="+", default=list(PATTERNS), metavar="P")
     parser.add_argument("--shapes", nargs="+", choices=[s.name for s in SHAPES], help="of gpu (default: all)")
-    parser.add_argument("--blocks", type=int, nargs="+", choices=[64, 128], default=[128], help="of sweep")
+    parser.add_argument("--blocks", type=int, nargs="+", choices=[64, 128], default=[128], help="of sweep and compiled")
     parser.add_argument(
         "--layers", type=at_least(1), default=8, help="of model, all 40 or fewer (default: %(default)s)"
     )
@@ -135,6 +139,7 @@ BENCHMARKS: dict[str, Callable[[Any, Save], dict[str, Any]]] = {
     "cpu": _cpu,
     "memory": _memory,
     "choosing": choosing,
+    "compiled": compiled,
     "gpu": gpu,
     "selection": selection,
     "model": model,

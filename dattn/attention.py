@@ -32,7 +32,8 @@ def attention(
     """Self-attention under a pattern; differentiable, the LSE too.
 
     Args:
-        query, key, value: [batch, heads, tokens, head_dim] in raster order, float64, 32, 16 or bfloat16.
+        query, key, value: [batch, heads, tokens, head_dim] in raster order, float64, 32, 16 or bfloat16; the
+            value's head_dim may be another one.
         pattern: who sees whom, e.g. ``dattn.Radial()``; or an operator, e.g. ``dattn.Agent(0.8)``, which acts as on
             the first step of a denoising call.
         grid: where the tokens sit; ``grid.tokens`` is their number.
@@ -42,7 +43,7 @@ def attention(
         return_lse: also return the natural-log sum of exponentials of every row.
 
     Returns:
-        The output, [batch, heads, tokens, head_dim]; with ``return_lse`` a pair with [batch, heads, tokens]
+        The output, like the value; with ``return_lse`` a pair with [batch, heads, tokens]
         float32 (float64 for float64 input). A row that sees nothing gives 0 and -inf.
 
     Raises:
@@ -96,16 +97,20 @@ def attend(
 
 def _in_parts(pattern: Spec, call: Call) -> bool:
     """Whether masks of several head groups are quicker one by one: a launch is cheap, and each keeps its blocks."""
-    query = call.query
-    return pattern.in_parts and choose(call.backend, query.device, query.dtype, query.shape[-1]).name == "torch"
+    return pattern.in_parts and _chosen(call) == "torch"
+
+
+def _chosen(call: Call) -> str:
+    """The backend for a call; queries or values, the wider ones decide."""
+    query, width = call.query, max(call.query.shape[-1], call.value.shape[-1])
+    return choose(call.backend, query.device, query.dtype, width).name
 
 
 def _masked(pattern: Spec, call: Call, return_lse: bool) -> Any:
     """A static pattern through its block mask."""
     query, key, value = call[:3]
-    chosen = choose(call.backend, query.device, query.dtype, query.shape[-1])
     mask = masks_in(call.state).get(pattern, call.grid, query.device)
-    if chosen.name == "torch" and mask.is_all and not return_lse:
+    if _chosen(call) == "torch" and mask.is_all and not return_lse:
         return dense(query, key, value, call.scale, call.key_mask)
     output, lse = over(mask, call)
     return (output, lse) if return_lse else output
@@ -113,9 +118,7 @@ def _masked(pattern: Spec, call: Call, return_lse: bool) -> Any:
 
 def over(mask: BlockMask, call: Call) -> tuple[Tensor, Tensor]:
     """Output and LSE of attention over a block mask."""
-    query, key, value = call[:3]
-    chosen = choose(call.backend, query.device, query.dtype, query.shape[-1])
-    return run(chosen.name, Problem(query, key, value, mask, call.scale, call.key_mask))
+    return run(_chosen(call), Problem(*call[:3], mask, call.scale, call.key_mask))
 
 
 def masked(pattern: Any, call: Call) -> tuple[BlockMask, Tensor, Tensor]:
@@ -160,3 +163,5 @@ def check_inputs(
             raise ValueError(
                 f"key_mask is {key_mask.dtype} {tuple(key_mask.shape)}: it is torch.bool {wanted} [batch, tokens]"
             )
+        if key_mask.device != query.device:
+            raise ValueError(f"key_mask on {key_mask.device}, query on {query.device}: move it there")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -15,6 +17,16 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
+from . import antidiagonal, block_weights, launch, pool, reorder
+
+KERNELS: dict[ModuleType, tuple[str, ...]] = {
+    launch: ("forward", "deltas", "grad_query", "grad_key", "grad_pool"),
+    reorder: ("reorder",),
+    pool: ("run_means", "spread_means"),
+    antidiagonal: ("antidiagonal",),
+    block_weights: ("block_weights",),
+}
+"""The modules that launch, and the kernels that each of them launches."""
 TYPES = {
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
@@ -42,6 +54,48 @@ class Usage:
     wgmma: int
 
 
+class Call(NamedTuple):
+    """A launch that was not made: ``kernel[grid](*args, **constants)``."""
+
+    kernel: Any
+    args: tuple[Any, ...]
+    constants: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Recorder:
+    """Stands in for a kernel: notes how it is called."""
+
+    kernel: Any
+    calls: list[Call]
+
+    def __getitem__(self, grid: Any) -> Any:
+        """What takes the arguments of a launch."""
+        return lambda *args, **constants: self.calls.append(Call(self.kernel, args, constants))
+
+
+@contextmanager
+def recorded(architecture: int) -> Iterator[list[Call]]:
+    """Launches on CPU tensors, set up for compute capability ``architecture`` (90 is 9.0), are listed, not made.
+
+    What they would have written is left as it is.
+    """
+    calls: list[Call] = []
+    kept = {(module, name): getattr(module, name) for module, names in KERNELS.items() for name in names}
+    instead = {place: Recorder(kernel, calls) for place, kernel in kept.items()}
+    kept[launch, "INTERPRETED_ARCHITECTURE"] = launch.INTERPRETED_ARCHITECTURE
+    try:
+        _put({**instead, (launch, "INTERPRETED_ARCHITECTURE"): architecture})
+        yield calls
+    finally:
+        _put(kept)
+
+
+def _put(values: Mapping[tuple[ModuleType, str], Any]) -> None:
+    for (module, name), value in values.items():
+        setattr(module, name, value)
+
+
 def compile_call(kernel: Any, args: Sequence[Any], constants: Mapping[str, Any], architecture: int) -> Usage:
     """Compile the call ``kernel[grid](*args, **constants)`` for compute capability ``architecture`` (90 is 9.0).
 
@@ -65,14 +119,16 @@ def compile_call(kernel: Any, args: Sequence[Any], constants: Mapping[str, Any],
 def _signature(value: Any, at: tuple[int, ...], fixed: dict[Any, Any], attributes: dict[Any, Any]) -> Any:
     if isinstance(value, tuple):
         return type(value)(*[_signature(v, (*at, i), fixed, attributes) for i, v in enumerate(value)])
-    if value is None:
-        fixed[at] = None
+    if value is None or (isinstance(value, int) and value == 1):  # of these every value is a kernel of its own
+        fixed[at] = value
         return "constexpr"
     if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
         attributes[at] = [["tt.divisibility", 16]]
     if isinstance(value, torch.Tensor):
         return TYPES[value.dtype]
-    return "i32" if isinstance(value, int) else "fp32"
+    if isinstance(value, int):
+        return "i32" if value < 1 << 31 else "i64"
+    return "fp32"
 
 
 def _usage(compiled: Any, architecture: int) -> Usage:

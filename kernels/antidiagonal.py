@@ -15,8 +15,8 @@ from torch import Tensor
 
 from .arguments import Blocks, Heads, Sets
 from .config import Config
-from .options import options
-from .steps import LN2, LOG2E, NONE, batch_and_head, first_row, kept_keys, set_of
+from .options import launcher, options
+from .steps import LN2, LOG2E, NONE, batch_and_head, first_row, in_eights, kept_keys, set_of
 
 HALF, FLOAT32 = Config(128, 128, 8, 3), Config(32, 32, 4, 1)
 DEPTH = 64  # of the head dim at a time
@@ -70,8 +70,10 @@ def antidiagonal(
         row_seen += q_there.to(tl.int32)
         column_seen += k_there.to(tl.int32)
         q_mask, k_mask = q_there[:, None] & (d < TILE.DIM)[None, :], k_there[:, None] & (d < TILE.DIM)[None, :]
-        q = tl.load(first_row(query, batch, head) + q_rows[:, None] * query.token + d[None, :], mask=q_mask, other=0.0)
-        k = tl.load(first_row(key, batch, head) + k_rows[:, None] * key.token + d[None, :], mask=k_mask, other=0.0)
+        q = first_row(query, batch, head, TILE) + q_rows[:, None] * in_eights(query.token, TILE) + d[None, :]
+        q = tl.load(q, mask=q_mask, other=0.0)
+        k = first_row(key, batch, head, TILE) + k_rows[:, None] * in_eights(key.token, TILE) + d[None, :]
+        k = tl.load(k, mask=k_mask, other=0.0)
         logits = tl.dot(q, tl.trans(k), logits, input_precision=TILE.PRECISION)
     logits = tl.where((row_seen > 0)[:, None] & (column_seen > 0)[None, :], logits * (scale * LOG2E), NONE)
     width: tl.constexpr = TILE.SIZE // STRIDE
@@ -82,6 +84,7 @@ def antidiagonal(
     tl.store(out + lines[:, None] + blocks[None, :], sums, mask=inside)
 
 
+@launcher
 def antidiagonal_scores(
     query: Tensor,
     key: Tensor,

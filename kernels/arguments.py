@@ -32,7 +32,10 @@ class Tile:
 
 
 class Heads(NamedTuple):
-    """A tensor ``[batch, heads, tokens, head_dim]`` whose last dimension is contiguous, and its strides."""
+    """A tensor ``[batch, heads, tokens, head_dim]`` whose last dimension is contiguous, and its strides.
+
+    Where the head dim is a multiple of 8, so are the strides.
+    """
 
     data: Tensor
     batch: int
@@ -41,8 +44,10 @@ class Heads(NamedTuple):
 
     @classmethod
     def of(cls, tensor: Tensor) -> Heads:
-        """The tensor, copied only if its last dimension is strided."""
-        tensor = tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+        """The tensor, copied only if it lies in memory in another way."""
+        *strides, last = tensor.stride()
+        if last != 1 or (tensor.shape[-1] % 8 == 0 and any(stride % 8 for stride in strides)):
+            tensor = tensor.contiguous()
         return cls(tensor, *tensor.stride()[:3])
 
 

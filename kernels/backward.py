@@ -23,6 +23,7 @@ from .steps import (
     pool_bias,
     pool_logits,
     raster,
+    rows_of,
     set_of,
     store_rows,
     tile_bits,
@@ -37,8 +38,8 @@ def deltas(out, grad, grad_lse, delta, heads, tokens, TILE: tl.constexpr):
     batch, head = batch_and_head(heads)
     rows = tl.program_id(0).to(tl.int64) * TILE.M + tl.arange(0, TILE.M)
     inside = rows < tokens
-    o = load_rows(first_row(out, batch, head), out.token, 0, rows, inside, TILE).to(tl.float32)
-    g = load_rows(first_row(grad, batch, head), grad.token, 0, rows, inside, TILE).to(tl.float32)
+    o = load_rows(first_row(out, batch, head, TILE), out.token, 0, rows, inside, TILE).to(tl.float32)
+    g = load_rows(first_row(grad, batch, head, TILE), grad.token, 0, rows, inside, TILE).to(tl.float32)
     at = (batch * heads + head) * tokens + rows
     tl.store(delta + at, tl.sum(o * g, 1) - tl.load(grad_lse + at, mask=inside, other=0.0), mask=inside)
 
@@ -91,7 +92,7 @@ def pool_keys_step(acc, rows, pool, key, value, bias, seen, places, there, step,
 @triton.jit
 def walk_pool_keys(acc, rows, pool, batch, head, bias, seen, step, TILE: tl.constexpr):
     """The gradient of a tile of queries from the pooled keys."""
-    key, value = first_row(pool.key, batch, head), first_row(pool.value, batch, head)
+    key, value = first_row(pool.key, batch, head, TILE), first_row(pool.value, batch, head, TILE)
     for first in range(0, pool.number, TILE.N):
         places = first + tl.arange(0, TILE.N)
         there = places < pool.number
@@ -115,9 +116,9 @@ def grad_query(
     at = set_of(visits.sets, batch, head, heads)
     row, lines, start, inside = own_tile(visits, at, TILE.M, TILE.SIZE)
     base = (batch * heads + head) * tokens
-    queries, grads = (first_row(query, batch, head), query.token), (first_row(grad, batch, head), grad.token)
+    queries, grads = rows_of(query, batch, head, TILE), rows_of(grad, batch, head, TILE)
     rows = query_rows(queries, grads, lse + base, delta + base, start, lines, inside, TILE)
-    keys, values = (first_row(key, batch, head), key.token), (first_row(value, batch, head), value.token)
+    keys, values = rows_of(key, batch, head, TILE), rows_of(value, batch, head, TILE)
     kept = kept_keys(key_mask, visits.sets, batch, at, visits.other.tokens)
     step = scale * LOG2E
     acc = tl.full([TILE.M, TILE.WIDTH], 0, tl.float32)
@@ -128,7 +129,7 @@ def grad_query(
         seen = pool.seen + (at * visits.own.number + row) * pool.words
         acc = walk_pool_keys(acc, rows, pool, batch, head, pool_bias(pool, visits.sets, batch, at), seen, step, TILE)
     position = raster(order, at * tokens + start + lines, start + lines, inside)
-    store_rows(first_row(out, batch, head), out.token, position, acc * scale, inside, TILE)
+    store_rows(first_row(out, batch, head, TILE), out.token, position, acc * scale, inside, TILE)
 
 
 @triton.jit
@@ -187,9 +188,9 @@ def grad_key(
     batch, head = batch_and_head(heads)
     at = set_of(visits.sets, batch, head, heads)
     row, lines, start, inside = own_tile(visits, at, TILE.N, TILE.SIZE)
-    k = load_rows(first_row(key, batch, head), key.token, start, lines, inside, TILE)
-    v = load_rows(first_row(value, batch, head), value.token, start, lines, inside, TILE)
-    queries, grads = (first_row(query, batch, head), query.token), (first_row(grad, batch, head), grad.token)
+    k = load_rows(first_row(key, batch, head, TILE), key.token, start, lines, inside, TILE)
+    v = load_rows(first_row(value, batch, head, TILE), value.token, start, lines, inside, TILE)
+    queries, grads = rows_of(query, batch, head, TILE), rows_of(grad, batch, head, TILE)
     base = (batch * heads + head) * tokens
     sums, d = lse + base, delta + base
     kept = kept_keys(key_mask, visits.sets, batch, at, visits.own.tokens)
@@ -203,8 +204,8 @@ def grad_key(
         state = walk_queries(state, k, v, queries, grads, sums, d, visits, lists, at, row, lines, kept, step, TILE)
     dk, dv = state
     position = raster(order, at * visits.own.tokens + start + lines, start + lines, inside)
-    store_rows(first_row(out_key, batch, head), out_key.token, position, dk * scale, inside, TILE)
-    store_rows(first_row(out_value, batch, head), out_value.token, position, dv, inside, TILE)
+    store_rows(first_row(out_key, batch, head, TILE), out_key.token, position, dk * scale, inside, TILE)
+    store_rows(first_row(out_value, batch, head, TILE), out_value.token, position, dv, inside, TILE)
 
 
 @triton.jit
@@ -227,9 +228,9 @@ def grad_pool(query, grad, lse, delta, out_key, out_value, visits, pool, scale, 
     batch, head = batch_and_head(heads)
     at = set_of(visits.sets, batch, head, heads)
     there = places < pool.number
-    k = load_rows(first_row(pool.key, batch, head), pool.key.token, 0, places, there, TILE)
-    v = load_rows(first_row(pool.value, batch, head), pool.value.token, 0, places, there, TILE)
-    queries, grads = (first_row(query, batch, head), query.token), (first_row(grad, batch, head), grad.token)
+    k = load_rows(first_row(pool.key, batch, head, TILE), pool.key.token, 0, places, there, TILE)
+    v = load_rows(first_row(pool.value, batch, head, TILE), pool.value.token, 0, places, there, TILE)
+    queries, grads = rows_of(query, batch, head, TILE), rows_of(grad, batch, head, TILE)
     base, step = (batch * heads + head) * tokens, scale * LOG2E
     sums, d, bias = lse + base, delta + base, pool_bias(pool, visits.sets, batch, at)
     state = (tl.full([TILE.N, TILE.WIDTH], 0, tl.float32), tl.full([TILE.N, TILE.WIDTH], 0, tl.float32))
@@ -246,5 +247,5 @@ def grad_pool(query, grad, lse, delta, out_key, out_value, visits, pool, scale, 
                 state, k, v, queries, grads, sums, d, visits, pool, bias, block, lines, places, there, step, TILE
             )
     dk, dv = state
-    store_rows(first_row(out_key, batch, head), out_key.token, places.to(tl.int64), dk * scale, there, TILE)
-    store_rows(first_row(out_value, batch, head), out_value.token, places.to(tl.int64), dv, there, TILE)
+    store_rows(first_row(out_key, batch, head, TILE), out_key.token, places.to(tl.int64), dk * scale, there, TILE)
+    store_rows(first_row(out_value, batch, head, TILE), out_value.token, places.to(tl.int64), dv, there, TILE)

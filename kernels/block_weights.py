@@ -12,8 +12,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .arguments import Heads, Lists, Visits
-from .config import Config
-from .options import options
+from .launch import configs
+from .options import launcher, options
 from .steps import (
     LOG2E,
     batch_and_head,
@@ -32,30 +32,32 @@ from .steps import (
 def block_weights(
     query, key, lse, largest, total, visits, lists, key_mask, scale, heads, tokens, TILE: tl.constexpr
 ):  # fmt: skip
-    """Program (i, j): the weights that query block i of batch row and head j gives to the blocks of its list row."""
+    """Program (i, j): the weights that query tile i of batch row and head j gives to the blocks of its list row."""
     batch, head = batch_and_head(heads)
     at = set_of(visits.sets, batch, head, heads)
     row, lines, start, inside = own_tile(visits, at, TILE.M, TILE.SIZE)
-    q = load_rows(first_row(query, batch, head), query.token, start, lines, inside, TILE)
+    q = load_rows(first_row(query, batch, head, TILE), query.token, start, lines, inside, TILE)
     sums = lse + (batch * heads + head) * tokens + start + lines
     sums = tl.load(sums, mask=inside, other=float("inf")) * LOG2E
     kept = kept_keys(key_mask, visits.sets, batch, at, tokens)
+    parts: tl.constexpr = TILE.SIZE // TILE.M
     first, last = turns(lists, at, row, 1)
     for place in range(first, last):
-        high, mass = 0.0, 0.0
-        for part in tl.static_range(TILE.SIZE // TILE.N):
+        high, mass = tl.full([TILE.M], 0, tl.float32), tl.full([TILE.M], 0, tl.float32)
+        for part in range(TILE.SIZE // TILE.N):
             turn = place * (TILE.SIZE // TILE.N) + part
             entry, places, from_, there = visited(visits, lists, at, turn, TILE.N, TILE.SIZE)
-            k = load_rows(first_row(key, batch, head), key.token, from_, places, there, TILE)
+            k = load_rows(first_row(key, batch, head, TILE), key.token, from_, places, there, TILE)
             step = scale * LOG2E
             logits = key_logits(q, k, visits, lists, entry, lines, places, from_, there, kept, step, TILE)
             weights = tl.exp2(logits - sums[:, None])
-            high, mass = tl.maximum(high, tl.max(weights)), mass + tl.sum(weights)
-        out = (batch * heads + head) * lists.entries + place
-        tl.store(largest + out, high)
-        tl.store(total + out, mass)
+            high, mass = tl.maximum(high, tl.max(weights, 1)), mass + tl.sum(weights, 1)
+        out = ((batch * heads + head) * parts + tl.program_id(0) % parts) * lists.entries + place
+        tl.store(largest + out, tl.max(high, 0))
+        tl.store(total + out, tl.sum(mass, 0))
 
 
+@launcher
 def weights_of_blocks(
     query: Tensor,
     key: Tensor,
@@ -79,11 +81,11 @@ def weights_of_blocks(
         offset are 0.
     """
     batch, heads, tokens = query.shape[:3]
-    largest, total = (query.new_zeros(batch, heads, lists.entries, dtype=torch.float32) for _ in range(2))
-    half = query.dtype != torch.float32
-    config = Config(size, min(size, 64 if half else 16), 8 if size > 64 else 4, 2 if half else 1)
-    block_weights[(visits.own.number, batch * heads)](
+    config = configs(query, size).forward
+    parts = size // config.M  # of a block of queries, put together at the end
+    largest, total = (query.new_zeros(batch, heads, parts, lists.entries, dtype=torch.float32) for _ in range(2))
+    block_weights[(visits.own.number * parts, batch * heads)](
         Heads.of(query), Heads.of(key), lse, largest, total, visits, lists, key_mask, scale, heads, tokens,
         **options(config, query, size, ragged),
     )  # fmt: skip
-    return largest, total
+    return largest.amax(2), total.sum(2)

@@ -31,7 +31,8 @@ class Row(NamedTuple):
 
 
 # (architecture, widest head dim, largest block): chosen by compiling, not yet by timing. None of these spills registers
-# up to a head dim of 128, and those of 80 fit in the 99 KiB of shared memory that 89 and 120 have.
+# up to a head dim of 128, but for a few of 80 where a mask has all there is (padded keys, tiles and means; levels) or
+# the head dim is 72; those of 80 fit in the 99 KiB of shared memory that 89 and 120 have.
 TABLE: dict[tuple[int, int, int], Row] = {
     (80, 64, 64): Row(Config(64, 64, 4, 3), Config(64, 64, 8, 2), Config(32, 64, 4, 2)),
     (80, 64, 128): Row(Config(128, 64, 8, 3), Config(128, 64, 8, 2), Config(32, 64, 4, 2)),
@@ -64,7 +65,14 @@ TABLE: dict[tuple[int, int, int], Row] = {
     (120, 256, 64): Row(Config(64, 32, 8, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 2)),
     (120, 256, 128): Row(Config(64, 32, 8, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 2)),
 }
-FLOAT32 = Row(Config(32, 32, 4, 1), Config(32, 32, 4, 1), Config(32, 32, 4, 1))
+# (precision of products, widest head dim), for all three kernels on every architecture: the widest heads in the 99 KiB
+# of 89 and 120 too, and few registers spilled, as products outside of the tensor cores hold whole rows in them.
+FLOAT32: dict[tuple[str, int], Config] = {
+    ("ieee", 64): Config(32, 32, 8, 1),
+    ("ieee", 256): Config(16, 16, 4, 1),
+    ("tf32", 128): Config(32, 32, 4, 1),
+    ("tf32", 256): Config(16, 16, 4, 1),
+}
 
 
 def key_of(architecture: int, width: int, size: int) -> tuple[int, int, int]:
@@ -73,14 +81,17 @@ def key_of(architecture: int, width: int, size: int) -> tuple[int, int, int]:
     return known, min(key[1] for key in TABLE if key[1] >= width), min(key[2] for key in TABLE if key[2] >= size)
 
 
-def pick(architecture: int, width: int, size: int, half: bool) -> Row:
+def pick(architecture: int, width: int, size: int, float32: str | None = None) -> Row:
     """The configurations to launch with.
 
     Args:
         architecture: CUDA compute capability, 10 · major + minor.
         width: the head dim, padded to a power of two.
         size: slots in a block.
-        half: 16-bit inputs; float32 takes small tiles.
+        float32: the precision of products where inputs are of 32 bits, "ieee" or "tf32"; those take small tiles.
     """
-    row = TABLE[key_of(architecture, width, size)] if half else FLOAT32
+    if float32 is None:
+        row = TABLE[key_of(architecture, width, size)]
+    else:
+        row = Row(*[FLOAT32[float32, min(w for p, w in FLOAT32 if p == float32 and w >= width)]] * 3)
     return Row(*(config.within(size) for config in row))

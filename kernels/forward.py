@@ -23,6 +23,7 @@ from .steps import (
     pool_bias,
     pool_logits,
     raster,
+    rows_of,
     running_softmax,
     set_of,
     store_rows,
@@ -57,7 +58,7 @@ def pool_step(state, query, pool, key, value, bias, seen, places, there, step, T
 @triton.jit
 def walk_pool(state, query, pool, batch, head, bias, seen, step, TILE: tl.constexpr):
     """Attend to the pooled keys; ``bias`` and ``seen`` point at what is added and at the bits of this query block."""
-    key, value = first_row(pool.key, batch, head), first_row(pool.value, batch, head)
+    key, value = first_row(pool.key, batch, head, TILE), first_row(pool.value, batch, head, TILE)
     for first in range(0, pool.number, TILE.N):
         places = first + tl.arange(0, TILE.N)
         there = places < pool.number
@@ -75,8 +76,8 @@ def forward(query, key, value, out, lse, order, visits, key_mask, pool, scale, h
     batch, head = batch_and_head(heads)
     at = set_of(visits.sets, batch, head, heads)
     row, lines, start, inside = own_tile(visits, at, TILE.M, TILE.SIZE)
-    q = load_ordered(first_row(query, batch, head), query.token, order, at * tokens, start, lines, inside, TILE)
-    keys, values = (first_row(key, batch, head), key.token), (first_row(value, batch, head), value.token)
+    q = load_ordered(first_row(query, batch, head, TILE), query.token, order, at * tokens, start, lines, inside, TILE)
+    keys, values = rows_of(key, batch, head, TILE), rows_of(value, batch, head, TILE)
     kept = kept_keys(key_mask, visits.sets, batch, at, visits.other.tokens)
     step = scale * LOG2E
     state = (
@@ -94,6 +95,6 @@ def forward(query, key, value, out, lse, order, visits, key_mask, pool, scale, h
     blind = top == NONE
     total = tl.where(blind, 1.0, total)
     position = raster(order, at * tokens + start + lines, start + lines, inside)
-    store_rows(first_row(out, batch, head), out.token, position, acc / total[:, None], inside, TILE)
+    store_rows(first_row(out, batch, head, TILE), out.token, position, acc / total[:, None], inside, TILE)
     sums = tl.where(blind, NONE, (top + tl.log2(total)) * LN2)
     tl.store(lse + (batch * heads + head) * tokens + position, sums, mask=inside)

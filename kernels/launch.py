@@ -10,12 +10,13 @@ from .arguments import Heads, Walk
 from .backward import deltas, grad_key, grad_pool, grad_query
 from .config import Config, Row, pick
 from .forward import forward
-from .options import like_model, options, padded_width
+from .options import launcher, like_model, options, padded_width, precision
 
 INTERPRETED_ARCHITECTURE = 80
 DELTAS = Config(64, 64, 4, 1)
 
 
+@launcher
 def block_sparse(query: Tensor, key: Tensor, value: Tensor, walk: Walk) -> tuple[Tensor, Tensor]:
     """Attention over block lists.
 
@@ -30,7 +31,7 @@ def block_sparse(query: Tensor, key: Tensor, value: Tensor, walk: Walk) -> tuple
     batch, heads, tokens = query.shape[:3]
     out = like_model(query)
     lse = query.new_empty(query.shape[:3], dtype=torch.float32)
-    config = _configs(query, walk.size).forward
+    config = configs(query, walk.size).forward
     forward[(walk.visits.own.number * (walk.size // config.M), batch * heads)](
         *map(Heads.of, (query, key, value, out)),
         lse,
@@ -46,6 +47,7 @@ def block_sparse(query: Tensor, key: Tensor, value: Tensor, walk: Walk) -> tuple
     return out, lse
 
 
+@launcher
 def block_sparse_gradients(
     query: Tensor, key: Tensor, value: Tensor, grad: Tensor, lse: Tensor, delta: Tensor, walk: Walk
 ) -> list[Tensor]:
@@ -55,7 +57,7 @@ def block_sparse_gradients(
     nothing) and ``delta_of``.
     """
     batch, heads, tokens = query.shape[:3]
-    _, query_config, key_config = _configs(query, walk.size)
+    _, query_config, key_config = configs(query, walk.size)
     tensors = tuple(map(Heads.of, (query, key, value, grad)))
     grads = [like_model(t) for t in (query, key, value)]
     dq, dk, dv = map(Heads.of, grads)
@@ -86,6 +88,7 @@ def block_sparse_gradients(
     return grads
 
 
+@launcher
 def delta_of(out: Tensor, grad: Tensor, grad_lse: Tensor) -> Tensor:
     """float32 [batch, heads, tokens]: sum(grad · out) - grad_lse, what the softmax's gradient subtracts."""
     batch, heads, tokens = out.shape[:3]
@@ -96,9 +99,11 @@ def delta_of(out: Tensor, grad: Tensor, grad_lse: Tensor) -> Tensor:
     return delta
 
 
-def _configs(query: Tensor, size: int) -> Row:
+def configs(query: Tensor, size: int) -> Row:
+    """The row of the table for such queries and blocks of ``size`` slots, on their GPU."""
     architecture = INTERPRETED_ARCHITECTURE
     if query.is_cuda:
         major, minor = torch.cuda.get_device_capability(query.device)
         architecture = 10 * major + minor
-    return pick(architecture, padded_width(query.shape[-1]), size, query.dtype != torch.float32)
+    float32 = precision(query.dtype) if query.dtype == torch.float32 else None
+    return pick(architecture, padded_width(query.shape[-1]), size, float32)

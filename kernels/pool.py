@@ -12,8 +12,8 @@ from torch import Tensor
 
 from .arguments import Blocks, Heads, Sets
 from .config import Config
-from .options import options
-from .steps import batch_and_head, first_row, load_rows, raster, set_of, store_rows
+from .options import launcher, options
+from .steps import batch_and_head, first_row, in_eights, load_rows, raster, set_of, store_rows
 
 
 @triton.jit
@@ -33,10 +33,11 @@ def run_means(source, out, weight, blocks, sets, heads, tokens, TILE: tl.constex
     """Program (i, j): the mean of run i of batch row and head j; ``source`` in kernel order."""
     batch, head = batch_and_head(heads)
     _, rows, inside, weights = run_of(blocks, weight, sets, batch, head, heads, tokens, TILE)
-    values = load_rows(first_row(source, batch, head), source.token, 0, rows, inside, TILE).to(tl.float32)
+    values = load_rows(first_row(source, batch, head, TILE), source.token, 0, rows, inside, TILE).to(tl.float32)
     d = tl.arange(0, TILE.WIDTH)
     mean = tl.sum(values * weights[:, None], 0).to(out.data.dtype.element_ty)
-    tl.store(first_row(out, batch, head) + tl.program_id(0) * out.token + d, mean, mask=d < TILE.DIM)
+    place = first_row(out, batch, head, TILE) + tl.program_id(0) * in_eights(out.token, TILE) + d
+    tl.store(place, mean, mask=d < TILE.DIM)
 
 
 @triton.jit
@@ -45,14 +46,16 @@ def spread_means(grad, out, weight, order, blocks, sets, heads, tokens, TILE: tl
     batch, head = batch_and_head(heads)
     at, rows, inside, weights = run_of(blocks, weight, sets, batch, head, heads, tokens, TILE)
     d = tl.arange(0, TILE.WIDTH)
-    mean = tl.load(first_row(grad, batch, head) + tl.program_id(0) * grad.token + d, mask=d < TILE.DIM, other=0.0)
+    mean = first_row(grad, batch, head, TILE) + tl.program_id(0) * in_eights(grad.token, TILE) + d
+    mean = tl.load(mean, mask=d < TILE.DIM, other=0.0)
     position = raster(order, at * tokens + rows, rows, inside)
-    out_rows = first_row(out, batch, head)
+    out_rows = first_row(out, batch, head, TILE)
     values = load_rows(out_rows, out.token, 0, position, inside, TILE).to(tl.float32)
     values += weights[:, None] * mean.to(tl.float32)[None, :]
     store_rows(out_rows, out.token, position, values, inside, TILE)
 
 
+@launcher
 def means(tensor: Tensor, weight: Tensor, blocks: Blocks, sets: Sets, size: int, run: int) -> Tensor:
     """Weighted sums over runs.
 
@@ -72,6 +75,7 @@ def means(tensor: Tensor, weight: Tensor, blocks: Blocks, sets: Sets, size: int,
     return out
 
 
+@launcher
 def add_gradient(
     total: Tensor, grad: Tensor, weight: Tensor, order: Tensor | None, blocks: Blocks, sets: Sets, size: int, run: int
 ) -> None:

@@ -49,9 +49,23 @@ def visited(visits, lists, at, turn, SPAN: tl.constexpr, SIZE: tl.constexpr):
 
 
 @triton.jit
-def first_row(tensor, batch, head):
+def in_eights(stride, TILE: tl.constexpr):
+    """The stride; where ``Heads.of`` made it a multiple of 8, the compiler sees that rows can be read in 16 bytes."""
+    if TILE.DIM % 8 == 0:
+        stride = stride // 8 * 8
+    return stride
+
+
+@triton.jit
+def first_row(tensor, batch, head, TILE: tl.constexpr):
     """Pointer to the first row of one batch row and head."""
-    return tensor.data + batch * tensor.batch + head * tensor.head
+    return tensor.data + batch * in_eights(tensor.batch, TILE) + head * in_eights(tensor.head, TILE)
+
+
+@triton.jit
+def rows_of(tensor, batch, head, TILE: tl.constexpr):
+    """The rows of one batch row and head: pointer to the first, and stride."""
+    return first_row(tensor, batch, head, TILE), tensor.token
 
 
 @triton.jit
@@ -59,6 +73,7 @@ def load_rows(rows, stride, start, places, inside, TILE: tl.constexpr):
     """[places, WIDTH]: rows ``start + places`` of DIM numbers, zeros past DIM and where not ``inside``."""
     d = tl.arange(0, TILE.WIDTH)
     there = inside[:, None] & (d < TILE.DIM)[None, :]
+    stride = in_eights(stride, TILE)
     return tl.load(rows + start * stride + places[:, None] * stride + d[None, :], mask=there, other=0.0)
 
 
@@ -67,7 +82,8 @@ def store_rows(rows, stride, places, values, inside, TILE: tl.constexpr):
     """The opposite: ``places`` int64, as they may be far apart."""
     d = tl.arange(0, TILE.WIDTH)
     there = inside[:, None] & (d < TILE.DIM)[None, :]
-    tl.store(rows + places[:, None] * stride + d[None, :], values.to(rows.dtype.element_ty), mask=there)
+    at = rows + places[:, None] * in_eights(stride, TILE) + d[None, :]
+    tl.store(at, values.to(rows.dtype.element_ty), mask=there)
 
 
 @triton.jit

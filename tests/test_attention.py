@@ -264,6 +264,7 @@ def test_under_autocast_mixed_inputs_become_one_precision():
         ({"pattern": Neighborhood(9)}, "window 9"),
         ({"key_mask": torch.ones(1, 11, dtype=torch.bool)}, "key_mask"),
         ({"key_mask": torch.ones(1, 12)}, "key_mask"),
+        ({"key_mask": torch.ones(1, 12, dtype=torch.bool, device="meta")}, "key_mask on meta, query on cpu"),
         ({"backend": "fast"}, "unknown backend 'fast'"),
     ],
 )

@@ -66,12 +66,15 @@ def triton_obstacle(device: torch.device, dtype: torch.dtype, head_dim: int) -> 
     """Why the Triton backend cannot run such inputs, or None where it can."""
     if find_spec("triton") is None:
         return "the package triton is not installed"
-    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if device.type != "cuda" and not interpreted:
         return f"it needs an NVIDIA GPU, and the tensors are on {device}"
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < OLDEST_GPU:
         return "it needs an NVIDIA GPU from Ampere (compute capability 8.0) on"
     if dtype == torch.float64:
         return "it computes float32, bfloat16 and float16, and these are float64"
+    if dtype == torch.bfloat16 and interpreted:
+        return "it is interpreted here, which is wrong in bfloat16: use float32 or float16"
     return f"head dim {head_dim} is above {WIDEST_HEAD}" if head_dim > WIDEST_HEAD else None
 
 

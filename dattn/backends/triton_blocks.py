@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from dattn.backends.problem import Problem
 from dattn.backends.triton_lists import TritonLists, lists_of
@@ -39,19 +40,30 @@ class Prepared(NamedTuple):
 
 def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     """See ``Backend.forward``."""
+    width = problem.value.shape[-1]
+    problem = _of_one_width(problem)
     ready = _prepared(lists_of(problem.mask), problem, backward=False)
-    return block_sparse(problem.query, ready.key, ready.value, ready.walk)
+    output, lse = block_sparse(problem.query, ready.key, ready.value, ready.walk)
+    return output[..., :width], lse
 
 
 def backward(
     problem: Problem, output: Tensor, lse: Tensor, grad_output: Tensor, grad_lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See ``Backend.backward``."""
+    delta = delta_of(output, grad_output, grad_lse)
+    even = _of_one_width(problem)
+    dq, dk, dv = _gradients(even, lse, delta, _widened(grad_output, even.value.shape[-1]))
+    width, value_width = problem.query.shape[-1], problem.value.shape[-1]
+    return dq[..., :width], dk[..., :width], dv[..., :value_width]
+
+
+def _gradients(problem: Problem, lse: Tensor, delta: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of query, key and value, all of one width, from the output's ``grad``."""
     lists = lists_of(problem.mask)
     ready = _prepared(lists, problem, backward=True)
-    delta = delta_of(output, grad_output, grad_lse)
     lse = lse.masked_fill(lse == -torch.inf, torch.inf)  # rows that see nothing: weights of 0
-    query, grad = (_reorder(t, lists.orders[0], lists) for t in (problem.query, grad_output))
+    query, grad = (_reorder(t, lists.orders[0], lists) for t in (problem.query, grad))
     sums, delta = (_reorder(t[..., None], lists.orders[0], lists)[..., 0] for t in (lse, delta))
     dq, dk, dv, *pooled = block_sparse_gradients(query, ready.key, ready.value, grad, sums, delta, ready.walk)
     if lists.repeats:
@@ -62,6 +74,17 @@ def backward(
         for pool, part, weight in zip(lists.pools, parts, ready.weights, strict=True):
             add_gradient(total, part, weight, lists.orders[1], blocks, sets, size, pool.run)
     return dq, dk, dv
+
+
+def _of_one_width(problem: Problem) -> Problem:
+    """The same with heads as wide as the widest, which is what the kernels take: zeros change no product."""
+    wide = max(problem.query.shape[-1], problem.value.shape[-1])
+    query, key, value = (_widened(t, wide) for t in (problem.query, problem.key, problem.value))
+    return problem._replace(query=query, key=key, value=value)
+
+
+def _widened(tensor: Tensor, width: int) -> Tensor:
+    return tensor if tensor.shape[-1] == width else pad(tensor, (0, width - tensor.shape[-1]))
 
 
 def _prepared(lists: TritonLists, problem: Problem, backward: bool) -> Prepared:

@@ -149,7 +149,7 @@ def _wide(query: Tensor) -> torch.dtype:
 
 @_attend.register_fake
 def _(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    return empty_like_model(query), query.new_empty(query.shape[:3], dtype=_wide(query))
+    return empty_like_model(value), query.new_empty(query.shape[:3], dtype=_wide(query))
 
 
 @_gradients.register_fake

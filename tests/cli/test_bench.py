@@ -94,8 +94,9 @@ def test_the_difference_shows_the_old_and_the_new_row():
 )
 def test_every_gpu_head_dim_and_block_has_a_row(asked, row):
     assert key_of(*asked) == row
-    assert all(max(c.M, c.N) <= asked[2] for c in pick(*asked, half=True))
-    assert all(max(c.M, c.N) <= asked[2] for c in pick(*asked, half=False))
+    assert all(max(c.M, c.N) <= asked[2] for c in pick(*asked))
+    for float32 in ("ieee", "tf32"):
+        assert all(max(c.M, c.N) <= asked[2] for c in pick(*asked, float32))
 
 
 @pytest.mark.parametrize("passes", benchmark_model.PASSES)

@@ -215,13 +215,38 @@ def test_pooled_keys_of_head_groups():
     )
 
 
+@pytest.mark.parametrize("case", ["radial", "neighborhood", "tail"])
+def test_a_sample_whose_keys_are_all_hidden_gives_zero(case):
+    pattern, grid = CASES.get(case, TAIL)
+    inputs, key_mask = tensors(grid, 16, torch.float32, batch=2), padding(grid, 2)
+    key_mask[1] = False
+    output, lse = attention(*inputs, pattern, grid, key_mask=key_mask, backend="triton", return_lse=True)
+    assert (output[1] == 0).all() and (lse[1] == -torch.inf).all()
+    assert output[0].abs().min() > 0 and lse[0].isfinite().all()
+    for gradient in torch.autograd.grad(loss(output, lse), inputs):
+        assert gradient.isfinite().all() and (gradient[1] == 0).all() and gradient[0].abs().sum() > 0
+
+
+@pytest.mark.parametrize("width", [8, 40])
+@pytest.mark.parametrize("case", ["plain", "tail", "listed again"])
+def test_values_of_another_width(case, width):
+    pattern, grid = TAIL if case == "tail" else RADIAL
+    pattern = Anchor(1.2, 1, keep=(), block_size=32) if case == "listed again" else pattern
+    query, key, _ = exact = [t.detach() for t in tensors(grid, 16)]
+    value = tensors(grid, width)[2].detach()
+    assert attention(*[t.float() for t in (query, key, value)], pattern, grid, backend="triton").shape[-1] == width
+    call = lambda backend: lambda *t: attention(*t, pattern, grid, backend=backend, return_lse=True)
+    compare(call("triton"), call("reference"), [*exact[:2], value])
+
+
 def test_strided_inputs():
     pattern, grid = RADIAL
     inputs = [t.detach().float().transpose(1, 2).contiguous().transpose(1, 2) for t in tensors(grid, 16)]
     rolled = [t.mT.contiguous().mT for t in inputs]
-    assert rolled[0].stride(-1) != 1
-    first, second = (attention(*t, pattern, grid, backend="triton") for t in (inputs, rolled))
-    assert torch.equal(first, second)
+    parts = [torch.nn.functional.pad(t, (0, 3))[..., :16] for t in inputs]
+    assert rolled[0].stride(-1) != 1 and parts[0].stride(2) == 19
+    first, *others = (attention(*t, pattern, grid, backend="triton") for t in (inputs, rolled, parts))
+    assert all(torch.equal(first, other) for other in others)
 
 
 def test_more_groups_than_heads_are_refused():
@@ -235,3 +260,11 @@ def test_refusals():
         choose("triton", "cpu", torch.float64, 64)
     with pytest.raises(ValueError, match="head dim 272 is above 256"):
         choose("triton", "cpu", torch.float32, 272)
+    with pytest.raises(ValueError, match="wrong in bfloat16: use float32 or float16"):
+        choose("triton", "cpu", torch.bfloat16, 64)
+    (query, *_), wide = tensors(RADIAL[1], 16, torch.float32), tensors(RADIAL[1], 264, torch.float32)[2]
+    with pytest.raises(ValueError, match="head dim 264 is above 256"):
+        attention(query, query, wide, *RADIAL, backend="triton")
+    many = torch.zeros(2, 1, RADIAL[1].tokens, 16).expand(-1, 32768, -1, -1)
+    with pytest.raises(ValueError, match="2 samples of 32768 heads: a launch serves at most 65535; split the batch"):
+        attention(many, many, many, *RADIAL, backend="triton")

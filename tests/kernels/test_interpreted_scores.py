@@ -100,6 +100,7 @@ def test_antidiagonal_scores_in_several_portions(monkeypatch):
     close(antidiagonal_scores(*arguments), whole.double())  # not bit-equal: another batch, another product
 
 
+@pytest.mark.parametrize("dim", [16, 72], ids=["blocks at once", "blocks in parts"])
 @pytest.mark.parametrize(
     ("pattern", "grid"),
     [
@@ -107,10 +108,10 @@ def test_antidiagonal_scores_in_several_portions(monkeypatch):
         (Neighborhood(3, tile=(2, 3, 4)), TokenGrid(3, 5, 7, text=4)),
     ],
 )
-def test_weights_of_blocks_are_those_of_attention(pattern, grid):
+def test_weights_of_blocks_are_those_of_attention(pattern, grid, dim):
     mask = pattern.mask(grid).to(DEVICE)
     lists, size, scale = lists_of(mask), mask.block_size, 0.4
-    query, key = random(1, 2, grid.tokens, 16), random(1, 2, grid.tokens, 16, seed=1)
+    query, key = random(1, 2, grid.tokens, dim), random(1, 2, grid.tokens, dim, seed=1)
     order = mask.key.order[0, 0]
     kept = random(1, 1, grid.tokens, seed=2) > -0.5
     allowed = pattern.allowed(grid).to(DEVICE) & kept[:, 0]
