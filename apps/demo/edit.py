@@ -10,7 +10,7 @@ import numpy as np
 
 from ..media import write_clip
 from . import limits
-from .edits import controls_of, edited, maps_of, overlaid, shared_words
+from .edits import controls_of, edited, maps_of, overlaid, words_of
 from .look import badges
 from .parts import Pair, SizeControls, Update, lora_choice
 from .serving import QUIET, Given, Job, named, served
@@ -52,7 +52,9 @@ class EditTab(Tab):
     def build_results(self, wishes: Wishes) -> None:
         """Both clips, and where the edit looks at a word."""
         self.pair = Pair("Source", "Edit", wishes.video, "edit-")
-        self.word = gr.Radio([], label="Where it looks at", info="Words of both prompts", elem_id="edit-word")
+        self.word = gr.Radio(
+            [], label="Where it looks at", info="The edit's words, new ones first", elem_id="edit-word"
+        )
         self.map = Pair("Edit", "The word's map", wishes.video, "map-")
 
     def connect(self) -> None:
@@ -74,7 +76,7 @@ class EditTab(Tab):
         )  # fmt: skip
         self.word.input(
             named("map", served(self.look)), self.word, self.map.outputs, api_name="map",
-            api_description="Where your last edit looks at one of the words of both prompts.",
+            api_description="Where your last edit looks at one of its words.",
         )  # fmt: skip
 
     def choose_model(self, name: str) -> list[Update]:
@@ -88,22 +90,21 @@ class EditTab(Tab):
         return [gr.update(label=word or "–", visible=bool(word), value=1) for word in _padded(edit)]
 
     def make(self, given: Given, job: Job) -> tuple[Any, ...]:
-        """Make both, and the map of the longest word that they share."""
+        """Make both, and the map of the first new word."""
         model, visit, allowed = given["model"], job.visit, self._studio.limits
         wish = self._studio.request({**given, "prompt": given["source"]})
         allowed.size(2 * (wish.frames or 1), wish.height, wish.width, 1)  # two clips in one batch
         edit, keep = allowed.prompt(given["edit"], "Edit"), allowed.number(given["keep"], "Keep the layout", 0, 1)
         controls = controls_of(wish.prompt, edit, keep, self._strengths(given, edit))
-        words = shared_words(wish.prompt, edit)
+        words = words_of(wish.prompt, edit)
         maps = maps_of(words, self._studio.joint_layers(model, wish))
         with self._studio.model(model, visit.lora_for(model, given["lora"])) as loaded:
             visit.edit = made = edited(loaded, wish, edit, controls, maps, job.tell)
         visit.edit_place = place = visit.place()
         files = [write_clip(clip, place, name) for name, clip in (("source", made.source), ("edit", made.edit))]
         visit.keep(files[-1], "Edit", edit, wish.seed)
-        first_seen = max(words, key=len, default=None)
-        choice = gr.update(choices=words, value=first_seen)
-        seen = self._map(place, files[-1], made, first_seen) if first_seen else (None, None, None)
+        choice = gr.update(choices=words, value=words[0])
+        seen = self._map(place, files[-1], made, words[0])
         told = badges({"Both": f"{made.seconds:.1f} s", "Seed": str(wish.seed)})
         return (told, wish.seed, *Pair.shown(files), choice, *seen)
 
@@ -123,7 +124,7 @@ class EditTab(Tab):
             ValueError: there is none, its files are gone, or it has no such word.
         """
         visit = self._visits.known(request.session_hash)
-        if visit is None or visit.edit is None or visit.edit.maps is None or visit.edit_place is None:
+        if visit is None or visit.edit is None or visit.edit_place is None:
             raise ValueError("Nothing to look at: make an edit first")
         if word not in visit.edit.maps.words:
             raise ValueError(f"Word {str(word)[:40]!r}: choose one of {', '.join(map(str, visit.edit.maps.words))}")
