@@ -148,6 +148,7 @@ def good_calls(rng, models):
         "/edit": [model, *rng.choices(TEXTS, k=2), 0.8, *size, *rng.choices((0, 1, 2.5, -1), k=8), lora],
         "/regions": [
             *(model, prompt, *regions, 0.2, *rng.choices((True, False), k=2), 1, 0, *size, lora),
+            rng.choice(("as painted", "the box around it")),
             rng.choice(CANVASES),
         ],
         "/long_video": ["shapes-wan", rng.choice(LINES), *size, lora],
