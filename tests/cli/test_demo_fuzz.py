@@ -132,7 +132,7 @@ def hostile(served):
     return served[0], [name for name in served[1].models if os.sep in name]
 
 
-QUICK = "/generate", "/generate", "/edit", "/regions", "/look_inside", "/inside", "/estimate", "/map", "/stop"
+QUICK = "/generate", "/generate", "/edit", "/regions", "/look_inside", "/inside", "/estimate", "/map", "/frame", "/stop"
 SLOW = "/long_video", "/fine_tune"
 
 
@@ -157,6 +157,7 @@ def good_calls(rng, models):
         "/fine_tune": [model, data, pattern, 1, 2, rng.choice((1e-3, 9)), prompt, *size],
         "/estimate": [model, pattern, *size[:3], rng.choice((0, 0.5, 9))],
         "/map": [rng.choice(TEXTS)],
+        "/frame": [rng.randrange(9)],
         "/stop": [],
     }
 

@@ -30,7 +30,7 @@ def pixels(path):
 
 
 def test_an_edit_is_shown_beside_its_source(client, change):
-    _, seed, left, right, pictures, word, *seen = client.predict(**change())
+    _, seed, left, right, pictures, word, *seen, _ = client.predict(**change())
     assert seed == 3 and left is None and right is None
     source, other = map(pixels, pictures)
     assert source.shape == other.shape and abs(source - other).max() > 0
@@ -58,7 +58,18 @@ def test_words_may_be_stronger_and_an_edit_that_changes_nothing_is_the_source(cl
 def test_edits_of_other_lengths_and_of_videos(client, change, shapes_folder):
     assert client.predict(**change(edit="a big red circle"))[5]["value"] == "big"
     clips = client.predict(**change(model=str(shapes_folder), frames=9))
-    assert clips[2].endswith(".mp4") and clips[3].endswith(".mp4") and clips[4] is None
+    assert clips[2].endswith(".mp4") and clips[3].endswith(".mp4")
+
+
+def test_frames_of_an_edited_video_are_compared_under_a_slider(served, client, change, shapes_folder):
+    *_, frame = client.predict(**(wish := change(model=str(shapes_folder), frames=9)))
+    made = served[2].known(client.session_hash).edit
+    assert frame["maximum"] == 8 and frame["value"] == 4 and abs(made.source[4].astype(int) - made.edit[4]).max() > 0
+    for number, pair in ((4, client.predict(**wish)[4]), (7, client.predict(7, api_name="/frame"))):
+        for clip, file in zip((made.source, made.edit), pair, strict=True):
+            assert abs(pixels(file) - clip[number]).max() == 0
+    with pytest.raises(gradio_client.exceptions.AppError, match="from 0 to 8|maximum"):
+        client.predict(9, api_name="/frame")
 
 
 @pytest.mark.parametrize(
