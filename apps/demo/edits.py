@@ -26,18 +26,18 @@ HALF = 0.5
 
 @dataclass(frozen=True)
 class Edited:
-    """Source and edit, uint8 [frames, height, width, 3] each, the maps of words that both have, and the seconds."""
+    """Source and edit, uint8 [frames, height, width, 3] each, the maps of the edit's words, and the seconds."""
 
     source: np.ndarray
     edit: np.ndarray
-    maps: HeatMaps | None
+    maps: HeatMaps
     seconds: float
 
 
-def shared_words(source: str, edit: str) -> list[str]:
-    """Words that both prompts have, once each, in the edit's order; not more than ``MOST_WORDS``."""
+def words_of(source: str, edit: str) -> list[str]:
+    """The edit's words, once each, those that the source lacks first; not more than ``MOST_WORDS``."""
     there = source.lower().split()
-    return [word for word in dict.fromkeys(edit.split()) if word.lower() in there][:MOST_WORDS]
+    return sorted(dict.fromkeys(edit.split()), key=lambda word: word.lower() in there)[:MOST_WORDS]
 
 
 def controls_of(source: str, edit: str, keep: float, strengths: Mapping[str, float]) -> list[Control]:
@@ -57,28 +57,26 @@ def controls_of(source: str, edit: str, keep: float, strengths: Mapping[str, flo
     return found
 
 
-def maps_of(words: Sequence[str], joint: int) -> HeatMaps | None:
-    """Maps of words; None of none.
+def maps_of(words: Sequence[str], joint: int) -> HeatMaps:
+    """Maps of the edit's words.
 
     Args:
         joint: layers of a model that attends to text and picture together, of which the last third tells words apart
             best (shapes-flux: places of a word get 2 to 3 times the mean there, less than the mean before); 0 of
             models that have cross-attention, whose layers all count.
     """
-    if not words:
-        return None
-    return HeatMaps(words, layers=range(2 * joint // 3, joint) if joint else None)
+    return HeatMaps(words, layers=range(2 * joint // 3, joint) if joint else None, prompts=[1])
 
 
 def edited(
-    loaded: Loaded, request: Request, edit: str, controls: Sequence[Control], maps: HeatMaps | None, on_step: OnStep
+    loaded: Loaded, request: Request, edit: str, controls: Sequence[Control], maps: HeatMaps, on_step: OnStep
 ) -> Edited:
     """Make both of the same noise, in one call.
 
     Args:
         request: for the source.
         controls: as ``controls_of`` gives.
-        maps: of words that both have, if they are wanted.
+        maps: as ``maps_of`` gives.
 
     Raises:
         ValueError: what a control refuses.
@@ -90,16 +88,14 @@ def edited(
     if "callback_on_step_end" in loaded.arguments:
         call["callback_on_step_end"] = telling(partial(on_step, "edit"))
     loaded.pipe.set_progress_bar_config(disable=True)
-    every = [*controls, *([maps] if maps else [])]
     began = time.perf_counter()
-    with dattn.apply(loaded.pipe, None, control=every or None):
+    with dattn.apply(loaded.pipe, None, control=[*controls, maps]):
         source, other = clips_of(loaded.pipe(**call))
     return Edited(source, other, maps, time.perf_counter() - began)
 
 
 def overlaid(made: Edited, word: str) -> list[Any]:
     """The edit's frames with a word's map over each (PIL)."""
-    assert made.maps is not None
     if len(made.edit) == 1:
         return [made.maps.overlay(made.edit[0], word, sample=1)]
     return made.maps.video(list(made.edit), word, sample=1)

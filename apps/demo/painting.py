@@ -50,6 +50,13 @@ def painted(canvas: Any, size: Size) -> list[Image.Image | None]:
     return [Image.fromarray(mask.astype(np.uint8) * 255) if mask.any() else None for mask in masks]
 
 
+def around(mask: Image.Image) -> Image.Image:
+    """The smallest box that holds all of a mask, filled."""
+    box = Image.new("L", mask.size)
+    box.paste(255, mask.getbbox())
+    return box
+
+
 def boxed(text: str, size: Size) -> Image.Image:
     """A box as a mask.
 

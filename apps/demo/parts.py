@@ -83,15 +83,18 @@ class Pair:
         video: which of the two is shown at first.
         prefix: of their ``elem_id``.
         position: of the slider at first, in percent.
+        stills: whether the slider is there for clips too, for frames of them.
     """
 
-    def __init__(self, left: str, right: str, video: bool, prefix: str = "", position: int = 50) -> None:
+    def __init__(
+        self, left: str, right: str, video: bool, prefix: str = "", position: int = 50, stills: bool = False
+    ) -> None:
         options: Any = {"autoplay": True, "loop": True, "interactive": False, "elem_classes": "clip", "min_width": 140}
         with gr.Row(elem_classes="pair", visible=video, elem_id=f"{prefix}pair") as self.row:
             self.left = gr.Video(label=left, elem_id=f"{prefix}stock-clip", **options)
             self.right = gr.Video(label=right, elem_id=f"{prefix}dattn-clip", **options)
         self.slider = gr.ImageSlider(
-            label=f"{left} | {right}", visible=not video, interactive=False, elem_id=f"{prefix}slider",
+            label=f"{left} | {right}", visible=stills or not video, interactive=False, elem_id=f"{prefix}slider",
             elem_classes=["clip", "headed"], slider_position=position,
         )  # fmt: skip
 

@@ -16,7 +16,7 @@ from ..media import write_clip
 from ..running import run
 from . import limits
 from .look import badges
-from .painting import COLORS, boxed, outlined, painted, softened, zoom
+from .painting import COLORS, around, boxed, outlined, painted, softened, zoom
 from .parts import Pair, SizeControls, Update, lora_choice
 from .serving import Given, Job
 from .tab import Tab
@@ -33,6 +33,8 @@ FIRST = {
 ORDER = ("shapes-sd", "shapes-flux", "shapes-wan")
 BOXES = ("0, 0, 0.5, 1", "0.5, 0, 1, 1", "", "")
 MOST_SOFT = 32
+PAINTED, AROUND = "as painted", "the box around it"
+"""What counts of what is painted."""
 APART: dict[bool, tuple[Any, ...]] = {True: (0.3, True, True, 0.5, 0), False: (0.2, False, False, 1.0, 0)}
 """Base ratio, isolation, avoidance, share of the steps and soft edge that place shapes best, in videos or pictures."""
 
@@ -58,6 +60,10 @@ class RegionsTab(Tab):
             type="pil", image_mode="RGBA", sources=[], transforms=[], layers=False, fixed_canvas=True,
             brush=gr.Brush(16, [*COLORS.values()], next(iter(COLORS.values())), "fixed"), buttons=["fullscreen"],
             canvas_size=_canvas(wishes), label="Canvas", elem_id="regions-canvas",
+        )  # fmt: skip
+        self.paint = gr.Radio(
+            [PAINTED, AROUND], value=PAINTED, label="A painted region is", info="Draw a box by a stroke across it",
+            elem_id="regions-paint",
         )  # fmt: skip
         gr.Markdown("Paint each region in its colour. One that is not painted is its box.", elem_id="regions-help")
         texts = [*FIRST[wishes.video], "", ""]
@@ -119,12 +125,12 @@ class RegionsTab(Tab):
             self.make,
             {
                 "model": self.model, "prompt": self.prompt, **regions, **self.how, **self.size.inputs,
-                "lora": self.lora, "canvas": self.canvas,
+                "lora": self.lora, "paint": self.paint, "canvas": self.canvas,
             },
             [self.size.seed, *self.pair.outputs],
             "regions",
             "Make a prompt with up to four regions that have prompts of their own. A region is its box, as fractions "
-            "of the picture, unless its colour is painted on the canvas.",
+            "of the picture, unless its colour is painted on the canvas: then that, or the box around it.",
         )  # fmt: skip
 
     def choose_model(self, name: str) -> list[Update]:
@@ -174,7 +180,7 @@ class RegionsTab(Tab):
             if mask is None and not (isinstance(box, str) and box.strip()):
                 color = [*COLORS][number - 1]
                 raise ValueError(f"Region {number}: paint it in {color}, or give it a box such as 0, 0, 0.5, 1")
-            found[number] = mask or boxed(box, size)
+            found[number] = _drawn(mask, given["paint"]) if mask else boxed(box, size)
         if not found:
             raise ValueError("No region has a prompt: say what is to be where")
         return found
@@ -188,6 +194,17 @@ class RegionsTab(Tab):
             Region(prompts[number], mask=softened(mask, soft), negative=others[number] if avoid else None)
             for number, mask in masks.items()
         ]
+
+
+def _drawn(mask: Image.Image, paint: Any) -> Image.Image:
+    """What counts of a painted mask.
+
+    Raises:
+        ValueError: neither of the two.
+    """
+    if paint not in (PAINTED, AROUND):
+        raise ValueError(f"Painted region {str(paint)[:40]!r}: choose {PAINTED} or {AROUND}")
+    return around(mask) if paint == AROUND else mask
 
 
 def _canvas(wishes: Wishes) -> tuple[int, int]:

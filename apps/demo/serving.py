@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gc
 import inspect
 import logging
 import re
@@ -16,8 +15,8 @@ from typing import Any
 
 import fastapi
 import gradio as gr
-import torch
 
+from .shelf import free_memory
 from .visits import Stopped, Visit, Visits
 from .waiting import STOPPED
 
@@ -104,9 +103,7 @@ def _as_shown(error: Exception) -> gr.Error:
 def _let_go(error: BaseException) -> None:
     """Free what the frames of an error hold: the tensors of a run that ended early."""
     traceback.clear_frames(error.__traceback__)
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    free_memory()
 
 
 def served(handler: Callable[..., Any]) -> Callable[..., Any]:

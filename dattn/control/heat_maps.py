@@ -35,6 +35,8 @@ class HeatMaps(Control):
         layers: the layers that count.
         by: keep maps of every ``"step"``, ``"layer"`` or ``"head"`` apart, see ``parts``.
         differentiable: keep the graph, so that gradients flow back to the model's inputs.
+        prompts: numbers of the prompts whose words these are, counted from 0, the maps of samples of other prompts
+            being zeros; None is all.
 
     Raises:
         ValueError: no words, or something else to keep apart.
@@ -50,6 +52,7 @@ class HeatMaps(Control):
         layers: Layers = None,
         by: Sequence[str] = (),
         differentiable: bool = False,
+        prompts: Sequence[int] | None = None,
     ) -> None:
         self.words: list[Phrase] = [words] if isinstance(words, str) else list(words)
         if not self.words:
@@ -59,6 +62,7 @@ class HeatMaps(Control):
             raise ValueError(f"by={by!r}: maps are kept apart by {', '.join(KEPT)}")
         self.size, self.window, self.layers = size, check_window("window", window), check_layers(layers)
         self.by, self.differentiable = frozenset(by), differentiable
+        self.prompts = None if prompts is None else frozenset(prompts)
         self._stores: dict[Key, MapStore] = {}
 
     def start(self) -> None:
@@ -74,9 +78,22 @@ class HeatMaps(Control):
     def edit(self, call: Call) -> Tensor:
         """Note the maps; attention as it is."""
         if call.rows.stop > call.rows.start:
-            maps = word_maps(call, self, [self.words])
+            maps = word_maps(call, self, self._phrases())
             self._note(call.place, maps if self.differentiable else maps.detach())
         return call.attend()
+
+    def _phrases(self) -> list[list[Phrase]]:
+        """The words of each prompt.
+
+        Raises:
+            ValueError: the call has no such prompt.
+        """
+        if self.prompts is None:
+            return [self.words]
+        count = max(1, len(self.stage.prompts))
+        if not self.prompts or self.prompts - set(range(count)):
+            raise ValueError(f"prompts={sorted(self.prompts)}: give numbers of the call's, 0 to {count - 1}")
+        return [self.words if number in self.prompts else [] for number in range(count)]
 
     def _note(self, place: Place, maps: Tensor) -> None:
         """Take in ``[samples, heads, phrases, frames, height, width]``."""

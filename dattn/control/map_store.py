@@ -21,7 +21,8 @@ def word_maps(call: Call, control: Control, phrases: list[list[Phrase]], total: 
 
     Args:
         control: whose call it is.
-        phrases: for every prompt as many phrases as for any other; one list serves all.
+        phrases: of every prompt; one list serves all. Where a prompt has fewer than others, the maps that it lacks
+            are zeros.
         total: the sum over the tokens of a phrase in place of their mean.
 
     Returns:
@@ -47,7 +48,7 @@ def _choice(call: Call, stage: Stage, phrases: list[list[Phrase]], total: bool) 
     text, pairs = call.place.text, stage.prompt_of(call.rows)
     keys = [[stage.keys(phrase, prompt, text) for phrase in phrases[prompt % len(phrases)]] for _, prompt in pairs]
     tokens = sorted({key for sample in keys for phrase in sample for key in phrase})
-    choice = torch.zeros(len(keys), len(keys[0]), len(tokens), dtype=call.value.dtype)
+    choice = torch.zeros(len(keys), max(map(len, keys)), len(tokens), dtype=call.value.dtype)
     for sample, of_sample in enumerate(keys):
         for phrase, found in enumerate(of_sample):
             choice[sample, phrase, [tokens.index(key) for key in found]] = 1 if total else 1 / len(found)

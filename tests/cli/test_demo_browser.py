@@ -163,16 +163,53 @@ def test_the_loss_is_seen_while_it_learns(page):
     page.wait_for_selector("text=Stopped.", timeout=20000)
 
 
-def test_every_control_has_a_name_and_can_be_reached_by_keyboard(page):
+CONTROLS = """() => {
+  const panel = [...document.querySelectorAll("[role=tabpanel]")].find((one) => one.offsetParent);
+  window.controls = [...panel.querySelectorAll("input, textarea, button, select, [tabindex]")].filter(
+    (one) => one.checkVisibility() && one.getClientRects().length && !one.disabled && one.tabIndex >= 0);
+  controls[0].focus();
+  return controls.map((one) => one.closest("[id]").id);
+}"""
+"""Gives what can be used in the tab that is open, each by the id of its block, and begins with the first."""
+NEXT = "controls.indexOf(document.activeElement)"
+
+
+def by_tab(page, names):
+    """Places of the controls in the order in which Tab comes to them."""
+    found = []
+    for _ in range(2 * len(names)):
+        found.append(page.evaluate(NEXT))
+        page.keyboard.press("Tab")
+        if found[-1] == len(names) - 1:
+            break
+    return [place for place in found if place >= 0]
+
+
+@pytest.mark.parametrize("name", TABS)
+def test_every_tab_is_used_by_keyboard(page, name):
+    """Tab comes to all controls from first to last, folded ones too, and Enter on the main one makes something."""
+    button = TABS[name][0]
+    prefix = button.removesuffix("go")
+    open_tab(page, name)
+    page.wait_for_selector(f"#{button}")
+    while (folded := page.locator("[role=tabpanel] button.label-wrap:not(.open):visible")).count():
+        folded.first.click()
+    for steps in ("steps", "train-steps"):
+        if page.locator(f"#{prefix}{steps}").count():
+            set_number(page, f"{prefix}{steps}", 2)
+    names = page.evaluate(CONTROLS)
+    assert {button, f"{prefix}stop", f"{prefix}model", f"{prefix}seed"} <= set(names)
+    assert by_tab(page, names) == [*range(len(names))], names
+    page.focus(f"#{button}")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(f"#{prefix}facts .badge:not(:has-text('Ready'))", timeout=240_000)
+    assert not page.errors
+
+
+def test_every_control_has_a_name(page):
     names = page.eval_on_selector_all(
         "input:not([type=hidden]), textarea, button",
         "all => all.filter(x => x.offsetParent && !(x.ariaLabel || x.innerText || x.labels?.length || x.title))"
         ".map(x => x.outerHTML.slice(0, 120))",
     )
     assert names == []
-    page.focus("#prompt textarea")
-    for _ in range(40):
-        page.keyboard.press("Tab")
-        if page.evaluate("document.activeElement.id") == "go":
-            break
-    assert page.evaluate("document.activeElement.id") == "go"

@@ -132,7 +132,7 @@ def hostile(served):
     return served[0], [name for name in served[1].models if os.sep in name]
 
 
-QUICK = "/generate", "/generate", "/edit", "/regions", "/look_inside", "/inside", "/estimate", "/map", "/stop"
+QUICK = "/generate", "/generate", "/edit", "/regions", "/look_inside", "/inside", "/estimate", "/map", "/frame", "/stop"
 SLOW = "/long_video", "/fine_tune"
 
 
@@ -148,6 +148,7 @@ def good_calls(rng, models):
         "/edit": [model, *rng.choices(TEXTS, k=2), 0.8, *size, *rng.choices((0, 1, 2.5, -1), k=8), lora],
         "/regions": [
             *(model, prompt, *regions, 0.2, *rng.choices((True, False), k=2), 1, 0, *size, lora),
+            rng.choice(("as painted", "the box around it")),
             rng.choice(CANVASES),
         ],
         "/long_video": ["shapes-wan", rng.choice(LINES), *size, lora],
@@ -156,6 +157,7 @@ def good_calls(rng, models):
         "/fine_tune": [model, data, pattern, 1, 2, rng.choice((1e-3, 9)), prompt, *size],
         "/estimate": [model, pattern, *size[:3], rng.choice((0, 0.5, 9))],
         "/map": [rng.choice(TEXTS)],
+        "/frame": [rng.randrange(9)],
         "/stop": [],
     }
 

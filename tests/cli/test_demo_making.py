@@ -30,11 +30,11 @@ def pixels(path):
 
 
 def test_an_edit_is_shown_beside_its_source(client, change):
-    _, seed, left, right, pictures, word, *seen = client.predict(**change())
+    _, seed, left, right, pictures, word, *seen, _ = client.predict(**change())
     assert seed == 3 and left is None and right is None
     source, other = map(pixels, pictures)
     assert source.shape == other.shape and abs(source - other).max() > 0
-    assert word["value"] == "circle" and [name for name, _ in word["choices"]] == ["a", "circle"]
+    assert word["value"] == "blue" and [name for name, _ in word["choices"]] == ["blue", "a", "circle"]
     assert abs(pixels(seen[2][1]) - other).max() > 0  # the map is over it
     again = client.predict("a", api_name="/map")
     assert abs(pixels(again[2][0]) - other).max() == 0 and again[2][1] != seen[2][1]
@@ -56,9 +56,20 @@ def test_words_may_be_stronger_and_an_edit_that_changes_nothing_is_the_source(cl
 
 
 def test_edits_of_other_lengths_and_of_videos(client, change, shapes_folder):
-    assert client.predict(**change(edit="a big red circle"))[5]["value"] == "circle"
+    assert client.predict(**change(edit="a big red circle"))[5]["value"] == "big"
     clips = client.predict(**change(model=str(shapes_folder), frames=9))
-    assert clips[2].endswith(".mp4") and clips[3].endswith(".mp4") and clips[4] is None
+    assert clips[2].endswith(".mp4") and clips[3].endswith(".mp4")
+
+
+def test_frames_of_an_edited_video_are_compared_under_a_slider(served, client, change, shapes_folder):
+    *_, frame = client.predict(**(wish := change(model=str(shapes_folder), frames=9)))
+    made = served[2].known(client.session_hash).edit
+    assert frame["maximum"] == 8 and frame["value"] == 4 and abs(made.source[4].astype(int) - made.edit[4]).max() > 0
+    for number, pair in ((4, client.predict(**wish)[4]), (7, client.predict(7, api_name="/frame"))):
+        for clip, file in zip((made.source, made.edit), pair, strict=True):
+            assert abs(pixels(file) - clip[number]).max() == 0
+    with pytest.raises(gradio_client.exceptions.AppError, match="from 0 to 8|maximum"):
+        client.predict(9, api_name="/frame")
 
 
 @pytest.mark.parametrize(
@@ -155,15 +166,41 @@ def test_regions_are_boxes_and_drawn_around(client, regional):
     assert abs(made[32:96, 32:96] - plain[32:96, 32:96]).max() > 0
 
 
-def test_paint_counts_more_than_a_box(client, regional, tmp_path):
+@pytest.fixture
+def canvas(tmp_path):
+    """A canvas with the first region's colour where something is drawn."""
+
+    def of(draw):
+        layer = Image.new("RGBA", (64, 64))
+        draw(ImageDraw.Draw(layer), ImageColor.getrgb(COLORS["orange"]))
+        layer.save(tmp_path / "layer.png")
+        file = gradio_client.handle_file(str(tmp_path / "layer.png"))
+        return {"background": None, "layers": [file], "composite": file}
+
+    return of
+
+
+def test_paint_counts_more_than_a_box(client, regional, canvas):
     color = ImageColor.getrgb(COLORS["orange"])
-    layer = Image.new("RGBA", (64, 64))
-    ImageDraw.Draw(layer).rectangle((0, 32, 63, 63), fill=(*color, 255))
-    layer.save(tmp_path / "layer.png")
-    file = gradio_client.handle_file(str(tmp_path / "layer.png"))
-    canvas = {"background": None, "layers": [file], "composite": file}
-    made = pixels(client.predict(**regional(canvas=canvas, prompt_2="", soft=2))[4][1])
+    drawn = canvas(lambda draw, fill: draw.rectangle((0, 32, 63, 63), fill=fill))
+    made = pixels(client.predict(**regional(canvas=drawn, prompt_2="", soft=2))[4][1])
     assert tuple(made[128, 100]) == tuple(made[255, 200]) == color and tuple(made[60, 0]) != color
+
+
+@pytest.mark.parametrize("paint", ["as painted", "the box around it"])
+def test_what_is_painted_may_count_as_the_box_around_it(client, regional, canvas, paint):
+    """A stroke from corner to corner: its box has corners of its own."""
+    color = ImageColor.getrgb(COLORS["orange"])
+    drawn = canvas(lambda draw, fill: draw.line((8, 16, 47, 39), fill=fill))
+    made = pixels(client.predict(**regional(canvas=drawn, prompt_2="", paint=paint))[4][1])
+    assert tuple(made[64, 32]) == tuple(made[159, 191]) == color
+    corners = [tuple(made[64, 191]) == color, tuple(made[159, 32]) == color, tuple(made[100, 32]) == color]
+    assert corners == [paint == "the box around it"] * 3 and tuple(made[64, 192]) != color
+
+
+def test_a_box_that_is_typed_stays_whatever_counts_of_paint(client, regional):
+    one, other = (client.predict(**regional(paint=paint))[4][1] for paint in ("as painted", "the box around it"))
+    assert abs(pixels(one) - pixels(other)).max() == 0
 
 
 @pytest.mark.parametrize("sides", [(16, 16), (64, 64), (16, 4096), (8, 100_000), (300, 20)])

@@ -30,6 +30,27 @@ def test_a_map_is_the_mean_over_tokens_and_heads(kind, pattern):
     assert (control["red circle"] - rows[..., [2, 3]].mean((1, 3)).view(2, 2, 4, 5)).abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("kind", ["cross", "joint"])
+def test_words_of_one_prompt_alone_have_maps_of_its_samples(kind):
+    """A word that the other prompt lacks is no error, and its map there is empty."""
+    grid = grid_for(kind, (2, 4, 5))
+    query, key, value = qkv(2, 3, grid.tokens, 12 if kind == "cross" else grid.tokens)
+    control = HeatMaps(["blue", "circle"], prompts=[1])
+    through([control], stage("a red circle", "a large blue circle"), kind, query, key, value, grid=grid)
+    rows = maps(query, key)[1, :, 12 if kind == "joint" else 0 :]
+    for word, token in (("blue", 3), ("circle", 4)):
+        assert (control[word][1] - rows[..., token].mean(0).view(2, 4, 5)).abs().max() < 1e-6
+        assert control[word].shape == (2, 2, 4, 5) and not control[word][0].any()
+
+
+@pytest.mark.parametrize("prompts", [[2], [], [-1]])
+def test_words_of_a_prompt_that_is_not_there(prompts):
+    query, key, value = qkv(2, 2, 20, 12)
+    control = HeatMaps(["red"], prompts=prompts)
+    with pytest.raises(ValueError, match="numbers of the call's, 0 to 1"):
+        through([control], stage("a red circle", "a red square"), "cross", query, key, value)
+
+
 def test_steps_layers_and_heads_can_be_kept_apart():
     grid, own = grid_for("cross"), stage("a red circle", steps=3)
     control, seen = HeatMaps(["red"], by=("step", "layer", "head")), []
