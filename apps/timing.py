@@ -6,6 +6,7 @@ from collections.abc import Callable
 from statistics import median
 
 DEVICE = "cuda"
+SHORT, MANY = 100, 20  # milliseconds, calls
 LAUNCH_CYCLES = 2_000_000  # about a millisecond
 
 
@@ -18,7 +19,7 @@ def gpu_needed(what: str) -> None:
 
 
 def milliseconds(call: Callable[[], object], repeats: int, warm_up: int = 2, may_fail: bool = False) -> float | None:
-    """The median over ``repeats`` calls, by CUDA events.
+    """The median over ``repeats`` calls, and over ``MANY`` at least where a call is short, by CUDA events.
 
     None, and a line that says why, where memory or the GPU's resources do not suffice, or a kernel cannot be compiled;
     with ``may_fail`` after any error at run time. The first ``warm_up`` calls, which compile, do not count.
@@ -31,7 +32,9 @@ def milliseconds(call: Callable[[], object], repeats: int, warm_up: int = 2, may
     try:
         for _ in range(warm_up):
             call()
-        return median(_event_time(call) for _ in range(repeats))
+        times = [_event_time(call)]
+        enough = max(repeats, MANY) if times[0] < SHORT else repeats
+        return median(times + [_event_time(call) for _ in range(enough - 1)])
     except gaps as error:
         print(f"left out: {str(error).splitlines()[0]}", flush=True)
         return None

@@ -34,7 +34,7 @@ class Tile:
 class Heads(NamedTuple):
     """A tensor ``[batch, heads, tokens, head_dim]`` whose last dimension is contiguous, and its strides.
 
-    Where the head dim is a multiple of 8, so are the strides.
+    Where the head dim is a multiple of 8 and not of 16, so are the strides, which launches would not notice.
     """
 
     data: Tensor
@@ -46,7 +46,7 @@ class Heads(NamedTuple):
     def of(cls, tensor: Tensor) -> Heads:
         """The tensor, copied only if it lies in memory in another way."""
         *strides, last = tensor.stride()
-        if last != 1 or (tensor.shape[-1] % 8 == 0 and any(stride % 8 for stride in strides)):
+        if last != 1 or (tensor.shape[-1] % 16 == 8 and any(stride % 8 for stride in strides)):
             tensor = tensor.contiguous()
         return cls(tensor, *tensor.stride()[:3])
 

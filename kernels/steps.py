@@ -50,8 +50,11 @@ def visited(visits, lists, at, turn, SPAN: tl.constexpr, SIZE: tl.constexpr):
 
 @triton.jit
 def in_eights(stride, TILE: tl.constexpr):
-    """The stride; where ``Heads.of`` made it a multiple of 8, the compiler sees that rows can be read in 16 bytes."""
-    if TILE.DIM % 8 == 0:
+    """The stride; where ``Heads.of`` made it a multiple of 8, the compiler sees that rows can be read in 16 bytes.
+
+    That it is one of 16, as with most head dims, a launch sees by itself.
+    """
+    if TILE.DIM % 16 == 8:
         stride = stride // 8 * 8
     return stride
 

@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_map
 
 import dattn
 from dattn import Agent, Alike, Clustered, Dense, Neighborhood, PerHead, Radial, Reshaped, TokenMerge
+from dattn.processors.compiled import _layers as compiled_layers
 from tests.families import CORE as FAMILIES
 
 PATTERNS = {
@@ -156,3 +157,17 @@ def test_one_graph_on_a_gpu(family):
         compiled_output = compiled(model, "inductor")(**inputs, return_dict=False)[0]
         assert (compiled_output - expected).norm() <= 0.02 * expected.norm()
         assert all(row["backend"] == "triton" for row in handle.report().to_dict()["layers"])
+
+
+@pytest.mark.parametrize("width", [8, 12], ids=["", "values of another width"])
+def test_the_operator_keeps_pytorchs_rules(width):
+    """Its fake results, its gradients, and that it changes no input, as PyTorch itself tries them."""
+    family = FAMILIES["wan"]
+    model = family.model()
+    with dattn.apply(model, PATTERNS["radial"]):
+        family.run(model)
+        layer = next(layer for layer in compiled_layers.values() if layer.active)
+        query, key, value = (torch.randn(1, layer.grid.tokens, 2, w).transpose(1, 2) for w in (8, 8, width))
+        tensors = [t.requires_grad_() for t in (query, key, value)]
+        arguments = *tensors, layer.number, list(layer.grid.sizes), 0.3, None, None
+        torch.library.opcheck(torch.ops.dattn.attend.default, arguments)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dattn import Neighborhood, Radial, TokenGrid, attention
-from dattn.apps import benchmark, benchmark_choosing, benchmark_gpu, benchmark_model
+from dattn.apps import benchmark, benchmark_choosing, benchmark_gpu, benchmark_model, timing
 from dattn.apps.benchmark_chart import chart
 from dattn.apps.benchmark_sweep import best_row, candidates, difference, line
 from dattn.apps.cli import main
@@ -103,7 +103,7 @@ def test_every_gpu_head_dim_and_block_has_a_row(asked, row):
 def test_a_step_of_a_tiny_wan_runs_stock_and_sparse(monkeypatch, passes):
     calls = []
 
-    def measured(call, repeats):
+    def measured(call, repeats, may_fail=False):
         call()
         calls.append(repeats)
         return 8.0 / len(calls), 1.0
@@ -150,3 +150,25 @@ def test_flex_attention_gets_the_very_same_mask(monkeypatch, pattern, grid):
 def test_flex_attention_is_left_out_where_its_blocks_are_not_ours():
     for pattern in (Radial(block_size=64), Radial(tail=True), Neighborhood(3, tile=(2, 6, 7))):
         assert benchmark_gpu.flex_attention(pattern.mask(TokenGrid(6, 12, 14))) is None
+
+
+@pytest.mark.parametrize(("ms", "repeats", "calls"), [(2.0, 5, 20), (2.0, 30, 30), (100.0, 5, 5)])
+def test_short_calls_are_timed_more_often(monkeypatch, ms, repeats, calls):
+    pytest.importorskip("triton")
+    timed = []
+    monkeypatch.setattr(timing, "_event_time", lambda call: timed.append(call) or ms + len(timed) / 1000)
+    assert timing.milliseconds(lambda: None, repeats) == pytest.approx(ms + (calls + 1) / 2000)
+    assert len(timed) == calls
+
+
+def test_a_failure_of_stock_attention_is_a_gap_and_one_of_ours_ends_the_run(monkeypatch):
+    def broken(call):
+        raise RuntimeError("no engine")
+
+    pytest.importorskip("triton")
+    for name in ("empty_cache", "reset_peak_memory_stats", "max_memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda: 0)
+    monkeypatch.setattr(timing, "_event_time", broken)
+    assert benchmark_model._measured(lambda: None, 1, may_fail=True) == (None, None)
+    with pytest.raises(RuntimeError, match="no engine"):
+        benchmark_model._measured(lambda: None, 1)

@@ -241,10 +241,10 @@ def test_values_of_another_width(case, width):
 
 def test_strided_inputs():
     pattern, grid = RADIAL
-    inputs = [t.detach().float().transpose(1, 2).contiguous().transpose(1, 2) for t in tensors(grid, 16)]
+    inputs = [t.detach().float().transpose(1, 2).contiguous().transpose(1, 2) for t in tensors(grid, 24)]
     rolled = [t.mT.contiguous().mT for t in inputs]
-    parts = [torch.nn.functional.pad(t, (0, 3))[..., :16] for t in inputs]
-    assert rolled[0].stride(-1) != 1 and parts[0].stride(2) == 19
+    parts = [torch.nn.functional.pad(t, (0, 3))[..., :24] for t in inputs]
+    assert rolled[0].stride(-1) != 1 and parts[0].stride(2) == 27
     first, *others = (attention(*t, pattern, grid, backend="triton") for t in (inputs, rolled, parts))
     assert all(torch.equal(first, other) for other in others)
 
