@@ -165,24 +165,6 @@ def load(model: str | None, device: str | None = None, dtype: str | None = None,
     return Loaded(pipe.to(device), name, folder, native(folder.resolve()) if folder else None)
 
 
-def glance(model: str) -> tuple[Native | None, bool]:
-    """What a model was trained for, if it is a demo model, and whether it makes videos, without loading it.
-
-    Raises:
-        ValueError: a model that is not there, or no pipeline of Diffusers.
-    """
-    source = resolve(model)
-    import diffusers
-
-    _be_quiet()
-    try:
-        kind = diffusers.DiffusionPipeline.load_config(str(source))["_class_name"]
-        arguments = inspect.signature(getattr(diffusers, kind).__call__).parameters
-    except Exception as error:  # whatever a broken index, a missing network or a missing class raises
-        raise ValueError(f"model {source}: cannot be looked at ({_first_line(error)})") from error
-    return native(source.resolve()) if isinstance(source, Path) else None, "num_frames" in arguments
-
-
 def put_on(pipe: Any, lora: Path) -> None:
     """Load a LoRA.
 

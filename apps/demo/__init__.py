@@ -28,12 +28,6 @@ def parser() -> Parser:
     )
     p.add_argument("--device", help="cpu, cuda, cuda:1, mps, … (default: cuda where there is one)")
     p.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="(default: by device)")
-    p.add_argument(
-        "--keep",
-        type=at_least(1),
-        metavar="MODELS",
-        help="that stay loaded; those unused for longest go (default: 2, on a CPU all)",
-    )
     p.add_argument("--host", default="127.0.0.1", help="address to serve on (default: %(default)s)")
     p.add_argument("--port", type=at_least(1), help="(default: the first free one from 7860 on)")
     p.add_argument(

@@ -83,9 +83,7 @@ def launch(demo: gr.Blocks, options: argparse.Namespace, **more: Any) -> Any:
 
 def serve(options: argparse.Namespace) -> None:
     """Serve until interrupted."""
-    studio = Studio(
-        options.model, options.device, options.dtype, options.max_pixels, options.deadline, options.data, options.keep
-    )
+    studio = Studio(options.model, options.device, options.dtype, options.max_pixels, options.deadline, options.data)
     visits = Visits()
     open_only_pictures()
     try:

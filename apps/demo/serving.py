@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import inspect
 import logging
 import re
@@ -15,8 +16,8 @@ from typing import Any
 
 import fastapi
 import gradio as gr
+import torch
 
-from .shelf import free_memory
 from .visits import Stopped, Visit, Visits
 from .waiting import STOPPED
 
@@ -103,7 +104,9 @@ def _as_shown(error: Exception) -> gr.Error:
 def _let_go(error: BaseException) -> None:
     """Free what the frames of an error hold: the tensors of a run that ended early."""
     traceback.clear_frames(error.__traceback__)
-    free_memory()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def served(handler: Callable[..., Any]) -> Callable[..., Any]:

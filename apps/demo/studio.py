@@ -15,20 +15,15 @@ from dattn.grid import TokenGrid
 from dattn.operators.per_head import cost_of
 from dattn.registry import pattern_from_string
 
-from ..loading import DEFAULT, Loaded, glance, load, pick_device, put_on, shipped
+from ..loading import DEFAULT, Loaded, load, pick_device, put_on, shipped
 from ..running import Request, Result, run
 from .grids import Grids
 from .limits import Limits, fresh_seed
-from .shelf import Shelf
 from .wishes import Wishes
 
 CPU_PIXELS, GPU_PIXELS = 2_200_000, 120_000_000
 SECONDS = 3600.0
 """That a call may take, where nobody says else."""
-GPU_MODELS = 2
-"""That stay loaded on another device than a CPU, where nobody says else."""
-MULTIPLE = 16
-"""Pixels that sides are multiples of in models that are not loaded yet."""
 GLANCE = 0.5
 """Seconds that a look at a busy device waits for it."""
 
@@ -49,7 +44,6 @@ class Studio:
         pixels: of a clip at most; None goes by the device.
         seconds: that a call may take.
         data: folders that visitors may train on.
-        kept: models that stay loaded; None goes by the device.
 
     Raises:
         ValueError: no models, or no such folder.
@@ -63,7 +57,6 @@ class Studio:
         pixels: int | None = None,
         seconds: float = SECONDS,
         data: Sequence[str] = (),
-        kept: int | None = None,
     ) -> None:
         self.device, self._dtype = pick_device(device), dtype
         demos = sorted(shipped(), key=lambda path: path.name != DEFAULT)
@@ -77,9 +70,9 @@ class Studio:
         for path in self.data.values():
             if not path.is_dir():
                 raise ValueError(f"--data {path}: no such folder; name folders of clips or pictures with captions")
-        most = kept or (None if self.device == "cpu" else GPU_MODELS)
-        self._shelf = Shelf(lambda name: load(self._places[name], self.device, self._dtype), most)
-        self._grids, self._lock = Grids(), threading.RLock()
+        self._loaded: dict[str, Loaded] = {}
+        self._grids = Grids()
+        self._loading, self._lock = threading.Lock(), threading.RLock()
         self.limits = Limits(pixels or (CPU_PIXELS if self.device == "cpu" else GPU_PIXELS), seconds)
 
     @property
@@ -102,17 +95,12 @@ class Studio:
         Raises:
             ValueError: no such model.
         """
-        return self._shelf[self._known(name)]
-
-    def _known(self, name: Any) -> str:
-        """The name of a model that can be asked for.
-
-        Raises:
-            ValueError: it is none.
-        """
         if not isinstance(name, str) or name not in self._places:
             raise ValueError(f"Model {str(name)[:60]!r}: choose one of {', '.join(self.models)}")
-        return name
+        with self._loading:
+            if name not in self._loaded:
+                self._loaded[name] = load(self._places[name], self.device, self._dtype)
+            return self._loaded[name]
 
     @contextmanager
     def model(self, name: Any, lora: Path | None = None) -> Iterator[Loaded]:
@@ -124,9 +112,8 @@ class Studio:
         Raises:
             ValueError: no such model.
         """
-        known = self._known(name)
-        with self._lock, self._shelf.at_work(known):
-            loaded = self._shelf[known]
+        loaded = self.loaded(name)
+        with self._lock:
             if lora is None:
                 yield loaded
                 return
@@ -137,8 +124,9 @@ class Studio:
                 loaded.pipe.unload_lora_weights()
 
     def wishes(self, name: str) -> Wishes:
-        """What a model likes, and may be asked for here; it is not loaded for that: the first page comes before."""
-        return Wishes.of(*glance(self._places[self._known(name)])).within(self.limits.pixels, MULTIPLE)
+        """What a model likes, and may be asked for here."""
+        loaded = self.loaded(name)
+        return Wishes.of(loaded).within(self.limits.pixels, _multiple_of(loaded))
 
     def request(self, given: Mapping[str, Any]) -> Request:
         """What a visitor asks for, checked.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ..loading import Native
+from ..loading import Loaded
 
 STEPS = 30
 """Of models that say nothing about it."""
@@ -24,8 +24,9 @@ class Wishes:
     video: bool
 
     @classmethod
-    def of(cls, native: Native | None, video: bool) -> Wishes:
+    def of(cls, loaded: Loaded) -> Wishes:
         """Of a demo model: what it was trained for; of any other: usual numbers."""
+        native, video = loaded.native, loaded.makes_video
         if native is not None:
             return cls(native.prompt, native.frames if video else 1, native.height, native.width, native.steps, video)
         side = 480 if video else 512
