@@ -11,7 +11,7 @@ from .config import Config
 from .options import launcher, options
 from .steps import batch_and_head, first_row, load_rows, raster, set_of, store_rows
 
-CONFIG = Config(64, 64, 4, 1)
+CONFIG = Config(64, 64, 8, 1)
 
 
 @triton.jit
