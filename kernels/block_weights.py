@@ -43,7 +43,7 @@ def block_weights(
     parts: tl.constexpr = TILE.SIZE // TILE.M
     first, last = turns(lists, at, row, 1)
     for place in range(first, last):
-        high, mass = tl.full([TILE.M], 0, tl.float32), tl.full([TILE.M], 0, tl.float32)
+        high, mass = 0.0, 0.0  # of the tile at once: sums of rows break Triton 3.6 on Blackwell
         for part in range(TILE.SIZE // TILE.N):
             turn = place * (TILE.SIZE // TILE.N) + part
             entry, places, from_, there = visited(visits, lists, at, turn, TILE.N, TILE.SIZE)
@@ -51,10 +51,10 @@ def block_weights(
             step = scale * LOG2E
             logits = key_logits(q, k, visits, lists, entry, lines, places, from_, there, kept, step, TILE)
             weights = tl.exp2(logits - sums[:, None])
-            high, mass = tl.maximum(high, tl.max(weights, 1)), mass + tl.sum(weights, 1)
+            high, mass = tl.maximum(high, tl.max(weights)), mass + tl.sum(weights)
         out = ((batch * heads + head) * parts + tl.program_id(0) % parts) * lists.entries + place
-        tl.store(largest + out, tl.max(high, 0))
-        tl.store(total + out, tl.sum(mass, 0))
+        tl.store(largest + out, high)
+        tl.store(total + out, mass)
 
 
 @launcher
