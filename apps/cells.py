@@ -19,15 +19,17 @@ from .running import Result
 
 @dataclass(frozen=True)
 class Cell:
-    """One pattern at one length, a multiple of the model's native length."""
+    """One pattern at one length, a multiple of the model's native length; ``lora`` tells its own LoRA's weights."""
 
     pattern: str
     length: int
+    lora: str | None = None
 
     @property
     def file(self) -> str:
         """The name of its file."""
-        return f"{slug(self.pattern)}@{self.length}x.jsonl"
+        weights = f"-{self.lora}" if self.lora else ""
+        return f"{slug(self.pattern)}{weights}@{self.length}x.jsonl"
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ EXAMPLES = """\
   dattn evaluate --model ./my-wan --captions captions.txt --lengths 1 2 --steps 30
   dattn evaluate --model assets/models/shapes-flux --patterns "Grouped(4, 'cross')" "Agent(0.75)"
 
+A row may have a LoRA of its own, of dattn train-lora or others: "Radial() + my-lora", "stock + my-lora".
 Interrupted, it goes on where it stopped: run the same command again. More patterns, lengths, captions or
 seeds add to what is there."""
 PATTERNS = (
@@ -54,7 +55,13 @@ def parser() -> Parser:
     """The command's options."""
     p = Parser("evaluate", "Measure patterns against stock attention over captions and lengths.", EXAMPLES)
     p.add_argument("--preset", choices=PRESETS, default="final", help="a budget (default: %(default)s)")
-    p.add_argument("--patterns", nargs="+", default=list(PATTERNS), metavar="PATTERN", help="stock is always there")
+    p.add_argument(
+        "--patterns",
+        nargs="+",
+        default=list(PATTERNS),
+        metavar="PATTERN",
+        help="stock is always there; PATTERN + LORA adds one",
+    )
     p.add_argument("--lengths", nargs="+", type=at_least(1), metavar="N", help="multiples of the native length")
     p.add_argument("--captions", metavar="N_OR_FILE", help="the first N of ours, or a file with one on each line")
     p.add_argument("--seeds", nargs="+", type=at_least(0), default=[0], metavar="SEED", help="(default: 0)")
@@ -73,10 +80,11 @@ def main(argv: Sequence[str]) -> int:
     options = parser().parse_args(argv)
     preset = PRESETS[options.preset]
     writable_folder(options.output)
+    from .adapted import parts
     from .cells import Cell, Clip, Store
     from .loading import load, resolve
     from .running import check, is_stock, read_attention
-    from .study import fill, gather_settings, report
+    from .study import fill, fingerprint, gather_settings, report
 
     sparse = list(dict.fromkeys(name for name in options.patterns if not is_stock(name)))
     if len(sparse) >= preset.rows:
@@ -85,11 +93,14 @@ def main(argv: Sequence[str]) -> int:
             f"find out with --preset screening which patterns are worth it"
         )
     for name in sparse:
-        read_attention(name)
+        applied, _ = parts(name)
+        if not is_stock(applied):
+            read_attention(applied)
     resolve(options.model)
     loaded = load(options.model, options.device, options.dtype, options.lora)
     lengths = chosen_lengths(options.lengths, preset, loaded)
-    cells = [Cell(name, length) for length in lengths for name in ["stock", *sparse]]
+    weights = {name: fingerprint(parts(name)[1], "*.safetensors") for name in sparse}
+    cells = [Cell(name, length, weights.get(name)) for length in lengths for name in ["stock", *sparse]]
     if len(cells) > MAX_CELLS:
         raise ValueError(f"{len(cells)} cells (rows x lengths): at most {MAX_CELLS}; ask for fewer")
     captions = chosen_captions(options.captions, preset, loaded)

@@ -22,6 +22,7 @@ from dattn.metrics import WINDOW, psnr, ssim
 from dattn.presets import PRESETS
 from dattn.registry import pattern_from_string
 
+from .adapted import parts, with_lora
 from .arguments import STOCK
 from .loading import STRETCH, Loaded
 from .shapes.judge import judge
@@ -152,18 +153,20 @@ def run(
     Args:
         loaded: the pipeline; untouched afterwards.
         request: what to make.
-        attention: ``stock``, or anything that :func:`read_attention` takes.
+        attention: ``stock``, or anything that :func:`read_attention` takes; either may have a LoRA of its own.
         options: more arguments of ``dattn.apply``.
         on_step: told after every step how many are done, and of how many; what it raises ends the run.
 
     Raises:
         ValueError: what the pipeline or the pattern refuses.
     """
-    if is_stock(attention):
-        return _timed(loaded, request, "stock", on_step)
-    with dattn.apply(loaded.pipe, read_attention(attention), **(options or {})) as handle:
-        result = _timed(loaded, request, attention, on_step)
-        report = handle.report()
+    applied, lora = parts(attention)
+    with with_lora(loaded.pipe, lora):
+        if is_stock(applied):
+            return _timed(loaded, request, "stock" if lora is None else attention, on_step)
+        with dattn.apply(loaded.pipe, read_attention(applied), **(options or {})) as handle:
+            result = _timed(loaded, request, attention, on_step)
+            report = handle.report()
     result.report, result.table = report.to_dict(), str(report)
     result.density, result.pooled_share = _mean_shares(result.report["layers"])
     result.work = result.report["flops_share"]
@@ -189,10 +192,12 @@ def check(loaded: Loaded, request: Request, attention: str, options: dict[str, A
     ``dattn.apply`` clamps a window to the grid, which is what a UNet's many levels need. Where a model has a
     single grid, a window that is larger is a mistake, if it was asked for; presets and recipes say what they became.
     """
-    if is_stock(attention):
-        return
-    asked = read_attention(attention)
-    with dattn.apply(loaded.pipe, asked, **(options or {})) as handle:
+    applied, lora = parts(attention)
+    if is_stock(applied):
+        with with_lora(loaded.pipe, lora):
+            return
+    asked = read_attention(applied)
+    with with_lora(loaded.pipe, lora), dattn.apply(loaded.pipe, asked, **(options or {})) as handle:
         choose((options or {}).get("backend", "auto"), loaded.pipe.device, loaded.pipe.dtype, HEAD_DIM)
         run_to_the_grid(loaded, request)
         notes = {layer.note for layer in handle.layers if layer.note}

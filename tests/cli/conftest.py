@@ -47,6 +47,18 @@ def plain_folder(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def shapes_lora(shapes_folder, tmp_path_factory):
+    """The file of a random LoRA for it, and its transformer that has it."""
+    from dattn.apps.loading import load
+    from dattn.apps.lora.adapting import add_lora, save, targets
+
+    pipe = load(str(shapes_folder)).pipe
+    for parameter in add_lora(pipe.transformer, targets(pipe.transformer), 2, 4, 0):
+        torch.nn.init.normal_(parameter, std=0.5)
+    return save(pipe, "transformer", pipe.transformer, tmp_path_factory.mktemp("lora")), pipe.transformer
+
+
 def build_wan():
     from diffusers import (
         AutoencoderKLWan,

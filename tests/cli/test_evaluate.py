@@ -1,7 +1,9 @@
 import json
+import shutil
 
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from dattn.apps import study
 from dattn.apps.cells import Cell, Clip, Store, summary
@@ -11,6 +13,7 @@ from dattn.apps.shapes import parse_caption
 from dattn.apps.shapes.captions import COLORS, SHAPES
 
 PATTERN = "Radial(block_size=16)"
+LOCAL = "Neighborhood((1, 2, None))"
 
 
 @pytest.fixture
@@ -121,6 +124,34 @@ def test_other_settings_need_another_place(evaluate, tmp_path):
     assert outcome.code == 2
     assert "guidance" in outcome.err
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_rows_with_a_lora_of_their_own(evaluate, made, shapes_lora, tmp_path):
+    place = tmp_path / "mine"
+    shutil.copytree(shapes_lora[0].parent, place)
+    one = "--lengths", "1", "--captions", "1", "--patterns", LOCAL
+    names = [LOCAL, f"stock + {place}", f"{LOCAL} + {place}"]
+    assert evaluate(*one, *names[1:]).code == 0
+    rows = {row["pattern"]: row for row in results(tmp_path)["rows"]}
+    assert list(rows) == ["stock", *names]
+    assert rows[names[1]]["psnr"] is not None, "compared with stock attention and no LoRA"
+    assert len({row["psnr"] for row in rows.values()}) == 4
+    assert rows[names[2]]["density"] == rows[LOCAL]["density"] < 1
+    made.clear()
+    tensors = load_file(place / shapes_lora[0].name)
+    save_file({name: 2 * tensor for name, tensor in tensors.items()}, place / shapes_lora[0].name)
+    assert evaluate(*one, *names[1:]).code == 0
+    assert [attention for attention, *_ in made] == names[1:], "other weights, other clips"
+
+
+def test_a_lora_of_a_row_that_cannot_be(evaluate, shapes_lora, tmp_path):
+    one = "--lengths", "1", "--captions", "1", "--patterns"
+    outcome = evaluate(*one, f"{PATTERN} + {tmp_path / 'nowhere'}")
+    assert outcome.code == 2 and "nowhere: no such folder" in outcome.err
+    outcome = evaluate(*one, f"stock + {shapes_lora[0]}", "--lora", shapes_lora[0])
+    assert outcome.code == 2 and "has one already" in outcome.err
+    outcome = evaluate(*one, f"Radail() + {shapes_lora[0]}")
+    assert outcome.code == 2 and "Radail" in outcome.err
 
 
 def test_captions_of_a_file(evaluate, made, tmp_path):

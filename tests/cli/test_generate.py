@@ -176,17 +176,12 @@ def test_lengths_of_the_native_clip():
     assert [Native().frames_at(n) for n in (1, 2, 4, 8)] == [33, 65, 129, 257]
 
 
-def test_a_lora_is_put_on_the_model(dattn_command, shapes_folder, tmp_path):
+def test_a_lora_is_put_on_the_model(dattn_command, shapes_folder, shapes_lora, tmp_path):
     import torch
 
     from dattn.apps.loading import load
-    from dattn.apps.lora.adapting import add_lora, save, targets
 
-    pipe = load(str(shapes_folder)).pipe
-    for parameter in add_lora(pipe.transformer, targets(pipe.transformer), 2, 4, 0):
-        torch.nn.init.normal_(parameter, std=0.5)
-    weights = save(pipe, "transformer", pipe.transformer, tmp_path / "lora")
-    given = pipe.transformer
+    weights, given = shapes_lora
     loaded = load(str(shapes_folder), lora=weights).pipe.transformer, load(str(shapes_folder)).pipe.transformer
     generator = torch.Generator().manual_seed(0)
     latents, text = torch.randn(1, 4, 3, 4, 4, generator=generator), torch.randn(1, 5, 16, generator=generator)
@@ -195,7 +190,7 @@ def test_a_lora_is_put_on_the_model(dattn_command, shapes_folder, tmp_path):
     torch.testing.assert_close(outputs[1], outputs[0])
     assert (outputs[2] - outputs[0]).abs().max() > 1e-3
     clip = "--model", shapes_folder, "--frames", "5", "--steps", "1", "--no-stock", "--output", tmp_path / "out"
-    assert dattn_command("generate", *clip, "--lora", tmp_path / "lora").code == 0
+    assert dattn_command("generate", *clip, "--lora", weights.parent).code == 0
     outcome = dattn_command("generate", *clip, "--lora", tmp_path / "nowhere")
     assert outcome.code == 2 and "nowhere: no such folder" in outcome.err
     (tmp_path / "other").mkdir()
