@@ -89,7 +89,7 @@ def attend(
             return _masked(pattern, call, return_lse)
         assert isinstance(pattern, Operator)
         pattern.choose(backend, query)
-        results = pattern.attend(*call[:5], **call.options)
+        results = pattern.with_lse(call) if return_lse else pattern.attend(*call[:5], **call.options)
     if return_lse and results[1] is None:
         raise ValueError(f"return_lse: {pattern.name} has no sum of exponentials; leave it out")
     return results if return_lse else results[0]

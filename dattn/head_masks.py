@@ -17,8 +17,9 @@ from dattn.grid import Layout
 def for_head_groups(masks: Sequence[BlockMask]) -> BlockMask:
     """One mask whose head group g is the g-th mask; masks that have groups themselves share theirs out evenly.
 
-    Blocks are split where the masks' block sizes differ, a tail of one key per block with them, and a side with fewer
-    blocks gets empty ones, which nobody visits, after its visual blocks.
+    Where the masks' block sizes differ, blocks are split; those with tails of one key per block cannot be and lie in
+    larger blocks instead, with empty slots. A side with fewer blocks gets empty ones, which nobody visits, after its
+    visual blocks.
 
     Args:
         masks: of one grid and of a batch of 1.
@@ -28,13 +29,14 @@ def for_head_groups(masks: Sequence[BlockMask]) -> BlockMask:
     """
     if any(mask.levels or mask.repeats for mask in masks):
         raise ValueError("masks of single calls: they have lists for every head; compute them alone")
-    size = min(mask.block_size for mask in masks)
-    runs = {min(mask.tail, size) for mask in masks}
-    if len(runs) > 1:
+    runs = {mask.tail for mask in masks}
+    by_block = all(mask.tail == mask.block_size for mask in masks)
+    if len(runs) > 1 and not by_block:
         raise ValueError(f"tails over runs of {sorted(runs)} tokens: the heads of one launch pool alike; give one run")
+    size = (max if by_block else min)(mask.block_size for mask in masks)
     share = math.lcm(*(mask.groups for mask in masks))
     singles = [group_of(mask, i * mask.groups // share) for mask in masks for i in range(share)]
-    singles = [_split(mask, mask.block_size // size) for mask in singles]
+    singles = [_widened(mask, size) if by_block else _split(mask, mask.block_size // size) for mask in singles]
     blocks = [max(_visual(mask, side) for mask in singles) for side in ("query", "key")]
     singles = [_padded(mask, *blocks) for mask in singles]
     starts = torch.tensor([0, *(len(mask.tiles) for mask in singles[:-1])]).cumsum(0).tolist()
@@ -104,6 +106,13 @@ def _with_empty(layout: Layout, count: int, at: int) -> Layout:
     return Layout(layout.order, lengths, pooled)
 
 
+def _widened(mask: BlockMask, size: int) -> BlockMask:
+    """The same mask with more slots in its blocks, which stay empty; its tail of one key per block as well."""
+    more = size - mask.block_size
+    tiles = pack_bits(pad(mask.unpacked_tiles(), (0, more, 0, more)))
+    return replace(mask, tiles=tiles, block_size=size, tail=size)
+
+
 def _split(mask: BlockMask, parts: int) -> BlockMask:
     """The same mask, of one group, with every block cut into ``parts`` smaller ones."""
     if parts == 1:
@@ -117,7 +126,7 @@ def _split(mask: BlockMask, parts: int) -> BlockMask:
     if not mask.tail:  # a block that is seen in no part counts as skipped for a tail alone
         partial, tile = _without_empty(partial, tile, cut.flatten(0, 2).flatten(1).any(1))
     tiles = pack_bits(cut.flatten(0, 2))
-    return BlockMask(query, key, full, partial, tile, tiles, size, min(mask.tail, size))
+    return BlockMask(query, key, full, partial, tile, tiles, size, mask.tail)
 
 
 def _split_layout(layout: Layout, parts: int, size: int) -> tuple[Layout, Tensor]:

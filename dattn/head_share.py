@@ -26,6 +26,11 @@ class HeadShare(Pattern):
     heads: tuple[int, ...]
     of: int
 
+    @property
+    def tail(self) -> bool | int:
+        """That of the pattern."""
+        return getattr(self.pattern, "tail", False)
+
     def mask(self, grid: TokenGrid) -> BlockMask:
         """The lists of those heads' groups."""
         mask: BlockMask = self.pattern.mask(grid)

@@ -12,6 +12,6 @@ def head_groups(heads: int, groups: int) -> list[slice]:
         ValueError: more groups than heads.
     """
     if groups > heads:
-        raise ValueError(f"{groups} head groups for {heads} heads: a mask has at most one group per head")
+        raise ValueError(f"{groups} head groups for {heads} heads: at most one group per head; give fewer patterns")
     first = [-(-g * heads // groups) for g in range(groups + 1)]
     return [slice(a, b) for a, b in pairwise(first)]

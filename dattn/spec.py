@@ -67,6 +67,11 @@ class Spec(Named):
         return False
 
     @property
+    def fixed(self) -> bool:
+        """Whether the grid alone says who sees whom, in one mask or in several: attention over it has an LSE."""
+        return self.static
+
+    @property
     def untuned(self) -> str:
         """Why a pretrained model has to be fine-tuned for it; ``""`` where it need not be."""
         return ""
@@ -78,6 +83,10 @@ class Spec(Named):
     def fit(self, grid: TokenGrid) -> tuple[Spec, str | None]:
         """The same, clamped to a grid that it would be too large for, and a note that says what changed."""
         return self, None
+
+    def keeping(self, layer: int, layers: int) -> int:
+        """How many parts of it keep tensors of their own size from step to step, in layer ``layer`` of ``layers``."""
+        return 0
 
     def before(self) -> Spec | None:
         """What runs in the last dense step in place of the model's own attention, and says the same; None: nothing."""
@@ -150,7 +159,8 @@ class Operator(Spec):
             grid: where the tokens sit.
             state: what this operator keeps from step to step; it belongs to one denoising call, layer and guidance
                 branch. A handle puts in "masks", its cache of block masks, "step", and "layer" and "layers", which of
-                how many, and "sharing", the same among those of its level that a pattern may run in.
+                how many, and "sharing": of the parts of its level's layers that keep tensors, see ``Spec.keeping``,
+                how many come before this one, and how many there are if all are as large.
             scale: factor of the logits.
             key_mask: bool [batch, tokens], False for keys that nobody sees; or None.
             backend: "auto" or an explicit one, for the masks inside.
@@ -163,6 +173,10 @@ class Operator(Spec):
     def compute(self, call: Call) -> tuple[Tensor, Tensor | None]:
         """Output and LSE, or None, of a call."""
         raise NotImplementedError
+
+    def with_lse(self, call: Call) -> tuple[Tensor, Tensor | None]:
+        """The same where the LSE is asked for, if it costs more."""
+        return self.attend(*call[:5], **call.options)
 
     def choose(self, backend: str, query: Tensor) -> Choice:
         """Which backend runs for such a query, and why.
@@ -208,8 +222,12 @@ class OverPattern(Operator):
     pattern: Spec
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.pattern, Spec) and self.pattern.static):
+        if not (isinstance(self.pattern, Spec) and self._takes(self.pattern)):
             raise ValueError(f"pattern={self.pattern!r}: {self.name} works on a static pattern, such as Radial()")
+
+    def _takes(self, pattern: Spec) -> bool:
+        """Whether it works on a pattern."""
+        return pattern.static
 
     @property
     def untuned(self) -> str:

@@ -40,7 +40,7 @@ def tail_oracle(query, key, value, mask, grid, run, scale, key_mask=None):
         for q, members in enumerate(blocks):
             pools = []
             for k, tokens in enumerate(blocks):
-                if k in seen[q] or tokens[0] not in visual:
+                if k in seen[q] or not tokens or tokens[0] not in visual:
                     continue
                 for first in range(0, len(tokens), run):
                     pools.append([t for t in tokens[first : first + run] if there(t)])
@@ -50,7 +50,7 @@ def tail_oracle(query, key, value, mask, grid, run, scale, key_mask=None):
                 row[pool] = 1 / len(pool)
             count = torch.tensor([len(p) for p in pools], dtype=torch.float64)
             for token in members:
-                keys = [t for t in range(grid.tokens) if dense[token, t] and there(t)]
+                keys = [t for t in dense[token].nonzero()[:, 0].tolist() if there(t)]
                 columns, values = (torch.cat([x[b][:, keys], mean @ x[b]], 1) for x in (key, value))
                 bias = torch.cat([torch.zeros(len(keys), dtype=torch.float64), count.log()])
                 logits = torch.einsum("hd,hkd->hk", query[b, :, token], columns) * scale + bias
@@ -177,12 +177,12 @@ def multi_axis(shape, size, grid):
     return pairwise(shape, rule)
 
 
-def windows(shape, splits, quarters):
-    """MSW-MSA by rolling the coordinates and cutting what comes out."""
+def windows(shape, splits, by):
+    """MSW-MSA by rolling the coordinates and cutting what comes out; by so many quarter windows, or by "half" one."""
 
     def ring(length, count):
         size = -(-length // count)
-        shift = quarters * (size // 4) if count > 1 else 0
+        shift = (size // 2 if by == "half" else by * (size // 4)) if count > 1 else 0
         rolled = torch.arange(length).roll(-shift).tolist()
         return {c: place // size for place, c in enumerate(rolled)}
 

@@ -21,12 +21,14 @@ from dattn import Dense, Neighborhood, Radial, Reshaped, Selected
 from dattn.plugin import apply
 from dattn.scores import Pooled
 from dattn.selection import TopK
+from tests import every_pattern
 from tests.families import CORE, FAMILIES
 from tests.families.base import Family, halved
 from tests.tiny_models import masked_sdpa, sample
 
 PATTERNS = ("dense", "sparse", "dynamic", "reshaped")
 STATIC = ("dense", "sparse")
+TURNS = (*PATTERNS, *every_pattern.PATTERNS)
 
 
 def pattern_of(name: str, family: Family):
@@ -36,7 +38,7 @@ def pattern_of(name: str, family: Family):
         "sparse": Radial(block_size=16) if video else Neighborhood(3),
         "dynamic": Selected(Pooled(), TopK(0.4), block_size=16),
         "reshaped": Reshaped(Neighborhood(3)),
-    }[name]
+    }.get(name) or every_pattern.PATTERNS[name]
 
 
 def close(out, expected, scale=1e-4):
@@ -324,7 +326,7 @@ def skip_what_it_cannot(family, condition):
 @pytest.mark.parametrize("family", CONDITIONED, indirect=True)
 def test_condition(family, condition):
     skip_what_it_cannot(family, condition)
-    name = PATTERNS[(TURN[family.name, condition] + list(FAMILIES).index(family.name)) % len(PATTERNS)]
+    name = TURNS[(TURN[family.name, condition] + list(FAMILIES).index(family.name)) % len(TURNS)]
     CONDITIONS[condition](family, pattern_of(name, family))
 
 

@@ -218,9 +218,8 @@ def test_masked_keys_say_nothing(operator):
         t[0, :, -2:] = 7.0
     changed = attention(q, k, v, operator, GRID, key_mask=kept)
     torch.testing.assert_close(first[:, :, :-2], changed[:, :, :-2])
-    if not isinstance(operator, Agent):  # its shortcut adds the token's own value
-        nothing = attention(q, k, v, operator, GRID, key_mask=torch.zeros_like(kept))
-        assert nothing.eq(0).all()
+    nothing = attention(q, k, v, operator, GRID, key_mask=torch.zeros_like(kept))
+    assert nothing.eq(0).all()
 
 
 def masses(q, k, v, pattern, grid):
@@ -312,6 +311,24 @@ def test_memory_is_counted_before_it_is_taken(monkeypatch):
     assert reshaped.free_memory(torch.device("cpu")) > 0
     call(operator, tensors, state)
     assert operator.held(state) == operator.memory(GRID, 2, 4, 8, torch.float32)
+
+
+def test_only_what_keeps_is_counted(monkeypatch):
+    """Dense at every step keeps nothing; of a layer's heads the parts are counted together; other layers are not."""
+    tensors, of_layer = inputs(), Reshaped(Neighborhood(3)).memory(GRID, 2, 4, 8, torch.float64)
+    monkeypatch.setattr(reshaped, "free_memory", lambda device: 1.9 * of_layer)
+    call(Reshaped(Neighborhood(3), refresh=1), tensors, {"sharing": (0, 4)})
+    halves = PerHead((Reshaped(Neighborhood(1)), Reshaped(Neighborhood(2))))
+    one = PerHead((Reshaped(Neighborhood(1)), Reshaped(Neighborhood(1))))
+    assert halves.keeping(0, 2) == one.keeping(0, 2) == 2
+    for operator in (halves, one):
+        with pytest.raises(ValueError, match="left: use residual"):
+            call(operator, tensors, {"sharing": (0, 4)})  # two layers
+        with pytest.warns(UserWarning, match="dattn: Reshaped"):
+            call(operator, tensors, {"sharing": (2, 4)})  # the second of them
+    here = PerLayer({0: Reshaped(Neighborhood(1))}, Neighborhood(1))
+    assert [here.keeping(layer, 3) for layer in range(3)] == [1, 0, 0]
+    assert PerStep({0: Dense(), 0.5: halves}).keeping(0, 2) == 2
 
 
 def test_a_second_refresh_needs_no_more_memory(monkeypatch):

@@ -1,84 +1,19 @@
 """The contract of ``apply`` on every family and pattern: what runs is the pattern, and nothing stays behind."""
 
 import copy
+import warnings
 
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from dattn.grid import TokenGrid
-from dattn.operators import (
-    Agent,
-    FirstOrder,
-    InLine,
-    PerHead,
-    RadialBias,
-    Rectified,
-    Reshaped,
-    SignificanceTail,
-    TokenMerge,
-)
-from dattn.orders import Curve, Tiled
-from dattn.patterns import (
-    Alike,
-    Anchor,
-    BlockCausal,
-    Clustered,
-    CrossShaped,
-    Dense,
-    Grouped,
-    MultiAxis,
-    Neighborhood,
-    Planes,
-    Pyramid,
-    Radial,
-    Selected,
-    SlidingTile,
-    SparseFrames,
-    SparseVideoGen,
-    StridedHeads,
-    Windows,
-)
+from dattn.operators import PerHead
+from dattn.patterns import Dense, Grouped, Neighborhood
 from dattn.plugin import apply, remove
-from dattn.scores import MeanSimilarity, Pooled, TokenGate
-from dattn.selection import Threshold, TopK, TopP
+from tests.every_pattern import PATTERNS
 from tests.families import CORE as FAMILIES
 from tests.tiny_models import Pipeline, masked_sdpa, sample
-
-PATTERNS = {
-    "dense": Dense(),
-    "radial": Radial(block_size=16),
-    "neighborhood": Neighborhood(3),
-    "everything": Neighborhood((None, None, None)),
-    "grouped": Grouped(2, "cross"),
-    "sliding-tile": SlidingTile(2, ((1, 1, 3), (3, 1, 1))),
-    "sparse-frames": SparseFrames(2, 1, rotate=False),
-    "block-causal": BlockCausal(2),
-    "windows": Windows((1, 2, 2), 1),
-    "multi-axis": MultiAxis(2, "grid"),
-    "cross-shaped": CrossShaped(2),
-    "strided-heads": StridedHeads(2, 0, 16),
-    "planes": Planes(3),
-    "dilated": Neighborhood(2, dilation=None),
-    "per-head": PerHead((Grouped(2), Neighborhood(3))),
-    "reshaped": Reshaped(Neighborhood(3)),
-    "first-order": FirstOrder(Grouped(2, reach=0)),
-    "significance-tail": SignificanceTail(Selected(Pooled(), TopK(0.3), block_size=16)),
-    "rectified": Rectified(Selected(Pooled(), TopK(0.3), Curve(), block_size=16)),
-    "agent": Agent(0.7),
-    "token-merge": TokenMerge(0.5),
-    "radial-bias": RadialBias(0.1, pattern=Neighborhood(3)),
-    "in-line": InLine(),
-    "selected": Selected(Pooled(), TopK(0.4), Curve(), block_size=16, tail=True),
-    "reused": Selected(MeanSimilarity(0.1), TopP(0.6, across="layer"), Tiled(2), block_size=16, reuse=0.9),
-    "gated": Selected(TokenGate(TopP(0.2)), Threshold(0.5), Tiled((1, 2, 2)), block_size=16),
-    "alike": Alike(0.4, block_size=16),
-    "sparse-video-gen": SparseVideoGen(0.6, block_size=16),
-    "clustered": Clustered(3, 4, top_p=0.5, first_steps=4, block_size=16),
-    "anchor": Anchor(1.0, 2, block_size=16),
-    "pyramid": Pyramid((0.2, 0.4, 0.6, 0.8), block_size=16),
-    "mixed-heads": PerHead((Neighborhood(3), TokenMerge(0.5))),
-}
 
 
 @pytest.fixture(params=FAMILIES)
@@ -300,3 +235,23 @@ def test_a_copied_model_keeps_the_pattern(family):
     with apply(model, Neighborhood(3)):
         expected = family.run(model)
         assert torch.equal(family.run(copy.deepcopy(model)), expected)
+
+
+@pytest.mark.parametrize("name", ["cross-shaped", "multi-axis", "radial-bias", "in-line"])
+def test_what_is_meant_for_trained_models_says_so(name):
+    family = FAMILIES["wan"]
+    with pytest.warns(UserWarning, match="fine-tune the model for it"):
+        apply(family.model(), PATTERNS[name])
+    with pytest.warns(UserWarning, match="fine-tune the model for it"):
+        apply(family.model(), PerHead((Dense(), PATTERNS[name])))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        apply(family.model(), PATTERNS["grouped"])
+
+
+def test_a_tail_for_large_grids_runs_on_every_level():
+    family = FAMILIES["unet"]
+    model = family.model()
+    with apply(model, Grouped(8, tail=128)) as handle:
+        family.run(model)
+        assert any("one pooled key for every block" in (layer.note or "") for layer in handle.layers)

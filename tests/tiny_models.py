@@ -35,12 +35,13 @@ def _row(value: Any, row: int, size: int) -> Any:
 def masked_sdpa(pattern: Any, grids: tuple[TokenGrid, ...]) -> Iterator[None]:
     """Stock models whose SDPA calls get the pattern's own element-wise mask wherever the length is a grid's.
 
-    The mask that a model passes for padded keys stays. Whatever is no static pattern takes the place of the call.
+    The mask that a model passes for padded keys stays. Whatever is no mask alone takes the place of the call.
     """
     plain = F.scaled_dot_product_attention
     by_length = {grid.tokens: grid for grid in grids}
     fitted = {grid.tokens: pattern.fit(grid)[0] for grid in grids}
-    masks = {grid.tokens: fitted[grid.tokens].allowed(grid) for grid in grids if pattern.static}
+    masked = pattern.static and not getattr(pattern, "tail", False)
+    masks = {grid.tokens: fitted[grid.tokens].allowed(grid) for grid in grids if masked}
     met = set()
 
     def sdpa(
@@ -51,7 +52,7 @@ def masked_sdpa(pattern: Any, grids: tuple[TokenGrid, ...]) -> Iterator[None]:
             if tokens not in by_length:
                 return plain(query, key, value, attn_mask, *more, **rest)
             met.add(tokens)
-            if not pattern.static:
+            if not masked:
                 scale = rest.get("scale")
                 return _in_place(fitted[tokens], by_length[tokens], query, key, value, attn_mask, scale)
             own = masks[tokens]

@@ -32,7 +32,7 @@ class Agent(TorchOperator):
     Args:
         ratio: the share of the visual queries that is merged away; the others are the agents.
         scale_power: p, flattens how queries look at agents; 1 is the scale of the first stage.
-        shortcut: c, how much of its own value a token adds.
+        shortcut: c, how much of its own value a token adds; nothing of a key that nobody sees.
 
     Raises:
         ValueError: a ratio outside of (0, 1), or a negative number elsewhere.
@@ -67,7 +67,8 @@ class Agent(TorchOperator):
         out = merging.unmerge(seen)  # right for text, whose agents stand alone
         scale = call.scale**self.scale_power
         broadcast = dense(query[:, :, visual], agents, seen, scale, merging.kept(call.key_mask))
-        broadcast = broadcast + self.shortcut * value[:, :, visual]
+        own = value if call.key_mask is None else value.masked_fill(~call.key_mask[:, None, :, None], 0)
+        broadcast = broadcast + self.shortcut * own[:, :, visual]
         return torch.cat([out[:, :, : visual.start], broadcast, out[:, :, visual.stop :]], 2), None
 
     def cost(self, grid: TokenGrid, head_dim: int, masks: MaskCache) -> float:

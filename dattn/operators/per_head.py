@@ -1,7 +1,8 @@
 """Patterns per head: each group of heads has its own.
 
 Pattern g of G serves the heads h with ⌊h·G/H⌋ = g. Static patterns become one block mask with a list per head group,
-computed in one launch; where there is an operator among them, group after group is computed.
+computed in one launch; where there is an operator among them, or where their tails are written differently, group after
+group is computed.
 """
 
 from __future__ import annotations
@@ -34,8 +35,7 @@ class PerHead(Operator):
         patterns: one or more, at most as many as there are heads when attention is computed.
 
     Raises:
-        ValueError: nothing, or something that is neither pattern nor operator; static patterns whose tails have
-            different runs, when the grid is met.
+        ValueError: nothing, or something that is neither pattern nor operator.
     """
 
     patterns: tuple[Spec, ...]
@@ -49,7 +49,22 @@ class PerHead(Operator):
     @property
     def static(self) -> bool:
         """Whether all of them are masks that one launch can compute: with tails that are written alike."""
-        return all(p.static for p in self.patterns) and len({getattr(p, "tail", False) for p in self.patterns}) == 1
+        return self.fixed and len(self._tails) == 1
+
+    @property
+    def fixed(self) -> bool:
+        """Whether all of them are masks."""
+        return all(p.fixed for p in self.patterns)
+
+    def keeping(self, layer: int, layers: int) -> int:
+        """All of them together."""
+        return sum(p.keeping(layer, layers) for p in self.patterns)
+
+    @property
+    def _tails(self) -> set[bool | int]:
+        """The tails of all, those of patterns per head in it as well."""
+        own = (p._tails if isinstance(p, PerHead) else {getattr(p, "tail", False)} for p in self.patterns)
+        return set().union(*own)
 
     @property
     def in_parts(self) -> bool:
@@ -101,22 +116,39 @@ class PerHead(Operator):
 
     def _masks(self) -> list[Any]:
         """The patterns, all of them static."""
-        dynamic = [p.name for p in self.patterns if not p.static]
+        dynamic = [p.name for p in self.patterns if not p.fixed]
         if dynamic:
             raise ValueError(f"{', '.join(dynamic)} in PerHead: an operator has no mask; only attention computes it")
         return list(self.patterns)
 
-    def compute(self, call: Call) -> tuple[Tensor, None]:
-        """Pattern after pattern, the groups that have the same together."""
+    def compute(self, call: Call) -> tuple[Tensor, Tensor | None]:
+        """Pattern after pattern, the groups that have the same together; there is no LSE."""
+        return self._compute(call, False)
+
+    def with_lse(self, call: Call) -> tuple[Tensor, Tensor | None]:
+        """The same with the LSE, where all are masks."""
+        return self._compute(call, self.fixed)
+
+    def _compute(self, call: Call, want_lse: bool) -> tuple[Tensor, Tensor | None]:
         output = torch.empty_like(call.value)
+        lse: Tensor | None = None
         visited: dict[int, tuple[float, float]] = {}
         groups = head_groups(call.query.shape[1], len(self.patterns))
+        layer = call.state.get("layer", 0), call.state.get("layers", 1)
+        before, every = call.state.get("sharing", (0, self.keeping(*layer)))
         for numbers in self._together(call):
             pattern, own = self.patterns[numbers[0]], part_of(call.state, f"heads {numbers[0]}")
+            own["sharing"] = before / len(numbers), every / len(numbers)  # parts as large as these together
+            before += pattern.keeping(*layer) * len(numbers)
             heads: Any = [head for number in numbers for head in range(call.query.shape[1])[groups[number]]]
             heads = groups[numbers[0]] if len(numbers) == 1 else heads  # a slice copies nothing
             q, k, v = (t[:, heads] for t in call[:3])
-            output[:, heads] = attend(q, k, v, pattern, call.grid, state=own, **call.options)
+            part = attend(q, k, v, pattern, call.grid, state=own, return_lse=want_lse, **call.options)
+            if want_lse:
+                part, sums = part
+                lse = sums.new_empty(output.shape[:3]) if lse is None else lse
+                lse[:, heads] = sums
+            output[:, heads] = part
             if VISITED in own:
                 shares: Any = own.pop(VISITED)
                 visited |= dict.fromkeys(numbers, shares)
@@ -127,7 +159,7 @@ class PerHead(Operator):
                 for number, p in enumerate(self.patterns)
             ]
             call.state[VISITED] = tuple(sum(column) / len(every) for column in zip(*every, strict=True))
-        return output, None
+        return output, lse
 
     def _together(self, call: Call) -> list[list[int]]:
         """The numbers of the groups that are computed in one call."""

@@ -49,6 +49,10 @@ class PerLayer(Placed):
     def _of(self, layer: int) -> Any:
         return next((p for row, p in self.layers if layer in row), self.default)
 
+    def keeping(self, layer: int, layers: int) -> int:
+        """That of the layer's own."""
+        return self._of(layer).keeping(layer, layers)
+
     def at(self, layer: int, layers: int, step: int, steps: int) -> Spec:
         """What that layer has, at that place."""
         last = max(n for row, _ in self.layers for n in row)

@@ -44,6 +44,10 @@ class Placed(Operator):
         """What the first of them that wants training says."""
         return next((p.untuned for p in self.every if p.untuned), "")
 
+    def keeping(self, layer: int, layers: int) -> int:
+        """That of the one that keeps most."""
+        return max(p.keeping(layer, layers) for p in self.every)
+
     def mask(self, grid: TokenGrid) -> BlockMask:
         """That of the first."""
         return self.first.mask(grid)

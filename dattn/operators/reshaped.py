@@ -65,6 +65,14 @@ class Reshaped(OverPattern):
         if self.residual not in RESIDUALS:
             raise ValueError(f"residual={self.residual!r}: choose one of {', '.join(RESIDUALS)}")
 
+    def _takes(self, pattern: Spec) -> bool:
+        """Whether attention over it has an LSE."""
+        return pattern.fixed
+
+    def keeping(self, layer: int, layers: int) -> int:
+        """One, where there are steps between the dense ones."""
+        return int(self.refresh > 1)
+
     def compute(self, call: Call) -> tuple[Tensor, Tensor | None]:
         """Dense where a refresh is due, the reshaped pattern elsewhere.
 
@@ -91,12 +99,12 @@ class Reshaped(OverPattern):
     def _refresh(self, call: Call) -> tuple[Tensor, Tensor]:
         """A dense step, and what it leaves behind."""
         before = call.state.pop(MEMORY, None)  # or both would be held
+        if self.refresh == 1:
+            return _part(call, Dense())
         if before is None or before.shape != call.query.shape:
             self._check_memory(call)
         del before
         full, lse_full = _part(call, Dense())
-        if self.refresh == 1:
-            return full, lse_full
         output, lse = _part(call, self.pattern)
         share = None if self.residual == "cached" else (lse - lse_full).exp().nan_to_num(0)
         rest: Tensor | None = full - (output if share is None else _scaled(output, share))
@@ -128,21 +136,21 @@ class Reshaped(OverPattern):
         return shares + whole // block_size
 
     def _check_memory(self, call: Call) -> None:
-        """Say what all layers will keep; raise where the last would not get its share."""
+        """Say what all layers together will keep; raise where the last would not get its share."""
         query, state, block_size = call.query, call.state, 1
         if self.residual == "pooled":
             block_size = masks_in(state).get(self.pattern, call.grid, query.device).block_size
         each = self._bytes(query.shape, query.dtype, block_size)
-        (number, layers), free = state.get("sharing", (0, 1)), free_memory(query.device)
+        (number, parts), free = state.get("sharing", (0, 1)), free_memory(query.device)
         size = (
-            f"Reshaped(residual={self.residual!r}) keeps {each / 1e9:.2f} GB in each of {layers} layers for one branch"
+            f"Reshaped(residual={self.residual!r}) keeps {each / 1e9:.2f} GB in each of {parts:g} layers for one branch"
         )
-        if each * (layers - number) > free:
+        if each * (parts - number) > free:
             raise ValueError(
                 f"{size}, and {query.device} has {free / 1e9:.2f} GB left: use residual='pooled' or 'none', or fewer "
                 "layers with layers="
             )
-        if each * layers > free * NOTABLE:
+        if each * parts > free * NOTABLE:
             warnings.warn(f"dattn: {size}", stacklevel=2)  # the same words in every layer: shown once
 
     def held(self, state: State) -> int:

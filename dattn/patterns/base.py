@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -20,13 +21,31 @@ Item = TypeVar("Item")
 class Pattern(Spec):
     """Base of static patterns: a function of the grid alone.
 
-    A subclass is one small file: its fields, ``mask`` and ``visual_allowed``.
+    A subclass is one small file: its fields, ``mask`` and ``visual_allowed``, and ``clamped`` where a grid may be too
+    small for a field.
     """
 
     @property
     def static(self) -> bool:
         """True: the grid says it all."""
         return True
+
+    def clamped(self, grid: TokenGrid) -> tuple[Pattern, str | None]:
+        """The same, with fields clamped to the grid but for the tail, and a note that says what changed."""
+        return self, None
+
+    def fit(self, grid: TokenGrid) -> tuple[Spec, str | None]:
+        """The same, clamped to a grid that it would be too large for, its tail as well, and a note."""
+        fitted, note = self.clamped(grid)
+        tail = getattr(fitted, "tail", False)
+        if tail in (False, True):
+            return fitted, note
+        pooled: Any = replace(cast(Any, fitted), tail=True)
+        size = _block_size(pooled, grid)
+        if tail <= size:
+            return fitted, note
+        said = f"one pooled key for every block of {size}"
+        return pooled, said if note is None else f"{note}, {said}"
 
     def for_heads(self, heads: tuple[int, ...], of: int) -> Spec:
         """The lists of these heads' groups."""
@@ -69,6 +88,12 @@ class Pattern(Spec):
         return out
 
 
+@lru_cache(maxsize=64)
+def _block_size(pattern: Pattern, grid: TokenGrid) -> int:
+    """Slots in a block of the pattern's mask, which is built once: ``fit`` is asked at every step of every layer."""
+    return pattern.mask(grid).block_size
+
+
 def grown(span: int, factor: float) -> int:
     """A span so many times as long, rounded: an odd one to an odd number; 1 at least."""
     odd = span % 2
@@ -83,7 +108,7 @@ def check_count(name: str, value: Any, least: int = 1) -> None:
 
 def check_tail(tail: bool | int) -> None:
     """Raise ``ValueError`` unless ``tail`` is False, True or one of the run lengths 16, 32, 64, 128."""
-    if tail not in (False, True) and tail not in (16, 32, 64, 128):
+    if type(tail) not in (bool, int) or tail not in (False, True, 16, 32, 64, 128):
         raise ValueError(f"tail={tail!r}: give False, True (one key per block) or a run of 16, 32, 64 or 128")
 
 

@@ -36,7 +36,7 @@ class BlockCausal(Pattern):
         check_count("frames", self.frames)
         check_tail(self.tail)
 
-    def fit(self, grid: TokenGrid) -> tuple[BlockCausal, str | None]:
+    def clamped(self, grid: TokenGrid) -> tuple[BlockCausal, str | None]:
         """A chunk no longer than the clip."""
         if self.frames <= grid.frames:
             return self, None
@@ -56,4 +56,6 @@ class BlockCausal(Pattern):
 
     def _check(self, grid: TokenGrid) -> None:
         if self.frames > grid.frames:
-            raise ValueError(f"frames {self.frames} of a clip of {grid.frames}: a chunk is at most the clip")
+            raise ValueError(
+                f"frames {self.frames} of a clip of {grid.frames}: a chunk is at most the clip; give fewer"
+            )

@@ -47,7 +47,7 @@ class CrossShaped(Pattern):
         """It is meant for models that were trained with it."""
         return "made for trained backbones: fine-tune the model for it"
 
-    def fit(self, grid: TokenGrid) -> tuple[CrossShaped, str | None]:
+    def clamped(self, grid: TokenGrid) -> tuple[CrossShaped, str | None]:
         """A stripe no wider than height and width."""
         widest = min(grid.height, grid.width)
         if self.stripe <= widest:

@@ -55,7 +55,7 @@ class Grouped(Pattern):
             raise ValueError(f"reach={self.reach} with shape='cross': only shape='block' has a reach; leave it out")
         check_tail(self.tail)
 
-    def fit(self, grid: TokenGrid) -> tuple[Grouped, str | None]:
+    def clamped(self, grid: TokenGrid) -> tuple[Grouped, str | None]:
         """Groups no larger than the axes."""
         if fits(self.group, grid):
             return self, None

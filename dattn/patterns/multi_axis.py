@@ -58,7 +58,7 @@ class MultiAxis(Pattern):
         """The kind of this layer."""
         return replace(self, kind=KINDS[layer % 2]) if self.kind == "alternate" else self
 
-    def fit(self, grid: TokenGrid) -> tuple[MultiAxis, str | None]:
+    def clamped(self, grid: TokenGrid) -> tuple[MultiAxis, str | None]:
         """A size no larger than the axes."""
         if fits(self.size, grid):
             return self, None

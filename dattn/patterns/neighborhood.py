@@ -126,7 +126,7 @@ class Neighborhood(Pattern):
         dilation = {None: widest, ALTERNATE: 1}.get(dilation, dilation)
         return AxisWindow(length, window, stride, dilation, _on(self.causal, dim, self.causal))
 
-    def fit(self, grid: TokenGrid) -> tuple[Neighborhood, str | None]:
+    def clamped(self, grid: TokenGrid) -> tuple[Neighborhood, str | None]:
         """Clamp window to the axis, then stride to the window, then dilation to axis ÷ window."""
         wanted = self._axes(grid)
         window = tuple(min(a.window, a.length) for a in wanted)

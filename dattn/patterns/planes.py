@@ -49,7 +49,7 @@ class Planes(Pattern):
         check_per_axis("window", self.window, optional=True)
         check_tail(self.tail)
 
-    def fit(self, grid: TokenGrid) -> tuple[Planes, str | None]:
+    def clamped(self, grid: TokenGrid) -> tuple[Planes, str | None]:
         """A window no larger than the axes."""
         if fits(self.window, grid):
             return self, None

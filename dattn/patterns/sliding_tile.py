@@ -60,7 +60,7 @@ class SlidingTile(Pattern):
         several = isinstance(self.window, tuple) and all(isinstance(w, tuple) for w in self.window)
         return self.window if several else (self.window,)
 
-    def fit(self, grid: TokenGrid) -> tuple[SlidingTile, str | None]:
+    def clamped(self, grid: TokenGrid) -> tuple[SlidingTile, str | None]:
         """Tiles no larger than the axes, windows no wider than their tiles."""
         tile = sizes_on("tile", self.tile, grid, clamp=True)
         counts = Groups.boxes(grid, tile).counts

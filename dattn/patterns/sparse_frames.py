@@ -67,7 +67,7 @@ class SparseFrames(Pattern):
         eighth = int((self.phase + step * GOLDEN) % 1 * PHASES)
         return replace(self, rotate=False, phase=eighth / PHASES)
 
-    def fit(self, grid: TokenGrid) -> tuple[SparseFrames, str | None]:
+    def clamped(self, grid: TokenGrid) -> tuple[SparseFrames, str | None]:
         """A window and anchors no more than the frames."""
         window, anchors = min(self.window, grid.frames), min(self.anchors, grid.frames)
         if (window, anchors) == (self.window, self.anchors):
@@ -82,7 +82,8 @@ class SparseFrames(Pattern):
         """
         for name in ("window", "anchors"):
             if getattr(self, name) > frames:
-                raise ValueError(f"{name} {getattr(self, name)} of a clip of {frames} frames: at most all of them")
+                wish = getattr(self, name)
+                raise ValueError(f"{name} {wish} of a clip of {frames} frames: at most all of them; give fewer")
         at = torch.arange(frames)
         start = (at - self.window // 2).clamp(0, frames - self.window)[:, None]
         seen = (at >= start) & (at < start + self.window)

@@ -5,6 +5,8 @@ w = ⌈L / n⌉, with a shift of s = k · ⌊w / 4⌋ and k in 0 … 3, the axis
 
     q sees k  iff  ⌊((q - s) mod L) / w⌋ = ⌊((k - s) mod L) / w⌋ on every axis
 
+or of half a window, s = ⌊w / 2⌋. Where n does not divide L the last window is smaller, and there may be fewer.
+
 k is drawn anew for every layer and step, the same on all axes. Here it comes from (seed, step, layer), so a run can be
 repeated, and no random number generator of the user's is touched.
 """
@@ -60,7 +62,7 @@ class Windows(Pattern):
         drawn = hashlib.blake2b(f"{self.seed} {step} {layer}".encode()).digest()[0] % QUARTERS
         return replace(self, shift=drawn, seed=0)
 
-    def fit(self, grid: TokenGrid) -> tuple[Windows, str | None]:
+    def clamped(self, grid: TokenGrid) -> tuple[Windows, str | None]:
         """No more windows than tokens."""
         wanted = self._splits(grid)
         frames, height, width = map(min, wanted, grid.shape)
@@ -80,13 +82,13 @@ class Windows(Pattern):
             ValueError: more windows than an axis has tokens.
         """
         shift = self.at(0, 1, 0, 1).shift  # where there is no place: as in the first
-        quarters = 2 if shift == "half" else int(shift)
         axes = []
         for splits, length in zip(self._splits(grid), grid.shape, strict=True):
             if splits > length:
                 raise ValueError(f"splits {splits} on an axis of {length}: at most one window for every token")
             size = -(-length // splits)
-            axes.append(RolledTiles(length, size, quarters * (size // QUARTERS) if splits > 1 else 0))
+            by = size // 2 if shift == "half" else int(shift) * (size // QUARTERS)
+            axes.append(RolledTiles(length, size, by if splits > 1 else 0))
         return axes
 
     def mask(self, grid: TokenGrid) -> BlockMask:

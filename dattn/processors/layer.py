@@ -103,7 +103,7 @@ class Layer:
         self.run: Run | None = None
         self.said = ""  # by a call, for the report
         self.pairs = self.one_stream = False  # see ``Adapter``
-        self.sharing = 0, 1  # number among the layers of its level that a pattern may run in, and how many those are
+        self.sharing = 0, 1  # see ``Operator.attend``
         self._states: dict[tuple[str, Part, int], State] = {}
         self._branch = ""
         self._turns: dict[tuple[str, Part], int] = {}
@@ -213,6 +213,11 @@ class Layer:
     def select(self, branch: str) -> None:
         """The calls that follow belong to a guidance branch; ``""`` outside any ``cache_context``."""
         self._branch = branch
+
+    @property
+    def keeping(self) -> int:
+        """How many parts of the pattern keep tensors here, see ``Spec.keeping``."""
+        return 0 if self.pattern is None else self.pattern.keeping(self.index, self.count)
 
     @property
     def keeps(self) -> bool:

@@ -72,14 +72,13 @@ class Patch:
         self._direction, self._directed = None, []
 
     def _count_sharing(self) -> None:
-        """Tell every layer which of how many it is among those of its level, whose tensors are alike."""
-        found: dict[str, list[Layer]] = {}
+        """Tell every layer how many parts of its level's, whose tensors are alike, keep some before it, and in all."""
+        kept: dict[str, int] = {}
         for layer, level in zip(self.layers, self._levels, strict=True):
-            if layer.pattern is not None:
-                found.setdefault(level, []).append(layer)
-        for alike in found.values():
-            for number, layer in enumerate(alike):
-                layer.sharing = number, len(alike)
+            layer.sharing = kept.get(level, 0), 0
+            kept[level] = layer.sharing[0] + layer.keeping
+        for layer, level in zip(self.layers, self._levels, strict=True):
+            layer.sharing = layer.sharing[0], kept[level]
 
     def _enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Before a forward pass: the grid of every layer, from the model's own inputs."""
