@@ -330,6 +330,15 @@ def test_condition(family, condition):
     CONDITIONS[condition](family, pattern_of(name, family))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", every_pattern.PATTERNS)
+@pytest.mark.parametrize("condition", CONDITIONS)
+@pytest.mark.parametrize("family", CORE, indirect=True)
+def test_condition_with_every_pattern(family, condition, name):
+    skip_what_it_cannot(family, condition)
+    CONDITIONS[condition](family, every_pattern.PATTERNS[name])
+
+
 @pytest.fixture
 def fresh_compiler():
     torch.compiler.reset()
