@@ -18,6 +18,7 @@ from dattn.apps.benchmark_gpu import SHAPES, gpu
 from dattn.apps.benchmark_model import CLIPS, PASSES, model
 from dattn.apps.benchmark_selection import selection
 from dattn.apps.benchmark_sweep import sweep
+from dattn.apps.benchmark_training import LENGTHS, training
 from dattn.apps.record import provenance, write_json
 from dattn.apps.table import table
 
@@ -30,6 +31,7 @@ EXAMPLES = """\
   dattn bench memory                 the memory of a call (Linux)
   dattn bench choosing --tokens 8192 what dynamic patterns take to choose
   dattn bench compiled               registers and memory of the kernels, compiled for GPUs that need not be here
+  dattn bench training --repeats 3   a training step of a LoRA on the demo model, at lengths
   dattn bench gpu                    our kernels beside cuDNN, FlashAttention and FlexAttention
   dattn bench selection              choosing blocks from queries and keys
   dattn bench model --repeats 2      a denoising and a training step of Wan 2.1 14B
@@ -129,6 +131,9 @@ def _parser() -> Parser:
     )
     parser.add_argument("--clips", nargs="+", choices=list(CLIPS), help="of model (default: all)")
     parser.add_argument("--passes", nargs="+", choices=PASSES, help="of model (default: both)")
+    parser.add_argument(
+        "--lengths", type=at_least(1), nargs="+", default=list(LENGTHS), help="of training, times the native length"
+    )
     parser.add_argument("--heads", type=at_least(1), default=4)
     parser.add_argument("--repeats", type=at_least(1), default=5)
     parser.add_argument("--output", help="write the figures, machine and versions to this JSON file")
@@ -144,6 +149,7 @@ BENCHMARKS: dict[str, Callable[[Any, Save], dict[str, Any]]] = {
     "selection": selection,
     "model": model,
     "sweep": sweep,
+    "training": training,
 }
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dattn import Neighborhood, Radial, TokenGrid, attention
-from dattn.apps import benchmark, benchmark_choosing, benchmark_gpu, benchmark_model, timing
+from dattn.apps import benchmark, benchmark_choosing, benchmark_gpu, benchmark_model, benchmark_training, timing
 from dattn.apps.benchmark_chart import chart
 from dattn.apps.benchmark_sweep import best_row, candidates, difference, line
 from dattn.apps.cli import main
@@ -26,6 +26,16 @@ def test_cpu_writes_figures_machine_and_command(tmp_path, monkeypatch, capsys):
     row = record["attention"][0]
     assert row["tokens"] == 512 and row["efficiency"] == pytest.approx(row["speedup"] * row["density"])
     assert record["masks"][0]["tokens"] == 256 and "block_size=64" in capsys.readouterr().out
+
+
+def test_a_training_step_is_timed_beside_dense_attention(tmp_path):
+    output = tmp_path / "training.json"
+    assert main(["bench", "training", "--lengths", "1", "--repeats", "1", "--output", str(output)]) == 0
+    rows = json.loads(output.read_text())["training"]
+    assert [row["pattern"] for row in rows] == list(benchmark_training.PATTERNS)
+    for row in rows:
+        assert row["tokens"] == 17 * 64 and 0 < row["density"] < 0.5
+        assert row["speedup"] == pytest.approx(row["dense_s"] / row["sparse_s"])
 
 
 def test_choosing_is_timed_beside_dense_attention(tmp_path, capsys):
