@@ -1,4 +1,4 @@
-"""``dattn plot``: a pattern's mask as a picture: its block grid, and what one token sees, frame by frame."""
+"""``dattn plot``: a pattern's mask as a picture: its block grid, and what one token sees, frame by frame; or all."""
 
 from __future__ import annotations
 
@@ -26,12 +26,16 @@ EXAMPLES = """\
 The grid is counted in tokens: Wan 2.1 at 81 frames of 480 x 832 is 21x30x52. An image has 1 frame."""
 PANELS = 24
 """At most this many frames are drawn."""
+COLOURS = 128
+"""Of a picture of maps: more are not seen, and the file is a third as large."""
 
 
 def parser() -> Parser:
     """The command's options."""
     p = Parser("plot", "Draw the mask of a pattern: which blocks it computes, and what one token sees.", EXAMPLES)
-    p.add_argument("--gallery", action="store_true", help="every pattern in one picture, at a grid of its own")
+    p.add_argument(
+        "--gallery", action="store_true", help="every pattern and operator, at small grids, in FILE and FILE-maps"
+    )
     p.add_argument("--pattern", help='a name or "Radial(decay=0.2)"; see dattn patterns')
     p.add_argument("--grid", type=grid, metavar="FxHxW", help="tokens: frames x height x width")
     p.add_argument("--text", type=at_least(0), default=0, metavar="N", help="text tokens (default: %(default)s)")
@@ -68,12 +72,15 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _gallery(output: Path) -> int:
-    from .gallery import gallery
+    from PIL import Image
 
-    figure = gallery()
+    from .gallery import gallery, gallery_of_maps
+
     output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output)
-    print(f"written: {output}")
+    gallery().savefig(output)
+    maps = output.with_stem(f"{output.stem}-maps")
+    Image.fromarray(_drawn(gallery_of_maps())).quantize(COLOURS).save(maps, optimize=True)
+    print(f"written: {output}\nwritten: {maps}")
     return 0
 
 

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from dattn.apps import cli, doctor, loading
+from dattn.apps import cli, doctor, gallery, loading
 from dattn.apps.arguments import token_index
 from dattn.apps.plot import PANELS, chosen_frames
+from dattn.attention import attend
 from dattn.grid import TokenGrid
 
 WRITTEN = [name for name in cli.COMMANDS if importlib.util.find_spec(f"dattn.apps.{cli.COMMANDS[name][0]}")]
@@ -126,11 +128,40 @@ def test_the_console_script_is_installed():
 
 
 def test_the_gallery_shows_every_pattern(dattn_command, tmp_path):
-    from dattn import PATTERNS
-    from dattn.apps.gallery import PATTERNS as SHOWN
+    from dattn import DYNAMIC, OPERATORS, PATTERNS, SETTINGS
 
     outcome = dattn_command("plot", "--gallery", "-o", tmp_path / "all.png")
     assert outcome.code == 0, outcome.err
-    picture = np.asarray(Image.open(tmp_path / "all.png").convert("L"))
-    assert min(picture.shape) > 500 and picture.std() > 20
-    assert {text.split("(")[0] for text in SHOWN} == set(PATTERNS)
+    for name in ("all.png", "all-maps.png"):
+        picture = np.asarray(Image.open(tmp_path / name).convert("L"))
+        assert min(picture.shape) > 500 and picture.std() > 20
+    assert {text.split("(")[0] for text in gallery.PATTERNS} == set(PATTERNS)
+    without_file = {*DYNAMIC, *OPERATORS, *SETTINGS} - {"LearnedGate"}
+    assert {text.split("(")[0] for text in gallery.MAPS} == without_file
+
+
+MORE_THAN_ONE = {"Reshaped(BlockCausal(2))": 1.04, "Agent(0.8)": 1.075}
+"""Growth at the step after a refresh, and the shortcut."""
+
+
+@pytest.mark.parametrize("text", ["Dense()", *gallery.MAPS])
+def test_a_drawn_map_is_what_attention_does_to_any_values(text):
+    grid = TokenGrid(*gallery.MAP_GRID)
+    drawn = gallery.attention_map(text, grid)
+    sums = torch.full((2, grid.tokens), MORE_THAN_ONE.get(text, 1.0))
+    torch.testing.assert_close(drawn.sum(-1), sums, atol=1e-5, rtol=0)
+    value = torch.randn(1, 2, grid.tokens, grid.tokens, generator=torch.Generator().manual_seed(0))
+    spec, state = gallery.spec_of(text, grid).at(0, 2, 0, 2), {}
+    attend(*gallery.queries_and_keys(grid, gallery.DRIFT), value, spec, grid, state=state)
+    output = attend(*gallery.queries_and_keys(grid), value, spec, grid, state=state)
+    torch.testing.assert_close(drawn @ value[0], output[0], atol=2e-5, rtol=1e-4)
+
+
+def test_maps_say_what_they_are_of():
+    grid = TokenGrid(*gallery.MAP_GRID)
+    maps = {text: gallery.attention_map(text, grid) for text in ("Dense()", *gallery.MAPS)}
+    dense = maps.pop("Dense()")
+    assert all((drawn - dense).abs().max() > 0.01 for drawn in maps.values())
+    where = {text.split("(")[0]: (gallery.elsewhere(text, grid, drawn[0]) or [None])[0] for text, drawn in maps.items()}
+    other = {"PerHead": "next head", "PerLayer": "next layer", "VMoBA": "next layer", "PerStep": "later step"}
+    assert {name: at for name, at in where.items() if at} == other
