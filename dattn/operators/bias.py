@@ -47,7 +47,7 @@ class ChannelBias(OverPattern):
         phi_query, phi_key = self.channels(call.grid, call.query.device, masks_in(call.state))
         query, key = _joined(call.query, phi_query / call.scale, False), _joined(call.key, phi_key, True)
         width = call.value.shape[-1]
-        value = pad(call.value, (0, query.shape[-1] - width))
+        value = pad(call.value, (0, max(query.shape[-1] - width, 0)))
         options = {**call.options, "state": call.state, "return_lse": True}
         output, lse = attend(query, key, value, self.pattern, call.grid, **options)
         return output[..., :width], lse
