@@ -220,14 +220,20 @@ def main(argv: Sequence[str]) -> int:
     """Run the command."""
     options = read_options(argv)
     from .lora.clips import bucket
-    from .lora.items import find_items
+    from .lora.items import check_there, find_items
 
     try:
         buckets = [bucket(text) for text in options.buckets]
     except argparse.ArgumentTypeError as error:
         raise ValueError(f"--buckets {error}") from None
     items = find_items(options.data) if options.data else _of_dataset(options)
+    check_there(items)
     attention = None if options.attention in STOCK else options.attention
+    if attention == "auto":
+        raise ValueError(
+            "--attention auto: chooses for each clip, and would train nothing in particular; name a pattern, a preset "
+            "or a recipe, such as one that dattn tune wrote"
+        )
     if options.estimate:
         from .lora.estimate import lines
 

@@ -30,17 +30,28 @@ def checkpoints(folder: Path) -> list[Path]:
 def write(folder: Path, state: State, limit: int | None = None) -> Path:
     """Write a checkpoint, then drop the oldest of those before it beyond ``limit``."""
     path = folder / f"checkpoint-{state.step}"
-    part = folder / f".checkpoint-{state.step}.part"
-    shutil.rmtree(part, ignore_errors=True)
+    for left in folder.glob(".checkpoint-*"):  # by a run that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    part = _write(folder / f".checkpoint-{state.step}.part", state)
+    if path.is_dir():
+        _drop(path)
+    part.replace(path)
+    for old in [one for one in checkpoints(folder) if one != path][: 1 - limit or None] if limit else []:
+        _drop(old)
+    return path
+
+
+def _drop(path: Path) -> None:
+    """Remove a checkpoint; there is never half of one under its name."""
+    shutil.rmtree(path.replace(path.with_name(f".{path.name}.old")))
+
+
+def _write(part: Path, state: State) -> Path:
     part.mkdir(parents=True)
     save_file({name: tensor.contiguous() for name, tensor in state.weights.items()}, part / "lora.safetensors")
     save_file({name: tensor.contiguous() for name, tensor in state.optimizer.items()}, part / "optimizer.safetensors")
     (part / "state.json").write_text(json.dumps({"step": state.step, **state.told}, indent=2))
-    shutil.rmtree(path, ignore_errors=True)
-    part.replace(path)
-    for old in [one for one in checkpoints(folder) if one != path][: 1 - limit or None] if limit else []:
-        shutil.rmtree(old)
-    return path
+    return part
 
 
 def read(folder: Path, which: str) -> State | None:

@@ -53,16 +53,13 @@ def _column(there: Sequence[str], wanted: str | None, usual: Sequence[str], opti
 def _file(value: Any, folder: Path, where: str) -> Path:
     """The file of an entry: its path, or its bytes, written under their hash so that several processes may.
 
-    Raises:
-        ValueError: an entry that is neither.
+    An entry that is neither becomes a file that is not there, which is reported and skipped like any such.
     """
     if isinstance(value, str):
         return Path(value)
     content, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (None, None)
     if content is None:
-        if not path:
-            raise ValueError(f"--dataset_name {where}: no picture or clip there")
-        return Path(path)
+        return Path(path or where)
     place = folder / f"{hashlib.sha256(content).hexdigest()[:32]}{Path(path or '').suffix or '.png'}"
     if not place.is_file():
         part = place.with_suffix(f".{os.getpid()}.part")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,6 +41,13 @@ def find_items(place: Path) -> list[Item]:
     return items
 
 
+def check_there(items: Sequence[Item]) -> None:
+    """Raise ``ValueError`` where no file of any item is there: before a model is loaded for nothing."""
+    if not any(item.path.is_file() for item in items):
+        first = f", such as {items[0].path}" if items else ""
+        raise ValueError(f"data: none of {len(items)} files is there{first}; look at where paths start from")
+
+
 def _of_folder(folder: Path) -> Iterator[Item]:
     if (folder / "metadata.jsonl").is_file():
         return _of_lines(folder / "metadata.jsonl")
@@ -57,12 +64,14 @@ def _of_lines(path: Path) -> Iterator[Item]:
             entry = json.loads(line)
             file = next(entry[name] for name in MEDIA if name in entry)
             caption = next(entry[name] for name in CAPTIONS if name in entry)
+            if not isinstance(file, str) or not isinstance(caption, str):
+                raise TypeError
         except (json.JSONDecodeError, StopIteration, TypeError):
             raise ValueError(
                 f"{path}, line {number}: write an object with one of {', '.join(MEDIA)} and one of "
-                f"{', '.join(CAPTIONS)}"
+                f"{', '.join(CAPTIONS)}, both of them text"
             ) from None
-        yield Item(path.parent / file, str(caption))
+        yield Item(path.parent / file, caption)
 
 
 def _of_lists(folder: Path) -> Iterator[Item]:
@@ -73,11 +82,15 @@ def _of_lists(folder: Path) -> Iterator[Item]:
     files = _lines(lists[0])
     if len(files) != len(captions):
         raise ValueError(f"data {folder}: {len(captions)} prompts for {len(files)} lines of {lists[0].name}")
-    return (Item(folder / file, caption) for file, caption in zip(files, captions, strict=True))
+    pairs = [pair for pair in zip(files, captions, strict=True) if any(pair)]
+    if not all(map(all, pairs)):
+        raise ValueError(f"data {folder}: a line of prompts.txt or {lists[0].name} is empty, and the other's is not")
+    return (Item(folder / file, caption) for file, caption in pairs)
 
 
 def _lines(path: Path) -> list[str]:
-    return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    """Stripped, without empty ones at the end; those between keep their place."""
+    return [line.strip() for line in path.read_text().rstrip().splitlines()]
 
 
 def _of_pairs(folder: Path) -> Iterator[Item]:

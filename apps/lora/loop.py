@@ -16,6 +16,7 @@ from . import checkpoints
 from .adapting import restore, weights
 from .asking import Size
 from .cache import Prepared, load_latents, load_told
+from .interrupts import uninterrupted
 from .objective import Objective
 from .order import Order
 from .personal import Personal
@@ -219,10 +220,11 @@ class Trainer:
             vectors.grad = accelerator.reduce(vectors.grad, "mean")
         if settings.clip:
             accelerator.clip_grad_norm_(self._learning, settings.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self._rate.step()
-        self.step += 1
+        with uninterrupted():
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self._rate.step()
+            self.step += 1
         return float(accelerator.reduce(total, "mean"))
 
     def _loss(self, number: int) -> Tensor:

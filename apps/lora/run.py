@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -35,6 +36,11 @@ NEW_WORDS = (
     *("binding_weight", "masking_weight", "token_learning_rate"),
 )
 """Options of new words, which stay the same where a run goes on."""
+KEPT = (
+    *("model", "component", "seed", "train_batch_size", "gradient_accumulation_steps"),
+    *("caption_dropout", "weighting_scheme", "distill"),
+)
+"""Options that stay the same where any run goes on, or it would not be the unbroken one."""
 DTYPES = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -63,7 +69,7 @@ def train(options: Any, attention: Any, buckets: Sequence[Size], items: Sequence
     if options.gradient_checkpointing:
         subject.model.enable_gradient_checkpointing()
     rest = subject.sparse(options.distill, [] if personal is None else personal.controls)
-    settings = _settings(options, names, objective)
+    settings = _settings(options, names, objective, prepared, accelerator.num_processes)
     trainer = Trainer(accelerator, subject.model, prepared, objective, settings, rest, personal)
     if personal is not None:
         personal.find_masks(len(prepared.examples), trainer.look)
@@ -86,7 +92,11 @@ def train(options: Any, attention: Any, buckets: Sequence[Size], items: Sequence
 
 def _accelerator(options: Any) -> Any:
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+    from accelerate.utils import is_tensorboard_available, is_wandb_available
 
+    there = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
+    if options.report_to and not there[options.report_to]():
+        raise ValueError(f"--report_to {options.report_to}: not installed; pip install {options.report_to}")
     kwargs = [DistributedDataParallelKwargs(find_unused_parameters=True), InitProcessGroupKwargs(timeout=PATIENCE)]
     return Accelerator(
         mixed_precision=options.mixed_precision,
@@ -128,7 +138,7 @@ def _check_captions(prepared: Prepared, options: Any) -> None:
             )
 
 
-def _settings(options: Any, names: Sequence[str], objective: Objective) -> Settings:
+def _settings(options: Any, names: Sequence[str], objective: Objective, prepared: Prepared, processes: int) -> Settings:
     return Settings(
         output=options.output,
         steps=options.max_train_steps,
@@ -151,11 +161,19 @@ def _settings(options: Any, names: Sequence[str], objective: Objective) -> Setti
             "rank": options.rank,
             "lora_alpha": options.lora_alpha or options.rank,
             "layers": list(names),
-            "seed": options.seed,
-            "train_batch_size": options.train_batch_size,
+            "processes": processes,
+            "examples": _digest(prepared),
+            **{name: getattr(options, name) for name in KEPT},
+            "attention": str(options.attention),
             **{name: getattr(options, name) for name in NEW_WORDS if options.placeholder_token},
         },
     )
+
+
+def _digest(prepared: Prepared) -> str:
+    """A short hash of the examples in their order; their files are named by content."""
+    names = [f"{one.latents.name} {one.told.name}" for one in prepared.examples]
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
 
 
 def _say(prepared: Prepared, learning: int, layers: int, done: int, steps: int) -> None:
@@ -170,7 +188,8 @@ def _run(trainer: Trainer, options: Any, accelerator: Any, validation: Validatio
     if options.report_to:
         accelerator.init_trackers("dattn", {name: str(value) for name, value in vars(options).items()})
     first, log = accelerator.is_main_process, options.output / "training.jsonl"
-    _cut(log, trainer.step)
+    if first:
+        _cut(log, trainer.step)
     all_told: list[dict[str, float]] = []
     bar = tqdm(total=options.max_train_steps, initial=trainer.step, desc="training", unit="step", disable=not first)
 
@@ -192,9 +211,12 @@ def _run(trainer: Trainer, options: Any, accelerator: Any, validation: Validatio
 
 
 def _cut(log: Path, step: int) -> None:
-    """Keep the lines of a log up to a step."""
+    """Keep the lines of a log up to a step; the last may be half a line, where a run was killed."""
     lines = log.read_text().splitlines(keepends=True) if log.is_file() else []
-    log.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
+    whole = [line for line in lines if line.endswith("}\n")]
+    part = log.with_suffix(".part")
+    part.write_text("".join(line for line in whole if json.loads(line)["step"] <= step))
+    part.replace(log)
 
 
 def _memory(device: torch.device) -> str:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from dattn.apps.lora.clips import bucket, cut, fitting, read
 from dattn.apps.lora.hub import items_of_dataset
-from dattn.apps.lora.items import Item, find_items
+from dattn.apps.lora.items import Item, check_there, find_items
 from dattn.apps.lora.order import Order
 from dattn.apps.media import write_video
 from dattn.apps.shapes.folder import main as folder_main
@@ -64,7 +64,10 @@ def test_captions_beside_files(tmp_path):
         ({}, "nothing to learn from"),
         ({"metadata.jsonl": "{"}, "line 1"),
         ({"metadata.jsonl": '{"text": "a fox"}'}, "line 1: write an object"),
+        ({"metadata.jsonl": '{"file_name": 3, "text": "a fox"}'}, "line 1: .* both of them text"),
+        ({"metadata.jsonl": '{"file_name": "a.png", "text": null}'}, "line 1: .* both of them text"),
         ({"prompts.txt": "a fox"}, "without videos.txt"),
+        ({"prompts.txt": "a\nb\n\nc", "videos.txt": "a.mp4\n\nb.mp4\nc.mp4"}, "is empty, and the other's is not"),
     ],
 )
 def test_data_that_is_none(tmp_path, files, says):
@@ -72,6 +75,24 @@ def test_data_that_is_none(tmp_path, files, says):
         (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=says):
         find_items(tmp_path)
+
+
+def test_empty_lines_keep_their_places(tmp_path):
+    (tmp_path / "prompts.txt").write_text("a\n\nb\n\n")
+    (tmp_path / "videos.txt").write_text("a.mp4\n\nb.mp4")
+    assert find_items(tmp_path) == [Item(tmp_path / "a.mp4", "a"), Item(tmp_path / "b.mp4", "b")]
+
+
+def test_files_that_are_not_there():
+    with pytest.raises(ValueError, match=r"none of 1 files is there, such as a\.png"):
+        check_there([Item(Path("a.png"), "a fox")])
+
+
+def test_a_picture_that_is_a_bomb(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    picture(tmp_path / "large.png", 64)
+    with pytest.raises(ValueError, match=r"large\.png: cannot be read"):
+        read(tmp_path / "large.png")
 
 
 def test_no_such_place():
@@ -150,7 +171,7 @@ def dataset(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
     pictures = [Image.fromarray(np.full((8, 8, 3), 40 * i, np.uint8)) for i in range(3)]
     rows = datasets.Dataset.from_dict(
-        {"image": pictures, "label": [0, 1, 2], "caption": ["dark", "grey", "light"]},
+        {"image": [*pictures, None], "label": [0, 1, 2, 3], "caption": ["dark", "grey", "light", "none"]},
         features=datasets.Features(
             {"image": datasets.Image(), "label": datasets.Value("int64"), "caption": datasets.Value("string")}
         ),
@@ -162,13 +183,14 @@ def dataset(tmp_path, monkeypatch):
 
 def test_a_data_set_of_hugging_face(dataset, tmp_path):
     items = items_of_dataset(dataset, "train", tmp_path / "files")
-    assert [item.caption for item in items] == ["dark", "grey", "light"]
+    assert [item.caption for item in items] == ["dark", "grey", "light", "none"]
+    assert not items.pop().path.exists(), "skipped and reported like any file that is not there"
     for number, item in enumerate(items):
         assert (read(item.path) == 40 * number).all()
     times = [item.path.stat().st_mtime_ns for item in items]
     again = items_of_dataset(dataset, "train", tmp_path / "files", media="image", caption="label")
-    assert [item.caption for item in again] == ["0", "1", "2"]
-    assert [item.path.stat().st_mtime_ns for item in again] == times
+    assert [item.caption for item in again] == ["0", "1", "2", "3"]
+    assert [item.path.stat().st_mtime_ns for item in again[:3]] == times
 
 
 @pytest.mark.parametrize(

@@ -149,6 +149,59 @@ def test_an_interrupted_run_leaves_a_checkpoint(pictures, tmp_path, monkeypatch)
     assert (tmp_path / "checkpoint-2" / "state.json").is_file()
 
 
+def test_ctrl_c_waits_for_a_step_to_be_whole(pictures, tmp_path, monkeypatch):
+    from torch.optim import AdamW
+
+    step, steps = AdamW.step, []
+
+    def interrupting(self, *args, **kwargs):
+        steps.append(1)
+        if len(steps) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, *args, **kwargs)
+
+    options = ["--checkpointing_steps", "9", "--validation_steps", "0"]
+    monkeypatch.setattr(AdamW, "step", interrupting)
+    assert train(pictures, tmp_path / "broken", 4, *options) == 130
+    monkeypatch.undo()
+    assert [path.name for path in (tmp_path / "broken").glob("checkpoint-*")] == ["checkpoint-2"]
+    assert train(pictures, tmp_path / "broken", 4, *options, "--resume_from_checkpoint", "latest") == 0
+    assert train(pictures, tmp_path / "whole", 4, *options) == 0
+    assert same(tmp_path / "broken", tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        ("--gradient_accumulation_steps", "2"),
+        ("--attention", "Neighborhood(3)"),
+        ("--distill",),
+        ("--caption_dropout", "0.5"),
+        ("--weighting_scheme", "none"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_other_options_are_another_run(pictures, tmp_path, capsys, changed):
+    assert train(pictures, tmp_path, 1, "--validation_steps", "0") == 0
+    again = "--validation_steps", "0", "--resume_from_checkpoint", "latest"
+    assert train(pictures, tmp_path, 2, *again, *changed) == 2
+    assert f"{changed[0].removeprefix('--')} was" in capsys.readouterr().err
+    assert train(pictures, tmp_path, 2, *again) == 0
+
+
+def test_what_a_killed_run_left_is_no_obstacle(pictures, tmp_path):
+    options = ["--checkpointing_steps", "1", "--checkpoints_total_limit", "1", "--validation_steps", "0"]
+    assert train(pictures, tmp_path, 2, *options) == 0
+    log = tmp_path / "training.jsonl"
+    log.write_text(log.read_text() + '{"step": 3, "lo')
+    for name in (".checkpoint-3.part", ".checkpoint-1.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "lora.safetensors").write_bytes(b"half")
+    assert train(pictures, tmp_path, 3, *options, "--resume_from_checkpoint", "latest") == 0
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1, 2, 3]
+    assert sorted(path.name for path in tmp_path.glob("*checkpoint*")) == ["checkpoint-3"]
+
+
 def launched(processes, data, output, steps, *more):
     """A run in processes of its own: one by accelerate, several by torchrun, as accelerate wants MPI for CPUs."""
     own = ["-m", "dattn.apps.train_lora", *FLUX, "--data", str(data), "--cache_dir", str(data / "cache")]
@@ -219,6 +272,8 @@ def test_options_may_come_from_a_file(pictures, tmp_path):
         ([*FLUX, "--data", "{data}", "--target_modules", "("], "no regular expression"),
         ([*FLUX, "--data", "{data}", "--component", "unet"], "the pipeline has transformer"),
         ([*FLUX, "--data", "{data}", "--attention", "Radal()"], "Radal"),
+        ([*FLUX, "--data", "{data}", "--attention", "auto"], "auto: chooses for each clip"),
+        ([*FLUX, "--data", "{data}", "--report_to", "wandb"], "pip install wandb"),
         ([*FLUX, "--data", "{data}", "--buckets", "big"], "write FRAMESxHEIGHTxWIDTH"),
         ([*FLUX, "--data", "{data}", "--buckets", "9x32x32"], "none of 6 files can be used"),
         ([*FLUX, "--data", "{data}", "--resume_from_checkpoint", "checkpoint-9"], "no checkpoint there"),
