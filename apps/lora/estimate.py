@@ -38,8 +38,13 @@ class Cost(NamedTuple):
     sparse: float
 
 
-def cost_of(model: nn.Module, manner: Manner, attention: Any) -> Cost:
-    """What a step on one example costs, forward and backward."""
+def cost_of(model: nn.Module, manner: Manner, attention: Any, again: bool = False, taught: bool = False) -> Cost:
+    """What a step on one example costs, forward and backward.
+
+    Args:
+        again: the forward pass is computed twice, by gradient checkpointing.
+        taught: there is a forward pass of the stock model besides.
+    """
     adapter = adapter_for(model)
     grids = _grids(adapter, model, manner)
     dense = sparse = 0.0
@@ -53,7 +58,8 @@ def cost_of(model: nn.Module, manner: Manner, attention: Any) -> Cost:
         dense, sparse = dense + whole, sparse + whole * density
     tokens = next(grid for grid in grids.values() if isinstance(grid, TokenGrid)).tokens
     linear = 2.0 * tokens * sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
-    return Cost(tokens, LINEAR * linear, ATTENTION * dense, ATTENTION * sparse)
+    passes, teacher = ATTENTION + again, taught * dense
+    return Cost(tokens, (LINEAR + again + taught) * linear, passes * dense + teacher, passes * sparse + teacher)
 
 
 def _grids(adapter: Adapter, model: nn.Module, manner: Manner) -> Mapping[str, Any]:
@@ -85,13 +91,15 @@ def lines(options: Any, attention: Any, buckets: Sequence[Size], files: int) -> 
     parts = f"{weights / 1e6:,.1f} M parameters, {lora / 1e6:,.2f} M to train (rank {options.rank})"
     told = [f"{type(model).__name__}: {parts}; {files} files"]
     for size in buckets:
-        cost = cost_of(model, listen(subject.pipeline, model, size, subject.call), pattern)
+        manner = listen(subject.pipeline, model, size, subject.call)
+        cost = cost_of(model, manner, pattern, options.gradient_checkpointing, options.distill)
         dense, sparse = cost.linear + cost.dense, cost.linear + cost.sparse
+        memory = _memory(model, cost.tokens, lora, options) / GIB
         told += [
             f"{'x'.join(map(str, size))}: {cost.tokens:,} tokens",
-            f"  FLOPs of a step, forward and backward: dense {dense:.3g} ({cost.dense / dense:.0%} attention), "
+            f"  FLOPs for each example: dense {dense:.3g} ({cost.dense / dense:.0%} attention), "
             f"under {options.attention} {sparse:.3g}: at most {dense / sparse:.2f} x faster",
-            f"  memory (estimate, bf16): {_memory(model, cost.tokens, lora, options) / GIB:.1f} GiB",
+            f"  memory in training (estimate, bf16): {memory:.1f} GiB; while data is prepared, the whole pipeline's",
         ]
     return told
 
