@@ -88,7 +88,9 @@ class Batch:
             told: Mapping[str, Tensor] = {name: _stacked(name, [one[name] for one in read]) for name in read[0]}
         else:
             told = personal.tell(self.captions, self.manner)
-        latents, times, target = objective.noisy(clean, noise, drawn if levels is None else levels)
+        levels = drawn if levels is None else levels
+        self.done = objective.done(levels)
+        latents, times, target = objective.noisy(clean, noise, levels)
         self.target = target.to(device)
         self.arguments = self.manner.arguments(
             latents.to(device),
@@ -112,7 +114,7 @@ class Trainer:
         prepared: the data.
         objective: what the model predicts.
         settings: of the run.
-        moment: called with True before the teacher's pass and False before the student's, where one is distilled.
+        moment: called before every pass, see ``Subject.sparse``.
         personal: new words to learn as well.
     """
 
@@ -123,7 +125,7 @@ class Trainer:
         prepared: Prepared,
         objective: Objective,
         settings: Settings,
-        moment: Callable[[bool], None] = lambda teacher: None,
+        moment: Callable[[float | None], None] = lambda done: None,
         personal: Personal | None = None,
     ) -> None:
         from diffusers.optimization import get_scheduler
@@ -234,6 +236,7 @@ class Trainer:
         target = self._teacher(batch) if self.settings.distill else batch.target
         if self._personal is not None:
             self._personal.watch(batch.captions)
+        self._moment(batch.done)
         with self.accelerator.autocast():
             output = self.model(**batch.arguments, return_dict=False)
         loss = nn.functional.mse_loss(batch.manner.prediction(output).float(), target.float())
@@ -244,6 +247,7 @@ class Trainer:
         batch = self._batch([example], VALIDATION + example, torch.tensor([level]))
         assert self._personal is not None
         self._personal.watch(batch.captions)
+        self._moment(batch.done)
         with self.accelerator.autocast():
             self.plain(**batch.arguments, return_dict=False)
 
@@ -254,14 +258,13 @@ class Trainer:
     @torch.no_grad()
     def _teacher(self, batch: Batch) -> Tensor:
         """What the model predicts without LoRA and by stock attention."""
-        self._moment(True)
+        self._moment(None)
         self.plain.disable_adapters()
         try:
             with self.accelerator.autocast():
                 return batch.manner.prediction(self.plain(**batch.arguments, return_dict=False))
         finally:
             self.plain.enable_adapters()
-            self._moment(False)
 
     @torch.no_grad()
     def validation_loss(self, examples: int = 8, levels: Sequence[float] = (0.2, 0.5, 0.8)) -> float:
@@ -271,6 +274,7 @@ class Trainer:
         for number, index in enumerate(range(min(examples, len(self._prepared.examples)))):
             for level in levels:
                 batch = self._batch([index], VALIDATION + number, self._objective.fixed(level))
+                self._moment(batch.done)
                 with self.accelerator.autocast():
                     output = self.plain(**batch.arguments, return_dict=False)
                 losses.append(nn.functional.mse_loss(batch.manner.prediction(output).float(), batch.target.float()))

@@ -43,6 +43,11 @@ class Objective:
             found = torch.cat([found, level[(level >= self.between[0]) & (level <= self.between[1])]])
         return found[:count]
 
+    def done(self, levels: Tensor) -> float:
+        """The share of a denoising call's steps that lie before noise levels, their mean, [batch]."""
+        even = levels / (self.shift - (self.shift - 1) * levels) if self.kind == "flow" else levels
+        return 1 - float(even.mean())
+
     def fixed(self, share: float) -> Tensor:
         """The level at a share of those that the model is asked for, float32 [1]."""
         low, high = self.between

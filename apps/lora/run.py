@@ -68,9 +68,9 @@ def train(options: Any, attention: Any, buckets: Sequence[Size], items: Sequence
     learning = add_lora(subject.model, names, options.rank, options.lora_alpha or options.rank, options.seed)
     if options.gradient_checkpointing:
         subject.model.enable_gradient_checkpointing()
-    rest = subject.sparse(options.distill, [] if personal is None else personal.controls)
+    moment = subject.sparse(options.distill, [] if personal is None else personal.controls)
     settings = _settings(options, names, objective, prepared, accelerator.num_processes)
-    trainer = Trainer(accelerator, subject.model, prepared, objective, settings, rest, personal)
+    trainer = Trainer(accelerator, subject.model, prepared, objective, settings, moment, personal)
     if personal is not None:
         personal.find_masks(len(prepared.examples), trainer.look)
     trainer.resume()

@@ -17,6 +17,9 @@ from dattn.control.base import Control
 from ..loading import load, native, resolve
 from .asking import Arguments, Size
 
+STEPS = 50
+"""Of the denoising call that training stands for."""
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -49,16 +52,24 @@ class Subject:
             return 0.0, 1.0
         return (0.0, boundary) if self.component == "transformer_2" else (boundary, 1.0)
 
-    def sparse(self, teacher: bool, controls: Sequence[Control] = ()) -> Callable[[bool], None]:
-        """Put the pattern on the model; with a teacher, the call that lets it rest (True) and act again (False)."""
+    def sparse(self, teacher: bool, controls: Sequence[Control] = ()) -> Callable[[float | None], None]:
+        """Put the pattern on the model, and give the call that says where in a denoising call it is.
+
+        That is a share of the steps, in [0, 1], for patterns that change over them; None stands for stock attention,
+        which a teacher has.
+        """
         if self.attention is None and not controls:
-            return lambda rest: None
+            return lambda done: None
         options = {"dense_steps": int(teacher), "control": list(controls) or None, **self.schedule}
         handle = dattn.apply(self.model, self.attention, **options)
-        if not teacher:
-            return lambda rest: None
-        handle.step(1, 2)
-        return lambda rest: handle.step(0 if rest else 1, 2)  # a dense step
+
+        def place(done: float | None) -> None:
+            if done is None:
+                handle.step(0, STEPS)  # the dense one
+            elif self.attention is not None:
+                handle.step(max(int(teacher), min(int(done * STEPS), STEPS - 1)), STEPS)
+
+        return place
 
     def write_recipe(self, path: Path, arguments: Arguments) -> None:
         """The pattern as a recipe, with the grid of a forward pass."""

@@ -328,3 +328,31 @@ def test_layers_are_those_of_attention(name):
     add_lora(model, names, 2, 4, 0)
     assert all(torch.equal(tensor, weights(model)[name]) for name, tensor in first.items())
     assert np.isfinite([float(tensor.abs().sum()) for tensor in first.values()]).all()
+
+
+@pytest.mark.parametrize("more", [(), ("--distill",)], ids=["", "distilled"])
+def test_patterns_of_steps_are_trained_at_their_noise_levels(pictures, tmp_path, monkeypatch, more):
+    """The early steps' pattern at high noise, the late ones' at low noise; the teacher sees neither."""
+    from dattn.apps.lora.loop import Batch
+    from dattn.processors.layer import Layer
+
+    place, real, at, seen = Layer.place, Batch.__init__, [], []
+
+    def noting(self, *args):
+        real(self, *args)
+        at.append(self.done)
+
+    def placed(self, step, steps, *more):
+        place(self, step, steps, *more)
+        if steps == 40:
+            seen.append((at[-1], self._placed.name, self._dense_step))
+
+    monkeypatch.setattr("dattn.apps.lora.subject.STEPS", 40)
+    monkeypatch.setattr(Batch, "__init__", noting)
+    monkeypatch.setattr(Layer, "place", placed)
+    pattern = "PerStep({0: Neighborhood(3), 0.5: Grouped(2)})"
+    assert train(pictures, tmp_path, 4, "--attention", pattern, "--validation_steps", "4", *more) == 0
+    student = {done: name for done, name, dense in seen if not dense}  # the last: going back begins a call, at step 0
+    assert set(student.values()) == {"Neighborhood", "Grouped"}
+    assert not [done for done, name in student.items() if (name == "Grouped") != (done >= 0.5)]
+    assert any(dense for *_, dense in seen) == bool(more)
