@@ -192,12 +192,10 @@ def resolve(
         ValueError: nothing that we know, or a schedule out of bounds.
     """
     known = found(model, config) if attention == AUTO and family != "unet" else {}  # a UNet has many grids at once
-    settings = _measured(known, family, layers) if known else _settings(attention, family, model, layers)
-    settings = replace(
-        settings,
-        dense_steps=settings.dense_steps if dense_steps is None else dense_steps,
-        dense_layers=settings.dense_layers if dense_layers is None else dense_layers,
-    )
+    asked = {"dense_steps": dense_steps, "dense_layers": dense_layers}
+    own: dict[str, Any] = {name: amount for name, amount in asked.items() if amount is not None}
+    settings = _measured(known, family, layers, own) if known else _settings(attention, family, model, layers)
+    settings = replace(settings, **own)
     if isinstance(settings.attention, Auto) and settings.dense_steps == 0:  # no step to look in
         settings = replace(settings, attention=settings.attention.preset)
     return settings
@@ -228,9 +226,12 @@ def _from_string(text: str, family: str, model: str, layers: int | None) -> Sett
     return Settings(pattern_from_string(text), source=repr(text))
 
 
-def _measured(known: dict[str, Recipe], family: str, layers: int | None) -> Settings:
-    """Recipes for the grids that they were measured at; elsewhere what ``"auto"`` is without them."""
-    base = _automatic(family, layers)
+def _measured(known: dict[str, Recipe], family: str, layers: int | None, own: dict[str, Any]) -> Settings:
+    """Recipes for the grids that they were measured at; elsewhere what ``"auto"`` is without them.
+
+    ``own`` is the caller's schedule.
+    """
+    base = replace(_automatic(family, layers), **own)
     elsewhere = AfterDense(base.attention, base.dense_steps, base.dense_layers)
     grids = tuple((recipe.grid[:3], name, recipe.attention) for name, recipe in known.items() if recipe.grid)
     return Settings(ByGrid(grids, elsewhere), source=f"'auto', recipes {', '.join(known)}")

@@ -164,6 +164,8 @@ class AfterDense(Placed):
         dense = resolve_amount(self.dense_steps, steps)
         if layer < resolve_amount(self.dense_layers, layers) or step < dense - 1:
             return Dense()
+        if dense == 0:  # no step to look in
+            return self.auto.preset.at(layer, layers, step, steps)
         placed = self.auto.at(layer, layers, step, steps)
         return Looking(cast(Auto, placed)) if step == dense - 1 < steps - 1 else placed if step >= dense else Dense()
 

@@ -136,6 +136,11 @@ def test_a_measured_recipe_is_found(pipe, tmp_path, monkeypatch):
         assert all("no recipe for this grid" in row.why for row in handle.report().layers if row.backend != "stock")
     with dattn.apply(pipe, spec):
         assert torch.equal(output, clip(pipe))
+    with dattn.apply(pipe, "auto", dense_steps=0, dense_layers=0) as handle:  # of another grid: no look, no dense step
+        output = clip(pipe, num_frames=33)
+        assert not any("last dense step" in row.why for row in handle.report().layers)
+    with dattn.apply(pipe, resolve("radial", "wan", "", None, None).attention):
+        torch.testing.assert_close(output, clip(pipe, num_frames=33), atol=2e-3, rtol=0)
 
 
 def test_identity_is_of_the_configuration(pipe):
