@@ -64,11 +64,7 @@ class Cache:
         self._fps = fps
         self._folder, self._pipeline, self._model, self._call = folder, pipeline, model, call
         folder.mkdir(parents=True, exist_ok=True)
-        parts = {
-            name: _weights(part)
-            for name, part in pipeline.components.items()
-            if isinstance(part, torch.nn.Module) and part is not model
-        }
+        parts = {name: _tells(part) for name, part in pipeline.components.items() if part is not model}
         self._made_by = {"pipeline": type(pipeline).__name__, "parts": parts, "call": dict(call)}
 
     def prepare(self, items: Sequence[Item], buckets: Sequence[Size], quiet: bool = False) -> Prepared:
@@ -151,13 +147,24 @@ def _content(path: Path) -> str:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def _weights(module: torch.nn.Module) -> str:
-    """What tells a module's weights from others': a sum over each tensor's size and some of its numbers."""
-    told = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
+def _tells(part: Any) -> str:
+    """What tells a component from others: configuration, words, and of each tensor size, sum and some numbers."""
+    told = hashlib.sha256(_config(part).encode())
+    if hasattr(part, "get_vocab"):
+        told.update(json.dumps(part.get_vocab(), sort_keys=True).encode())
+    for name, tensor in part.state_dict().items() if isinstance(part, torch.nn.Module) else ():
         some = tensor.detach().flatten()[:: max(1, tensor.numel() // 16)][:16].float().cpu()
-        told.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}{some.tolist()}".encode())
+        wide = tensor.detach() if tensor.element_size() > 1 else tensor.detach().float()  # no sums of 8 bits
+        total = wide.sum(dtype=torch.float64).item()
+        told.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}{total}{some.tolist()}".encode())
     return told.hexdigest()
+
+
+def _config(part: Any) -> str:
+    """A component's configuration, but for where it was loaded from."""
+    config = getattr(part, "config", None) or {}
+    entries = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    return json.dumps({k: v for k, v in entries.items() if not k.startswith("_")}, sort_keys=True, default=str)
 
 
 def load_latents(example: Example) -> Tensor:

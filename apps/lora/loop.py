@@ -268,16 +268,20 @@ class Trainer:
 
     @torch.no_grad()
     def validation_loss(self, examples: int = 8, levels: Sequence[float] = (0.2, 0.5, 0.8)) -> float:
-        """The loss of the first examples at fixed noise and times, so that it can be compared over a run."""
+        """The loss of the first examples at fixed noise and times, so that it can be compared over a run.
+
+        Where the model itself teaches, what it says is the target here too.
+        """
         self.plain.eval()
         losses = []
         for number, index in enumerate(range(min(examples, len(self._prepared.examples)))):
             for level in levels:
                 batch = self._batch([index], VALIDATION + number, self._objective.fixed(level))
+                target = self._teacher(batch) if self.settings.distill else batch.target
                 self._moment(batch.done)
                 with self.accelerator.autocast():
                     output = self.plain(**batch.arguments, return_dict=False)
-                losses.append(nn.functional.mse_loss(batch.manner.prediction(output).float(), batch.target.float()))
+                losses.append(nn.functional.mse_loss(batch.manner.prediction(output).float(), target.float()))
         self.plain.train()
         return float(torch.stack(losses).mean())
 
