@@ -162,10 +162,10 @@ def _settings(options: Any, names: Sequence[str], objective: Objective, prepared
             "lora_alpha": options.lora_alpha or options.rank,
             "layers": list(names),
             "processes": processes,
-            "examples": _digest(prepared),
             **{name: getattr(options, name) for name in KEPT},
             "attention": str(options.attention),
             **{name: getattr(options, name) for name in NEW_WORDS if options.placeholder_token},
+            "examples": _digest(prepared),  # last: what else differs is said first
         },
     )
 
