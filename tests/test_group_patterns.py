@@ -13,6 +13,7 @@ from dattn import (
     CrossShaped,
     Dense,
     Grouped,
+    Growing,
     MultiAxis,
     Neighborhood,
     PerHead,
@@ -236,6 +237,7 @@ POOLING = [
     (Grouped((2, 2, 4), reach=0, tail=True), Neighborhood(3, tile=(2, 3, 4), tail=True)),
     (Neighborhood(3, tail=16), Dense()),
     (PerHead((Radial(0.3, False, 64, tail=16),)), Dense()),
+    (Growing(Neighborhood((3, None, None), tail=16), 9), Dense()),
 ]
 
 

@@ -45,6 +45,11 @@ class Growing(Pattern):
             raise ValueError(f"still={self.still!r}: give a number from 0 to 1")
         self.pattern.stretched(1.0)
 
+    @property
+    def tail(self) -> bool | int:
+        """That of the pattern."""
+        return getattr(self.pattern, "tail", False)
+
     def at(self, layer: int, layers: int, step: int, steps: int) -> Spec:
         """The pattern at that place."""
         placed: Any = self.pattern.at(layer, layers, step, steps)
