@@ -42,6 +42,7 @@ def parser() -> Parser:
     p.add_argument("--cases", type=at_least(1), default=24, help="of each control (default: %(default)s)")
     p.add_argument("--steps", type=at_least(1), help="denoising steps (default: the model's own)")
     p.add_argument("--frames", type=at_least(5), help="frames of a video (default: the model's own)")
+    p.add_argument("--guidance", type=float, help="guidance scale; 1 is none (default: the model's own)")
     folder = Path("outputs/controls")
     p.add_argument("--output", type=Path, default=folder, metavar="DIR", help="(default: %(default)s)")
     add_schedule_options(p)
@@ -85,7 +86,8 @@ def _note(rows: Sequence[dict[str, Any]], loaded: Loaded, options: Any, argv: Se
 def _under(options: Any) -> str:
     """What runs under the controls, in words."""
     dense = [f"{name.replace('_', ' ')} {value:g}" for name in SCHEDULE if (value := getattr(options, name))]
-    return ", ".join([options.pattern, *dense])
+    guided = [] if options.guidance is None else [f"guidance {options.guidance:g}"]
+    return ", ".join([options.pattern, *dense, *guided])
 
 
 def _judged(name: str, loaded: Loaded, pattern: Any, options: Any) -> list[dict[str, Any]]:
@@ -93,7 +95,8 @@ def _judged(name: str, loaded: Loaded, pattern: Any, options: Any) -> list[dict[
     native = loaded.native
     assert native is not None
     call = {"height": native.height, "width": native.width, "num_inference_steps": options.steps or native.steps}
-    call |= native.extra | ({} if native.guidance is None else {"guidance_scale": native.guidance})
+    guidance = native.guidance if options.guidance is None else options.guidance
+    call |= native.extra | ({} if guidance is None else {"guidance_scale": guidance})
     if loaded.makes_video:
         call["num_frames"] = options.frames or native.frames
     make = Maker(

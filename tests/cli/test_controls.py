@@ -101,6 +101,16 @@ def test_rows_of_other_weights_are_dropped_and_dense_steps_are_named(dattn_comma
     assert row["under"] == "Neighborhood(13), dense steps 0.5"
 
 
+def test_another_guidance_is_named_and_used(dattn_command, tmp_path):
+    words = ["--model", MODELS / "shapes-sd", "--only", "Perturb", "--cases", "1", "--steps", "2", "--output", tmp_path]
+    found = []
+    for name, more in (("shapes-sd-stock", []), ("shapes-sd-stock-guidance-1", ["--guidance", "1"])):
+        assert dattn_command("controls", *words, *more).code == 0
+        found.append(json.loads((tmp_path / f"{name}.json").read_text())["rows"])
+    assert [rows[0]["under"] for rows in found] == ["stock", "stock, guidance 1"]
+    assert found[0][1]["after"] != found[1][1]["after"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
