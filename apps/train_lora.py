@@ -22,6 +22,7 @@ EXAMPLES = """\
 Options may be written with - or _; a config file (.toml, .json) has the same names."""
 
 COMPONENTS = ("transformer", "transformer_2", "unet")
+SAMPLING = ("all", "uniform", "reweighted")
 
 
 def parser() -> Parser:
@@ -108,6 +109,18 @@ def parser() -> Parser:
     )
     group.add_argument(
         "--masking_weight", type=float, default=0.0, help="of AttenCraft's, by masks (default: %(default)s)"
+    )
+    group.add_argument(
+        "--concept_sampling",
+        choices=SAMPLING,
+        default="all",
+        help="which concepts a step is about, its error in their masks; AttenCraft (default: %(default)s)",
+    )
+    group.add_argument(
+        "--mask_steps",
+        type=at_least(0),
+        default=20,
+        help="look for masks again so often; 0: never (default: %(default)s)",
     )
     group = p.add_argument_group("training")
     group.add_argument(

@@ -4,6 +4,8 @@
 
 mean over layers, each brought to [0, 1]. A place belongs to a concept whose value exceeds those of all others, and of
 the background, 1 - the largest, by a margin. The powers are taken one after the other, on values: no map is built.
+Masks are 32 x 32, whatever the level of the maps, and are looked for again as the model learns: new ones take the place
+of the old where their structural similarity is 0.8 or more for every concept, so that none is lost on the way.
 """
 
 from __future__ import annotations
@@ -14,12 +16,17 @@ from torch import Tensor
 
 from dattn.control.base import Call, Control, Place
 from dattn.control.map_store import MapStore, resize
+from dattn.metrics import ssim
 
-from .concepts import SIZE, to_unit
+from .concepts import to_unit
 
-TOKENS = 32**2
+SIDE = 32
+"""Height and width of masks."""
+TOKENS = SIDE**2
 """Of the layers whose self-attention is looked at, or as near to it as the model has them."""
 POWER, MARGIN = 4, 0.1
+ALIKE = 0.8
+"""The least structural similarity of masks to those that they replace."""
 
 
 class Spread(Control):
@@ -29,11 +36,11 @@ class Spread(Control):
 
     def __init__(self) -> None:
         self._maps: Tensor | None = None
-        self._store = MapStore((1, SIZE, SIZE))
+        self._store = MapStore((1, SIDE, SIDE))
 
     def watch(self, maps: Tensor | None) -> None:
         """A forward pass for samples with these maps, [samples, maps, height, width], comes; None ends it."""
-        self._maps, self._store = maps, MapStore((1, SIZE, SIZE))
+        self._maps, self._store = maps, MapStore((1, SIDE, SIDE))
 
     def acts(self, place: Place) -> bool:
         """In self-attention of one level."""
@@ -60,7 +67,7 @@ class Spread(Control):
         return columns
 
     def masks(self) -> Tensor:
-        """float32 [samples, maps, height, width], 1 where a place belongs to a concept and 0 elsewhere."""
+        """float32 [samples, maps, SIDE, SIDE], 1 where a place belongs to a concept and 0 elsewhere."""
         return assigned(to_unit(self._store.mean[:, :, 0]))
 
 
@@ -69,6 +76,16 @@ def assigned(values: Tensor) -> Tensor:
     best = values.amax(1, keepdim=True)
     others = torch.stack([_without(values, i).amax(1) for i in range(values.shape[1])], 1)
     return ((values > others + MARGIN) & (values > 1 - best + MARGIN)).float()
+
+
+def alike(masks: Tensor, before: Tensor) -> bool:
+    """Whether masks [concepts, height, width] are so like those before that they can replace them.
+
+    A concept without a place may get one; none may lose its own, which the similarity of small ones would not tell.
+    """
+    placed = before.sum((1, 2)) > 0
+    pairs = zip(*(side[placed].numpy()[:, None, :, :, None] for side in (masks, before)), strict=True)
+    return all(one.any() and ssim(one, other) >= ALIKE for one, other in pairs)
 
 
 def _without(values: Tensor, index: int) -> Tensor:

@@ -6,9 +6,10 @@ heads and layers, brought to [0, 1] and blurred, and a squared (DisenDiff, Zhang
     binding = Σ_i (1 - IoU(a_i, n_i)) + Σ_{i<j} IoU(a_i, a_j)          IoU(a, b) = (Σ ab + 1) / (Σ a + Σ b - Σ ab + 1)
 
 where the first term pulls at the new words alone. With a mask m_i for each concept (AttenCraft, Shentu et al.,
-arXiv 2405.17965), p_i being the map over its sum, the mean of those of its words:
+arXiv 2405.17965), the mean p_i of the maps of its words, brought to the mask's size and to [0, 1], and softmax over
+places, as its authors have it:
 
-    masking = mean_i JS(p_i, m_i / Σ m_i)
+    masking = mean_i JS(softmax p_i, softmax m_i)
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dattn.control.base import Call, Control, Place
-from dattn.control.map_store import MapStore, tells_words, word_maps
+from dattn.control.map_store import MapStore, resize, tells_words, word_maps
 
 from .tokens import NewTokens
 
@@ -66,9 +67,9 @@ class ConceptMaps(Control):
         """A forward pass for these captions comes."""
         stage, self._store = self.stage, MapStore((1, SIZE, SIZE))
         stage.prompts, stage.samples, stage.passes = tuple(captions), len(captions), 0
-        found = [self._found(caption) for caption in captions]
-        self.present = torch.tensor([[bool(word and kind) for word, kind in row] for row in found])
-        self._phrases = [[places or [0] for pair in row for places in pair] for row in found]  # 0 stands in for none
+        self.present = torch.tensor([self.named(caption) for caption in captions], dtype=torch.bool)
+        rows = [self._found(caption) for caption in captions]
+        self._phrases = [[places or [0] for pair in row for places in pair] for row in rows]  # 0 stands in for none
 
     def _found(self, caption: str) -> list[tuple[list[int], list[int]]]:
         """The tokens of every concept's word and of its class behind it; empty where the caption has them not."""
@@ -78,6 +79,10 @@ class ConceptMaps(Control):
             word, both = tokens.of(concept.word), tokens.of(f"{concept.word} {concept.kind}")
             found.append((word, [i for i in both if i not in word]))
         return found
+
+    def named(self, caption: str) -> list[bool]:
+        """Which concepts a caption names."""
+        return [bool(word and kind) for word, kind in self._found(caption)]
 
     def acts(self, place: Place) -> bool:
         """Where words are told apart, if any concept is named."""
@@ -112,12 +117,12 @@ def masking(maps: Tensor, masks: Tensor, present: Tensor) -> Tensor:
 
     Args:
         maps: as for ``binding``.
-        masks: [samples, concepts, height, width] in [0, 1].
+        masks: [samples, concepts, height, width] in [0, 1], of any size.
         present: as for ``binding``.
     """
     counted = present & (masks.sum((-2, -1)) > 0)
-    looks = maps.mean(2).flatten(2)
-    divergence = jensen_shannon(looks / looks.sum(-1, keepdim=True), _over_sum(masks.flatten(2)))
+    looks = to_unit(resize(maps.mean(2)[:, :, None], (1, *masks.shape[-2:]))[:, :, 0])
+    divergence = jensen_shannon(*(side.flatten(2).softmax(-1) for side in (looks, masks)))
     return (divergence * counted).sum() / counted.sum().clamp_min(1)
 
 
@@ -145,7 +150,3 @@ def jensen_shannon(one: Tensor, other: Tensor) -> Tensor:
     middle = (one + other) / 2
     parts = (torch.special.xlogy(p, p) - torch.special.xlogy(p, middle) for p in (one, other))
     return sum(parts, torch.zeros(())).sum(-1) / 2
-
-
-def _over_sum(masks: Tensor) -> Tensor:
-    return masks / masks.sum(-1, keepdim=True).clamp_min(1e-8)

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dattn.control.map_store import on_latents
+
 from . import checkpoints
 from .adapting import restore, weights
 from .asking import Size
@@ -19,7 +21,7 @@ from .cache import Prepared, load_latents, load_told
 from .interrupts import uninterrupted
 from .objective import Objective
 from .order import Order
-from .personal import Personal
+from .personal import FOUND, Personal
 from .tokens import PREFIX
 
 VALIDATION = 2**40
@@ -82,6 +84,10 @@ class Batch:
         left_out = [drop and levels is None for drop in dropped]
         self.captions = ["" if out else e.caption for e, out in zip(examples, left_out, strict=True)]
         self.indices, self.manner = tuple(indices), prepared.manners[size]
+        areas: list[Tensor | None] = [None] * len(examples)
+        if personal is not None and levels is None:
+            about = [personal.about(i, text, generator) for i, text in zip(indices, self.captions, strict=True)]
+            self.captions, areas = [text for text, _ in about], [area for _, area in about]
         if personal is None:
             files = [prepared.nothing[size] if out else e.told for e, out in zip(examples, left_out, strict=True)]
             read = [load_told(file) for file in files]
@@ -91,12 +97,28 @@ class Batch:
         levels = drawn if levels is None else levels
         self.done = objective.done(levels)
         latents, times, target = objective.noisy(clean, noise, levels)
-        self.target = target.to(device)
+        self.target, self._area = target.to(device), _laid_over(areas, target)
         self.arguments = self.manner.arguments(
             latents.to(device),
             times.to(device),
             {name: tensor.to(device) for name, tensor in told.items()},
         )
+
+    def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """The mean squared error of what is predicted, which counts where the step is about something."""
+        sides = prediction.float(), target.float()
+        sides = sides if self._area is None else tuple(side * self._area.to(side) for side in sides)
+        return nn.functional.mse_loss(*sides)
+
+
+def _laid_over(areas: Sequence[Tensor | None], latents: Tensor) -> Tensor | None:
+    """Areas [height, width], None for everywhere, in a shape that multiplies latents; None where all are."""
+    given = [area for area in areas if area is not None]
+    if not given:
+        return None
+    whole = torch.ones_like(given[0])
+    stacked = torch.stack([whole if area is None else area for area in areas])
+    return on_latents(stacked[:, None], latents, mode="bilinear")
 
 
 def _stacked(name: str, tensors: list[Tensor]) -> Tensor:
@@ -160,12 +182,12 @@ class Trainer:
                 f"resume_from_checkpoint {self.settings.resume}: {changed[0]} was {was!r}, now it is {now!r}; go on "
                 "with the same"
             )
-        vectors = {name: state.weights.pop(name) for name in list(state.weights) if name.startswith(PREFIX)}
-        if vectors and self._personal is None:
+        own = {name: state.weights.pop(name) for name in list(state.weights) if name.startswith((PREFIX, FOUND))}
+        if own and self._personal is None:
             raise ValueError(f"resume_from_checkpoint {self.settings.resume}: it learned new words; name them again")
         restore(self.plain, state.weights)
         if self._personal is not None:
-            self._personal.tokens.restore(vectors)
+            self._personal.restore(own)
         checkpoints.restore_numbers(self.optimizer.optimizer, state.optimizer)
         self.step = state.step
         for _ in range(state.step):
@@ -179,8 +201,8 @@ class Trainer:
         scaler = self.accelerator.scaler
         told = self.settings.told | ({"scaler": scaler.state_dict()} if scaler is not None else {})
         numbers = checkpoints.numbers_of(self.optimizer.optimizer)
-        vectors = {} if self._personal is None else self._personal.tokens.weights()
-        state = checkpoints.State(self.step, weights(self.plain) | vectors, numbers, told)
+        own = {} if self._personal is None else self._personal.state()
+        state = checkpoints.State(self.step, weights(self.plain) | own, numbers, told)
         checkpoints.write(self.settings.output, state, self.settings.checkpoint_limit)
 
     def run(self, report: Callable[[dict[str, float]], None]) -> None:
@@ -210,6 +232,8 @@ class Trainer:
     def _one_step(self) -> float:
         """All batches of a step; the mean loss over all processes."""
         settings, accelerator = self.settings, self.accelerator
+        if self._personal is not None:
+            self._personal.look(self.step, len(self._prepared.examples), self.look)
         total = torch.zeros((), device=accelerator.device)
         for part in range(settings.accumulate):
             number = (self.step * settings.accumulate + part) * accelerator.num_processes + accelerator.process_index
@@ -239,7 +263,7 @@ class Trainer:
         self._moment(batch.done)
         with self.accelerator.autocast():
             output = self.model(**batch.arguments, return_dict=False)
-        loss = nn.functional.mse_loss(batch.manner.prediction(output).float(), target.float())
+        loss = batch.loss(batch.manner.prediction(output), target)
         return loss if self._personal is None else loss + self._personal.loss(batch.indices).to(loss)
 
     def look(self, example: int, level: float) -> None:

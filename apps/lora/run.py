@@ -33,7 +33,7 @@ PATIENCE = timedelta(hours=24)
 """How long processes wait for the one that prepares data or makes samples."""
 NEW_WORDS = (
     *("placeholder_token", "initializer_token", "concept"),
-    *("binding_weight", "masking_weight", "token_learning_rate"),
+    *("binding_weight", "masking_weight", "token_learning_rate", "concept_sampling", "mask_steps"),
 )
 """Options of new words, which stay the same where a run goes on."""
 KEPT = (
@@ -71,8 +71,6 @@ def train(options: Any, attention: Any, buckets: Sequence[Size], items: Sequence
     moment = subject.sparse(options.distill, [] if personal is None else personal.controls)
     settings = _settings(options, names, objective, prepared, accelerator.num_processes)
     trainer = Trainer(accelerator, subject.model, prepared, objective, settings, moment, personal)
-    if personal is not None:
-        personal.find_masks(len(prepared.examples), trainer.look)
     trainer.resume()
     if first:
         _say(prepared, sum(p.numel() for p in learning), len(names), trainer.step, options.max_train_steps)

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from accelerate.state import AcceleratorState
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from PIL import Image
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 import dattn
 from dattn.apps.cli import main
 from dattn.apps.lora.asking import listen, told, told_with_graph
-from dattn.apps.lora.concept_masks import POWER, Spread, assigned
+from dattn.apps.lora.concept_masks import POWER, SIDE, Spread, alike, assigned
 from dattn.apps.lora.concepts import Concept, ConceptMaps, binding, blurred, jensen_shannon, masking, overlap, to_unit
 from dattn.apps.lora.tokens import NewTokens
 from dattn.apps.shapes.pictures import draw_pictures, sample_picture
@@ -84,9 +85,12 @@ def test_jensen_shannon_is_that_of_the_formula():
 
 
 def test_masking_counts_what_is_there():
-    maps, masks = random(1, 2, 2, 4, 4), (random(1, 2, 4, 4, seed=1) > 0.5).double()
-    looks = [maps[0, i].mean(0).flatten() / maps[0, i].mean(0).sum() for i in range(2)]
-    each = [float(jensen_shannon(look, masks[0, i].flatten() / masks[0, i].sum())) for i, look in enumerate(looks)]
+    maps, masks = random(1, 2, 2, 4, 4), (random(1, 2, 8, 8, seed=1) > 0.5).double()
+    each = []
+    for i in range(2):
+        look = F.interpolate(maps[:, i].mean(1, keepdim=True), (8, 8), mode="bicubic", align_corners=False).flatten()
+        look, mask = (look - look.min()) / (look.max() - look.min()), masks[0, i].flatten()
+        each.append(float(jensen_shannon(look.exp() / look.exp().sum(), mask.exp() / mask.exp().sum())))
     both, one = torch.tensor([[True, True]]), torch.tensor([[True, False]])
     assert masking(maps, masks, both).item() == pytest.approx(sum(each) / 2)
     assert masking(maps, masks, one).item() == pytest.approx(each[0])
@@ -122,9 +126,22 @@ def test_maps_are_carried_along_self_attention():
         spread.watch(maps)
         unet(latents, torch.tensor([100, 100]), text)
     columns = maps.square().flatten(2).mT
-    expected = torch.stack([torch.linalg.matrix_power(a, POWER) @ columns for a in seen]).mean(0)
-    found = spread._store.mean[:, :, 0].flatten(2).mT
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    carried = torch.stack([torch.linalg.matrix_power(a, POWER) @ columns for a in seen]).mT.unflatten(-1, (16, 16))
+    large = [F.interpolate(one, (SIDE, SIDE), mode="bicubic", align_corners=False).clamp(min=0) for one in carried]
+    torch.testing.assert_close(spread._store.mean[:, :, 0], torch.stack(large).mean(0), atol=1e-5, rtol=1e-4)
+    assert spread.masks().shape == (2, 3, SIDE, SIDE)
+
+
+def test_masks_replace_those_that_they_are_like():
+    masks = torch.zeros(2, SIDE, SIDE)
+    masks[0, 4:16, 4:16], masks[1, 20:28, 6:20] = 1, 1
+    moved, small, lost, none = masks.clone(), masks.clone(), masks.clone(), masks.clone()
+    small[0, 4, 4] = 0
+    moved[0] = masks[0].roll(9, 1)
+    lost[1], none[1] = 0, 0
+    assert alike(masks, masks) and alike(small, masks)
+    assert not alike(moved, masks) and not alike(lost, masks)
+    assert alike(masks, none)  # one that had no place gets one
 
 
 def test_maps_of_concepts_are_heat_maps():
@@ -183,6 +200,7 @@ def train(data, output, steps, *more):
 
 def test_new_words_are_learned_and_loaded_by_stock_diffusers(pair, tmp_path):
     options = [*CONCEPTS, "--masking_weight", "1", "--token_learning_rate", "1e-2", "--checkpointing_steps", "2"]
+    options += ["--concept_sampling", "reweighted", "--mask_steps", "3"]  # at 3, after what is gone on from
     assert train(pair, tmp_path / "whole", 4, *options) == 0
     pipe = stock()
     files = sorted((tmp_path / "whole").glob("learned_embeds-*.safetensors"))
@@ -228,6 +246,7 @@ def test_a_class_that_is_not_named_leaves_the_concept_out():
         (["--initializer_token", "red"], "give one for each of <new1> <new2>"),
         (["--initializer_token", "red", "zebra"], "--initializer_token zebra"),
         (["--concept", "<new3> circle"], "write a placeholder (<new1>, <new2>) and its class"),
+        (["--concept_sampling", "uniform"], "--concept_sampling uniform: name what to choose from with --concept"),
         (["--concept", "<new1>"], "write a placeholder (<new1>, <new2>) and its class"),
     ],
 )
