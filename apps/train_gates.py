@@ -85,13 +85,12 @@ def main(argv: Sequence[str]) -> int:
 def train_blocks(loaded: Loaded, request: Request, prompts: Sequence[str], options: argparse.Namespace) -> None:
     """Train a gate for every layer and write them."""
     import dattn
-    from dattn.scores import TrueWeights
 
     from .gates.blocks import TeachBlocks
     from .gates.progress import run_along
 
     progress = _progress(request, prompts, options)
-    teach = TeachBlocks(options.block_size, TrueWeights(options.target), options.learning_rate, progress)
+    teach = TeachBlocks(options.block_size, options.target, options.learning_rate, progress)
     latest = lambda: f"loss {fmean(gate.losses[-1] for gate in teach.gates.values()):.4f}"
     with dattn.apply(loaded.pipe, teach, backend=options.backend):
         run_along(loaded, request, prompts, options.rounds, progress, latest)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dattn.backends import choose, run
+from dattn.backends import choose, run, weights_of_blocks
 from dattn.backends.problem import Problem
 from dattn.backends.torch_blocks import dense
 from dattn.block_mask import BlockMask, MaskCache
@@ -119,6 +119,11 @@ def _masked(pattern: Spec, call: Call, return_lse: bool) -> Any:
 def over(mask: BlockMask, call: Call) -> tuple[Tensor, Tensor]:
     """Output and LSE of attention over a block mask."""
     return run(_chosen(call), Problem(*call[:3], mask, call.scale, call.key_mask))
+
+
+def weights_over(mask: BlockMask, call: Call, lse: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest and the summed weight in every pair of blocks, see ``weights_of_blocks``, by the call's backend."""
+    return weights_of_blocks(_chosen(call), Problem(*call[:3], mask, call.scale, call.key_mask), lse)
 
 
 def masked(pattern: Any, call: Call) -> tuple[BlockMask, Tensor, Tensor]:

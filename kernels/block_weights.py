@@ -1,4 +1,4 @@
-"""How much weight attention really gives to every block that it visits: the truth that selections are judged by.
+"""How much weight attention really gives to every block that it visits: the truth that gates are taught.
 
 A second, cheaper walk over the lists with the LSE that attention returned: half its products, no values. Kept apart
 from the forward kernel, which needs its registers, and whose running maximum is not yet the final one.

@@ -5,12 +5,15 @@ import math
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import dattn
 from dattn import Dense, Neighborhood, PerHead
 from dattn.apps.gates.blocks import LayerGate, TeachBlocks, divergence
 from dattn.apps.gates.heads import HeadGates, Mixed
 from dattn.apps.gates.progress import Progress
+from dattn.backends import run, weights_of_blocks
+from dattn.backends.problem import Problem
 from dattn.block_mask import MaskCache
 from dattn.grid import TokenGrid
 from dattn.orders import Raster
@@ -57,7 +60,7 @@ def test_a_gate_learns_where_the_largest_weights_are():
     )
     for _ in range(10):
         for sides in turned:
-            gate.learn(sides, TrueWeights(), 1e-2)
+            gate.learn(sides, TrueWeights().of(sides), 1e-2)
     after = divergence(truth, gate_logits(held_out, *gate.matrices))
     assert after < 0.7 * before and gate.losses[-1] < gate.losses[0]
 
@@ -80,7 +83,7 @@ def test_teaching_blocks_changes_no_output_and_writes_what_a_learned_gate_reads(
     model = tiny_wan().eval()
     with torch.no_grad():
         stock = model(**wan_arguments()).sample
-        teach = TeachBlocks(SIZE, TrueWeights(), 1e-3, Progress(4))
+        teach = TeachBlocks(SIZE, "largest", 1e-3, Progress(4))
         with dattn.apply(model, teach):
             for seed in (0, 0):
                 output = model(**wan_arguments(seed)).sample
@@ -95,6 +98,93 @@ def test_teaching_blocks_changes_no_output_and_writes_what_a_learned_gate_reads(
         with dattn.apply(model, pattern) as handle:
             model(**wan_arguments())
             assert all(0.5 <= layer["density"] < 1 for layer in handle.report().to_dict()["layers"])
+
+
+def taught(monkeypatch, grid, target="largest", backend="auto", dtype=torch.float64, key_mask=None):
+    """Queries and keys, and what a gate is taught of them."""
+    generator, told = torch.Generator().manual_seed(5), []
+    q, k, v = (torch.randn(2, 2, grid.tokens, 8, generator=generator, dtype=torch.float64).to(dtype) for _ in range(3))
+    monkeypatch.setattr(LayerGate, "learn", lambda self, sides, truth, rate: told.append(truth))
+    state = {"masks": MaskCache(), "layer": 0}
+    teach = TeachBlocks(SIZE, target, 1e-3, Progress(1))
+    output, _ = teach.attend(q, k, v, grid, state, scale=0.7, key_mask=key_mask, backend=backend)
+    return (q, k, v), told[0], output
+
+
+def pooled_map(q, k, grid, target, kept):
+    """The map of dense attention, pooled over pairs of visual blocks and over the sum of its rows; pair by pair."""
+    weights = (q @ k.mT * 0.7).masked_fill(~kept[:, None, None], -torch.inf).softmax(-1)
+    edges = range(grid.text_before, grid.text_before + grid.visual, SIZE)
+    blocks = [slice(i, min(i + SIZE, grid.text_before + grid.visual)) for i in edges]
+    of = {"largest": lambda pair: pair.amax((2, 3)), "total": lambda pair: pair.sum((2, 3))}[target]
+    pooled = torch.stack([torch.stack([of(weights[:, :, i, j]) for j in blocks], -1) for i in blocks], 2)
+    return pooled / pooled.sum(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+@pytest.mark.parametrize("target", ["largest", "total"])
+@pytest.mark.parametrize("grid", [TokenGrid(3, 5, 7), TokenGrid(3, 5, 7, text=(5, 20))])
+def test_gates_are_taught_the_pooled_map_of_dense_attention(monkeypatch, grid, target, backend):
+    monkeypatch.setattr("dattn.backends.torch_weights.HELD", 3 * SIZE * SIZE)  # several portions both ways
+    kept = torch.ones(2, grid.tokens, dtype=torch.bool)
+    kept[1, grid.tokens - grid.text_after + 3 :] = False
+    (q, k, v), truth, output = taught(monkeypatch, grid, target, backend, key_mask=kept)
+    torch.testing.assert_close(truth, pooled_map(q, k, grid, target, kept))
+    dense = (q @ k.mT * 0.7).masked_fill(~kept[:, None, None], -torch.inf).softmax(-1) @ v
+    torch.testing.assert_close(output, dense)
+
+
+class Largest(TorchDispatchMode):
+    """The numbers in the largest tensor that any operation gives."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = func(*args, **kwargs or {})
+        for tensor in given if isinstance(given, tuple | list) else (given,):
+            if isinstance(tensor, torch.Tensor):
+                self.numbers = max(self.numbers, tensor.numel())
+        return given
+
+
+def test_no_map_is_built_to_teach_gates(monkeypatch):
+    """Every tensor of a step of training is far below tokens x tokens, the gate's own step too."""
+    monkeypatch.setattr("dattn.backends.torch_weights.HELD", 1 << 14)
+    monkeypatch.setattr("dattn.backends.torch_blocks.GATHERED", 1 << 14)
+    grid = TokenGrid(8, 16, 16)
+    q, k, v = (torch.randn(1, 1, grid.tokens, 8, generator=torch.Generator().manual_seed(s)) for s in range(3))
+    teach = TeachBlocks(64, "largest", 1e-3, Progress(1))
+    with Largest() as largest, torch.no_grad():
+        teach.attend(q, k, v, grid, {"masks": MaskCache(), "layer": 0}, scale=0.3, key_mask=None, backend="torch")
+    assert len(teach.gates[0].losses) == 1
+    assert grid.tokens * 8 <= largest.numbers <= grid.tokens**2 / 32
+
+
+def test_weights_of_blocks_in_part_are_refused():
+    q = torch.zeros(1, 1, GRID.tokens, 8)
+    mask = Neighborhood((3, 3, 3), tile=(2, 2, 2)).mask(GRID)
+    assert mask.partial.index.shape[-1]
+    with pytest.raises(ValueError, match="visits some in part or pooled; give one of whole blocks"):
+        weights_of_blocks("torch", Problem(q, q, q, mask, 1.0), q[..., 0])
+
+
+def test_weights_of_blocks_that_are_not_visited_are_zero():
+    """Lists of every batch row and head group their own; by every backend the sums are those of the output's rows."""
+    generator = torch.Generator().manual_seed(2)
+    q, k = (torch.randn(2, 4, GRID.tokens, 8, generator=generator, dtype=torch.float64) for _ in range(2))
+    partition = Raster().partition(q, k, GRID, SIZE, MaskCache())
+    seen = torch.rand(2, 2, 4, 4, generator=generator) > 0.4
+    problem = Problem(q, k, k, partition.mask(seen), 0.5)
+    _, lse = run("torch", problem)
+    wide = seen.repeat_interleave(2, 1)
+    allowed = wide.repeat_interleave(SIZE, 2).repeat_interleave(SIZE, 3)
+    weights = (q @ k.mT * 0.5).masked_fill(~allowed, -torch.inf).softmax(-1).nan_to_num(0)
+    pairs = weights.unflatten(3, (4, SIZE)).unflatten(2, (4, SIZE))
+    for backend in ("torch", "reference"):
+        largest, total = weights_of_blocks(backend, problem, lse)
+        torch.testing.assert_close(largest, pairs.amax((3, 5)))
+        torch.testing.assert_close(total, pairs.sum((3, 5)))
+        assert (largest == 0).eq(~wide).all()
 
 
 def test_mixed_attention_is_the_mixture_by_gates():

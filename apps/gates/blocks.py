@@ -2,7 +2,8 @@
 
 The pipeline runs with dense attention. Every layer's gate is shown the layer's queries and keys and learns to say what
 weights each pair of blocks has: KL(true weights || gate), both normalised over a row; the largest of a pair, as the
-authors have it, or their sum. It begins as the product of mean queries and mean keys.
+authors have it, or their sum. These come from the backend that computed the attention, block by block from its LSE: no
+map is built. The gate begins as the product of mean queries and mean keys.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dattn.attention import attend
-from dattn.orders import Raster
+from dattn.attention import attend, masks_in, weights_over
+from dattn.block_mask import BlockMask
+from dattn.grid import text_blocks
+from dattn.orders import Partition, Raster
 from dattn.patterns.dense import Dense
 from dattn.patterns.dynamic import Given
 from dattn.patterns.selected import sides_of
 from dattn.scores.base import Sides
 from dattn.scores.gate import gate_logits
-from dattn.scores.true_weights import TrueWeights
 from dattn.spec import Call, Operator
 
 from .progress import Progress
@@ -45,10 +47,8 @@ class LayerGate:
         matrices = nn.Parameter(same.clone()), nn.Parameter(torch.cat([nothing, nothing, same], 1))
         return cls(matrices, torch.optim.AdamW(matrices, lr=rate, weight_decay=0.0))
 
-    def learn(self, sides: Sides, target: TrueWeights, rate: float) -> None:
-        """One step on queries and keys."""
-        with torch.no_grad():
-            truth = target.of(sides)
+    def learn(self, sides: Sides, truth: Tensor, rate: float) -> None:
+        """One step on queries and keys, and the true weights [batch, heads, blocks, blocks], whose rows sum to 1."""
         with torch.enable_grad():
             loss = divergence(truth, gate_logits(sides, *self.matrices))
             loss.backward()
@@ -64,20 +64,26 @@ def divergence(truth: Tensor, logits: Tensor) -> Tensor:
     return nn.functional.kl_div(logits.log_softmax(-1), truth, reduction="none").sum(-1).mean()
 
 
+def every_block(partition: Partition) -> BlockMask:
+    """The mask of a partition's blocks where each sees all, text too."""
+    everything = torch.ones(1, 1, len(partition.blocks), len(partition.lengths), dtype=torch.bool)
+    return partition.mask(everything.to(partition.key.device))
+
+
 @dataclass(frozen=True, eq=False)
 class TeachBlocks(Operator):
     """Dense attention whose queries and keys teach a gate.
 
     Args:
         block_size: 16, 32, 64 or 128.
-        target: what gates learn to say.
+        target: what gates learn to say of a pair of blocks: its "largest" weight or their "total".
         rate: the first learning rate; it falls to 0 along a cosine.
         progress: how much of the training is done.
         gates: by layer; made when a layer is first met.
     """
 
     block_size: int
-    target: TrueWeights
+    target: str
     rate: float
     progress: Progress
     gates: dict[int, LayerGate] = field(default_factory=dict)
@@ -90,11 +96,21 @@ class TeachBlocks(Operator):
         layer = call.state["layer"]
         if layer not in self.gates:
             self.gates[layer] = LayerGate.fresh(sides.query, self.rate)
-        falling = 0.5 * (1 + math.cos(math.pi * self.progress.share))
-        self.gates[layer].learn(sides, self.target, self.rate * falling)
         options = {**call.options, "return_lse": True}
-        result: tuple[Tensor, Tensor] = attend(*call[:3], Dense(), call.grid, **options, state=call.state)
-        return result
+        output, lse = attend(*call[:3], Dense(), call.grid, **options, state=call.state)
+        falling = 0.5 * (1 + math.cos(math.pi * self.progress.share))
+        self.gates[layer].learn(sides, self._truth(call, sides.partition, lse), self.rate * falling)
+        return output, lse
+
+    def _truth(self, call: Call, partition: Partition, lse: Tensor) -> Tensor:
+        """The weights of all pairs of visual blocks, over the sum of their row."""
+        key = (every_block, call.grid, self.block_size, call.query.device)
+        mask = masks_in(call.state).keep(key, lambda: every_block(partition))
+        largest, total = weights_over(mask, call, lse)
+        before, count = text_blocks(call.grid, self.block_size)[0], len(partition.blocks)
+        visual = slice(before, before + count)
+        weights = (largest if self.target == "largest" else total)[:, :, visual, visual]
+        return weights / weights.sum(-1, keepdim=True)
 
     def save(self, path: Path) -> None:
         """Write what ``dattn.LearnedGate`` reads."""

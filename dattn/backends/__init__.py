@@ -15,7 +15,7 @@ from dattn.backends.problem import Problem
 
 
 class Backend(Protocol):
-    """A backend is a module with these two functions; neither is differentiated through."""
+    """A backend is a module with these functions; none is differentiated through."""
 
     def forward(self, problem: Problem) -> tuple[Tensor, Tensor]:
         """Output like the query, and LSE [batch, heads, tokens]: float32, or float64 for float64 inputs."""
@@ -24,6 +24,9 @@ class Backend(Protocol):
         self, problem: Problem, output: Tensor, lse: Tensor, grad_output: Tensor, grad_lse: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of query, key and value."""
+
+    def block_weights(self, problem: Problem, lse: Tensor) -> tuple[Tensor, Tensor]:
+        """The largest and the summed weight, as ``weights_of_blocks`` has them."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,28 @@ def load(name: str) -> Backend:
 def run(name: str, problem: Problem) -> tuple[Tensor, Tensor]:
     """Output and LSE of a backend, differentiable."""
     return _Attention.apply(*problem, load(name))
+
+
+@torch.no_grad()
+def weights_of_blocks(name: str, problem: Problem, lse: Tensor) -> tuple[Tensor, Tensor]:
+    """How much weight attention gives to every pair of blocks that its mask visits: p = exp(q·k · scale - lse).
+
+    Args:
+        name: of a backend.
+        problem: its mask visits blocks whole or not at all; the value is not looked at.
+        lse: [batch, heads, tokens], float32 or float64, as attention returned it; it may be that over more keys.
+
+    Returns:
+        The largest and the summed weight, [batch, heads, query blocks, key blocks] like the LSE; 0 where a block is not
+        visited. Nothing as large as tokens x tokens is held, but by "reference".
+
+    Raises:
+        ValueError: a mask with blocks that are visited in part, or pooled.
+    """
+    mask = problem.mask
+    if mask.partial.index.shape[-1] or mask.pools:
+        raise ValueError("weights of blocks: the mask visits some in part or pooled; give one of whole blocks")
+    return load(name).block_weights(problem, lse)
 
 
 class _Attention(torch.autograd.Function):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import torch
 from torch import Tensor
 
@@ -50,6 +52,27 @@ def backward(
         results = forward(problem._replace(query=query, key=key, value=value))
         dq, dk, dv = torch.autograd.grad(results, (query, key, value), (grad_output, grad_lse))
     return dq, dk, dv
+
+
+def block_weights(problem: Problem, lse: Tensor) -> tuple[Tensor, Tensor]:
+    """See ``Backend.block_weights``."""
+    mask, (batch, heads) = problem.mask, problem.query.shape[:2]
+    seen = mask.to_dense().expand(batch, mask.groups, -1, -1)
+    seen = seen if problem.key_mask is None else seen & problem.key_mask[:, None, None]
+    logits = (problem.query.to(lse.dtype) @ problem.key.to(lse.dtype).mT) * problem.scale
+    largest, total = (lse.new_zeros(batch, heads, *mask.num_blocks) for _ in range(2))
+    for group, own in enumerate(head_groups(heads, mask.groups)):
+        weights = (logits[:, own] - lse[:, own, :, None]).exp().masked_fill(~seen[:, group, None], 0)
+        for row in range(batch):
+            queries, keys = (
+                [block[block >= 0] for block in side.slots(row, group, mask.block_size)]
+                for side in (mask.query, mask.key)
+            )
+            for (i, q), (j, k) in product(enumerate(queries), enumerate(keys)):
+                pair = weights[row][:, q][:, :, k].flatten(1)
+                if pair.numel():
+                    largest[row, own, i, j], total[row, own, i, j] = pair.amax(1), pair.sum(1)
+    return largest, total
 
 
 def _with_means(

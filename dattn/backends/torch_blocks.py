@@ -19,6 +19,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from dattn.backends.plan import Piece, Plan, plan_for, same_groups
 from dattn.backends.pooling import pool_runs, unpool_runs
 from dattn.backends.problem import Problem, empty_like_model
+from dattn.backends.torch_weights import block_weights as block_weights  # the third function of a backend
 from dattn.block_mask import BlockMask
 from dattn.heads import head_groups
 

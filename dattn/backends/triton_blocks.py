@@ -16,6 +16,7 @@ from torch.nn.functional import pad
 from dattn.backends.problem import Problem
 from dattn.backends.triton_lists import TritonLists, lists_of
 from dattn.heads import head_groups
+from dattn.kernels import block_weights as kernel
 from dattn.kernels.arguments import Heads, Pool, Walk
 from dattn.kernels.launch import block_sparse, block_sparse_gradients, delta_of
 from dattn.kernels.pool import add_gradient, means
@@ -56,6 +57,32 @@ def backward(
     dq, dk, dv = _gradients(even, lse, delta, _widened(grad_output, even.value.shape[-1]))
     width, value_width = problem.query.shape[-1], problem.value.shape[-1]
     return dq[..., :width], dk[..., :width], dv[..., :value_width]
+
+
+def block_weights(problem: Problem, lse: Tensor) -> tuple[Tensor, Tensor]:
+    """See ``Backend.block_weights``."""
+    lists, size = lists_of(problem.mask), problem.mask.block_size
+    query, key = (
+        _reorder(side, order, lists) for side, order in zip((problem.query, problem.key), lists.orders, strict=True)
+    )
+    sums = lse.masked_fill(lse == -torch.inf, torch.inf).float()
+    sums = _reorder(sums[..., None], lists.orders[0], lists)[..., 0].contiguous()
+    visits, kept = lists.visits, _key_mask(lists, problem)
+    entries = kernel.weights_of_blocks(query, key, sums, visits, visits.full, kept, size, lists.ragged, problem.scale)
+    largest, total = (_written_out(part, lists, problem.mask.num_blocks) for part in entries)
+    return largest, total
+
+
+def _written_out(entries: Tensor, lists: TritonLists, blocks: tuple[int, int]) -> Tensor:
+    """[batch, heads, query blocks, key blocks] of what there is for each entry of the full lists; 0 elsewhere."""
+    (batch, heads), (batches, groups) = entries.shape[:2], lists.visits.sets
+    out, visited = entries.new_zeros(batch, heads, *blocks), lists.visits.full
+    for row, (group, own) in product(range(batch), enumerate(head_groups(heads, groups))):
+        offsets = visited.offsets[row % batches * groups + group].long()
+        rows = torch.arange(blocks[0], device=entries.device).repeat_interleave(offsets.diff())
+        columns = visited.blocks[row % batches * groups + group, : len(rows)].long()
+        out[row, own, rows, columns] = entries[row, own, : len(rows)]
+    return out
 
 
 def _gradients(problem: Problem, lse: Tensor, delta: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:

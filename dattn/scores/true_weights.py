@@ -1,4 +1,4 @@
-"""Scores by the true weights: what selections are judged by, and what a gate is trained on."""
+"""Scores by the true weights: what selections are judged by."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class TrueWeights(Score):
         p = softmax(q·k / √head_dim) over keys        "largest": max p over i and j        "total": Σ p over i and j
 
     ``largest`` is the target of SeerAttention's gate (Gao et al. 2024, arXiv 2410.13276). It costs half of dense
-    attention: it is there to train and to compare with, not to save time.
+    attention: it is there to compare with, not to save time. A gate is taught by ``dattn.backends.weights_of_blocks``.
 
     Args:
         by: "largest" or "total".

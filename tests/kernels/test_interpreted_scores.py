@@ -5,14 +5,17 @@ import os
 import pytest
 import torch
 
-from dattn import Neighborhood, Radial, TokenGrid
+from dattn import Neighborhood, Radial, TokenGrid, backends
+from dattn.backends.problem import Problem
 from dattn.backends.triton_lists import lists_of
+from dattn.block_mask import MaskCache
 from dattn.kernels.antidiagonal import antidiagonal_scores
 from dattn.kernels.arguments import Blocks, Heads, Pool, Sets, Walk
 from dattn.kernels.block_weights import weights_of_blocks
 from dattn.kernels.launch import block_sparse
 from dattn.kernels.pool import add_gradient, means
 from dattn.kernels.reorder import in_order
+from dattn.orders import Raster, Tiled
 from tests.oracles import antidiagonal_oracle, attention_oracle
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -135,6 +138,24 @@ def test_weights_of_blocks_are_those_of_attention(pattern, grid, dim):
             close(total[:, :, entry], part.sum((2, 3)))
             visited += 1
     assert visited == len(mask.full.index[0, 0]) + len(mask.partial.index[0, 0])
+
+
+@pytest.mark.parametrize("order", [Raster(), Tiled((2, 2, 3))])
+def test_weights_of_blocks_as_a_backend_gives_them(order):
+    """Lists of every batch row and head group their own, an order, ragged blocks, text and masked keys."""
+    grid, size = TokenGrid(3, 4, 5, text=(3, 20)), 16
+    query, key = random(2, 4, grid.tokens, 24), random(2, 4, grid.tokens, 24, seed=1)
+    partition = order.partition(query, key, grid, size, MaskCache())
+    seen = random(2, 2, len(partition.blocks), len(partition.lengths), seed=2) > -0.5
+    kept = random(2, grid.tokens, seed=3) > -1
+    problem = Problem(query.float(), key.float(), query.float(), partition.mask(seen), 0.4, kept)
+    _, lse = backends.run("triton", problem)
+    precise = problem._replace(query=query, key=key, value=query)
+    expected = backends.weights_of_blocks("reference", precise, backends.run("reference", precise)[1])
+    for ours, truth in zip(backends.weights_of_blocks("triton", problem, lse), expected, strict=True):
+        assert ours.shape == truth.shape == (2, 4, *problem.mask.num_blocks)
+        close(ours, truth)
+    assert (expected[0] == 0).any() and (expected[0] > 0).any()
 
 
 def test_pooled_keys_of_several_lengths():
