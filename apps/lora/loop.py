@@ -106,9 +106,11 @@ class Batch:
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         """The mean squared error of what is predicted, which counts where the step is about something."""
-        sides = prediction.float(), target.float()
-        sides = sides if self._area is None else tuple(side * self._area.to(side) for side in sides)
-        return nn.functional.mse_loss(*sides)
+        prediction, target = prediction.float(), target.float()
+        if self._area is not None:
+            area = self._area.to(target)
+            prediction, target = prediction * area, target * area
+        return nn.functional.mse_loss(prediction, target)
 
 
 def _laid_over(areas: Sequence[Tensor | None], latents: Tensor) -> Tensor | None:
