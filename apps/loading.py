@@ -135,7 +135,14 @@ def pick_device(device: str | None) -> str:
     return device
 
 
-def load(model: str | None, device: str | None = None, dtype: str | None = None, lora: Path | None = None) -> Loaded:
+def load(
+    model: str | None,
+    device: str | None = None,
+    dtype: str | None = None,
+    lora: Path | None = None,
+    revision: str | None = None,
+    variant: str | None = None,
+) -> Loaded:
     """Load a pipeline, silently.
 
     Args:
@@ -143,11 +150,14 @@ def load(model: str | None, device: str | None = None, dtype: str | None = None,
         device: None picks one.
         dtype: a name such as ``bfloat16``; None is float32 on CPU, bfloat16 elsewhere.
         lora: a folder or file of a LoRA that is put on the model; None for none.
+        revision, variant: of a model of the hub, and of its files.
 
     Raises:
         ValueError: what cannot be loaded, and why.
     """
     source = resolve(model)
+    if revision is not None and isinstance(source, Path):
+        raise ValueError(f"revision {revision}: model {model} is a folder here, which has none; leave it out")
     device = pick_device(device)
     import torch
     from diffusers import DiffusionPipeline
@@ -155,7 +165,7 @@ def load(model: str | None, device: str | None = None, dtype: str | None = None,
     _be_quiet()
     kind = getattr(torch, dtype or ("float32" if device == "cpu" else "bfloat16"))
     try:
-        pipe = DiffusionPipeline.from_pretrained(source, dtype=kind)
+        pipe = DiffusionPipeline.from_pretrained(source, dtype=kind, revision=revision, variant=variant)
     except Exception as error:  # whatever a broken folder, a missing network or a missing class raises
         raise ValueError(f"model {source}: cannot be loaded ({_first_line(error)})") from error
     if lora is not None:

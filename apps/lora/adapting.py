@@ -47,13 +47,15 @@ def targets(model: nn.Module, patterns: Sequence[str] = ()) -> list[str]:
     return sorted(set(found))
 
 
-def add_lora(model: Any, names: Sequence[str], rank: int, alpha: int, seed: int) -> list[nn.Parameter]:
+def add_lora(
+    model: Any, names: Sequence[str], rank: int, alpha: int, seed: int, dropout: float = 0.0
+) -> list[nn.Parameter]:
     """Freeze a model and put LoRA on some of its layers, in float32; the parameters that learn."""
     from peft import LoraConfig
 
     torch.manual_seed(seed)
     model.requires_grad_(False)
-    model.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights=True, target_modules=list(names)), NAME)
+    model.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(names)), NAME)
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in learning:
         parameter.data = parameter.data.float()
@@ -86,7 +88,8 @@ def save(pipeline: Any, component: str, model: Any, folder: Path) -> Path:
     prefix = component if f"{component}_lora_layers" in takes else "transformer"
     given: dict[str, Any] = {f"{prefix}_lora_layers": weights(model)}
     if f"{prefix}_lora_adapter_metadata" in takes:
-        given[f"{prefix}_lora_adapter_metadata"] = model.peft_config[NAME].to_dict()
+        # Diffusers would load dropout as it is written, and leave it on
+        given[f"{prefix}_lora_adapter_metadata"] = model.peft_config[NAME].to_dict() | {"lora_dropout": 0.0}
     pipeline.save_lora_weights(str(folder), **given, safe_serialization=True)
     return folder / WEIGHTS
 

@@ -155,7 +155,7 @@ class _Heard:
 @torch.no_grad()
 def _heard(
     pipeline: Any,
-    model: nn.Module,
+    model: Any,
     prompts: Sequence[str],
     size: Size,
     call: Mapping[str, Any],
@@ -191,7 +191,8 @@ def _heard(
         awaited = False
         return step(*args, **kwargs)
 
-    options = {**call, "prompt": list(prompts), "num_inference_steps": STEPS, **_options(pipeline, size)}
+    guidance = call.get("guidance_scale", 1.0) if model.config.get("guidance_embeds") else 1.0
+    options = {**call, "prompt": list(prompts), "num_inference_steps": STEPS, **_options(pipeline, size, guidance)}
     with ExitStack() as stack:
         for one in models_of(pipeline).values():
             stack.enter_context(_in_place(one, "forward", partial(stand_in, one)))
@@ -235,10 +236,10 @@ class _Output(dict[str, Any]):
         return next(iter(self.values())) if key == 0 else super().__getitem__(key)
 
 
-def _options(pipeline: Any, size: Size) -> dict[str, Any]:
-    """Size, and no guidance: a model that has it as an input is told 1."""
+def _options(pipeline: Any, size: Size, guidance: float) -> dict[str, Any]:
+    """Size, and no guidance: only a model that has it as an input is told another than 1."""
     takes = inspect.signature(type(pipeline).__call__).parameters
-    wanted = {"num_frames": size[0], "height": size[1], "width": size[2], "guidance_scale": 1.0}
+    wanted = {"num_frames": size[0], "height": size[1], "width": size[2], "guidance_scale": guidance}
     return {name: value for name, value in wanted.items() if name in takes} | {"output_type": "latent"}
 
 

@@ -17,7 +17,8 @@ from .adapting import restore, weights
 from .asking import Size
 from .cache import Prepared, load_latents, load_told
 from .interrupts import uninterrupted
-from .objective import Objective
+from .objective import Noise, Objective
+from .optimizing import Optimizing
 from .order import Order
 from .personal import Personal
 from .tokens import PREFIX
@@ -34,12 +35,9 @@ class Settings:
     steps: int
     batch: int = 1
     accumulate: int = 1
-    learning_rate: float = 1e-4
-    lr_scheduler: str = "constant"
-    warmup: int = 0
-    weight_decay: float = 1e-4
+    optimizing: Optimizing = field(default_factory=Optimizing)
     clip: float = 1.0
-    weighting: str = "logit_normal"
+    noise: Noise = field(default_factory=Noise)
     dropout: float = 0.0
     distill: bool = False
     seed: int = 0
@@ -77,7 +75,7 @@ class Batch:
         size: Size = examples[0].size
         clean = torch.cat([load_latents(example) for example in examples])
         noise = torch.randn(clean.shape, generator=generator)
-        drawn = objective.levels(len(examples), settings.weighting, generator)
+        drawn = objective.levels(len(examples), settings.noise, generator)
         dropped = (torch.rand(len(examples), generator=generator) < settings.dropout).tolist()
         left_out = [drop and levels is None for drop in dropped]
         self.captions = ["" if out else e.caption for e, out in zip(examples, left_out, strict=True)]
@@ -89,7 +87,7 @@ class Batch:
         else:
             told = personal.tell(self.captions, self.manner)
         levels = drawn if levels is None else levels
-        self.done = objective.done(levels)
+        self.done, self.weights = objective.done(levels), objective.weights(levels, settings.noise).to(device)
         latents, times, target = objective.noisy(clean, noise, levels)
         self.target = target.to(device)
         self.arguments = self.manner.arguments(
@@ -128,8 +126,6 @@ class Trainer:
         moment: Callable[[float | None], None] = lambda done: None,
         personal: Personal | None = None,
     ) -> None:
-        from diffusers.optimization import get_scheduler
-
         self.accelerator, self.plain, self.settings = accelerator, model, settings
         self._prepared, self._objective, self._moment = prepared, objective, moment
         self._learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -138,10 +134,8 @@ class Trainer:
         if personal is not None:
             self._alone = [personal.tokens.vectors]  # no part of the model, so nobody else brings processes together
             groups.append({"params": self._alone, "lr": personal.rate, "weight_decay": 0.0})
-        optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-        self._rate = get_scheduler(
-            settings.lr_scheduler, optimizer, num_warmup_steps=settings.warmup, num_training_steps=settings.steps
-        )
+        optimizer = settings.optimizing.optimizer(groups)
+        self._rate = settings.optimizing.scheduler(optimizer, settings.steps)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self._order = Order([example.size for example in prepared.examples], settings.batch, settings.seed)
         self.step = 0
@@ -153,9 +147,10 @@ class Trainer:
         state = checkpoints.read(self.settings.output, self.settings.resume)
         if state is None:
             return
-        changed = [name for name, value in self.settings.told.items() if state.told.get(name) != value]
+        told = {name: value for name, value in state.told.items() if name != "scaler"}
+        changed = [name for name in self.settings.told | told if told.get(name) != self.settings.told.get(name)]
         if changed:
-            was, now = state.told.get(changed[0]), self.settings.told[changed[0]]
+            was, now = told.get(changed[0]), self.settings.told.get(changed[0])
             raise ValueError(
                 f"resume_from_checkpoint {self.settings.resume}: {changed[0]} was {was!r}, now it is {now!r}; go on "
                 "with the same"
@@ -239,7 +234,8 @@ class Trainer:
         self._moment(batch.done)
         with self.accelerator.autocast():
             output = self.model(**batch.arguments, return_dict=False)
-        loss = nn.functional.mse_loss(batch.manner.prediction(output).float(), target.float())
+        errors = (batch.manner.prediction(output).float() - target.float()).square().flatten(1).mean(1)
+        loss = (batch.weights * errors).mean()
         return loss if self._personal is None else loss + self._personal.loss(batch.indices).to(loss)
 
     def look(self, example: int, level: float) -> None:

@@ -16,17 +16,23 @@ from tqdm import tqdm
 import dattn
 
 from ..record import provenance, write_json
+from . import sharing
 from .adapting import add_lora, loaded_back, save, targets
 from .asking import Size
 from .cache import Cache, Prepared, load_told
 from .checkpoints import checkpoints
 from .items import Item
 from .loop import Settings, Trainer
-from .objective import Objective, objective_of
+from .objective import Noise, Objective, objective_of
+from .optimizing import Optimizing, optimizing_of
+from .options import parser
+from .order import Order
 from .personal import personal_of
 from .subject import Subject, subject_of
 from .validation import Validation
 
+STEPS = 1000
+"""Of a run that nothing else is said of."""
 SAME = 1e-3
 """Outputs with a LoRA before and after saving differ at most by this share of the largest."""
 PATIENCE = timedelta(hours=24)
@@ -41,6 +47,8 @@ KEPT = (
     *("caption_dropout", "weighting_scheme", "distill"),
 )
 """Options that stay the same where any run goes on, or it would not be the unbroken one."""
+CHOSEN = ("lora_dropout", "logit_mean", "logit_std", "mode_scale", "snr_gamma", "use_8bit_adam")
+"""More of them, which are told only where they are another than the default."""
 DTYPES = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -51,11 +59,15 @@ def train(options: Any, attention: Any, buckets: Sequence[Size], items: Sequence
         ValueError: data or model that cannot be trained; a LoRA that does not load as it was trained.
     """
     _check_output(options)
+    if options.push_to_hub:
+        sharing.check(options)
     accelerator = _accelerator(options)
+    torch.backends.cuda.matmul.allow_tf32 |= options.allow_tf32
+    optimizing = optimizing_of(options, accelerator.num_processes)
     first = accelerator.is_main_process
     options.output.mkdir(parents=True, exist_ok=True)
     subject = subject_of(options, attention, str(accelerator.device), DTYPES[accelerator.mixed_precision])
-    names, objective = _checked(options, subject)
+    names, objective, noise = _checked(options, subject)
     personal = personal_of(options, subject)
     with accelerator.main_process_first():
         cache = Cache(
@@ -63,13 +75,15 @@ def train(options: Any, attention: Any, buckets: Sequence[Size], items: Sequence
         )
         prepared = cache.prepare(items, buckets, quiet=not first)
     _check_captions(prepared, options)
+    options.max_train_steps = _steps(options, prepared, accelerator.num_processes)
     validation = Validation(subject, options.validation_prompts if first else [], buckets[0], options)
     subject.put_away("" if personal is None else "text_encoder")
-    learning = add_lora(subject.model, names, options.rank, options.lora_alpha or options.rank, options.seed)
+    alpha = options.lora_alpha or options.rank
+    learning = add_lora(subject.model, names, options.rank, alpha, options.seed, options.lora_dropout)
     if options.gradient_checkpointing:
         subject.model.enable_gradient_checkpointing()
     moment = subject.sparse(options.distill, [] if personal is None else personal.controls)
-    settings = _settings(options, names, objective, prepared, accelerator.num_processes)
+    settings = _settings(options, names, optimizing, noise, prepared, accelerator.num_processes)
     trainer = Trainer(accelerator, subject.model, prepared, objective, settings, moment, personal)
     if personal is not None:
         personal.find_masks(len(prepared.examples), trainer.look)
@@ -86,13 +100,15 @@ def train(options: Any, attention: Any, buckets: Sequence[Size], items: Sequence
                 print(f"new words in {', '.join(files)}; before the LoRA: pipe.load_textual_inversion({files})")
         accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # or latents come out in another type
         validation.after()
+        if options.push_to_hub:
+            print(f"uploaded to {sharing.push(options)}")
     accelerator.wait_for_everyone()
     accelerator.end_training()
 
 
 def _accelerator(options: Any) -> Any:
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
-    from accelerate.utils import is_tensorboard_available, is_wandb_available
+    from accelerate.utils import ProjectConfiguration, is_tensorboard_available, is_wandb_available
 
     there = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
     if options.report_to and not there[options.report_to]():
@@ -101,7 +117,7 @@ def _accelerator(options: Any) -> Any:
     return Accelerator(
         mixed_precision=options.mixed_precision,
         log_with=options.report_to,
-        project_dir=str(options.output),
+        project_config=ProjectConfiguration(str(options.output), str(options.output / (options.logging_dir or ""))),
         kwargs_handlers=kwargs,
     )
 
@@ -116,13 +132,17 @@ def _check_output(options: Any) -> None:
         )
 
 
-def _checked(options: Any, subject: Subject) -> tuple[list[str], Objective]:
-    """Layers that get LoRA and what is predicted; what cannot be trained is said before anything takes long."""
+def _checked(options: Any, subject: Subject) -> tuple[list[str], Objective, Noise]:
+    """Layers that get LoRA, what is predicted, at which noise; what cannot be trained is said before it takes long."""
     if not hasattr(subject.pipeline, "save_lora_weights"):
         raise ValueError(f"{type(subject.pipeline).__name__} loads no LoRA in Diffusers")
     with dattn.apply(subject.model, subject.attention, dense_steps=0, **subject.schedule):
         names = targets(subject.model, options.target_modules)
-    return names, objective_of(subject.pipeline.scheduler, subject.between)
+    objective = objective_of(subject.pipeline.scheduler, subject.between)
+    scheme = options.weighting_scheme or ("logit_normal" if objective.kind == "flow" else "none")
+    noise = Noise(scheme, options.logit_mean, options.logit_std, options.mode_scale, options.snr_gamma)
+    objective.check(noise)
+    return names, objective, noise
 
 
 def _check_captions(prepared: Prepared, options: Any) -> None:
@@ -138,18 +158,31 @@ def _check_captions(prepared: Prepared, options: Any) -> None:
             )
 
 
-def _settings(options: Any, names: Sequence[str], objective: Objective, prepared: Prepared, processes: int) -> Settings:
+def _steps(options: Any, prepared: Prepared, processes: int) -> int:
+    """How many there are, of the options or of so many times through the data."""
+    if options.max_train_steps or not options.num_train_epochs:
+        return int(options.max_train_steps or STEPS)
+    batches = Order([one.size for one in prepared.examples], options.train_batch_size, options.seed).per_epoch
+    return int(options.num_train_epochs * -(-batches // (options.gradient_accumulation_steps * processes)))
+
+
+def _settings(
+    options: Any,
+    names: Sequence[str],
+    optimizing: Optimizing,
+    noise: Noise,
+    prepared: Prepared,
+    processes: int,
+) -> Settings:
+    plain = parser().get_default
     return Settings(
         output=options.output,
         steps=options.max_train_steps,
         batch=options.train_batch_size,
         accumulate=options.gradient_accumulation_steps,
-        learning_rate=options.learning_rate,
-        lr_scheduler=options.lr_scheduler,
-        warmup=options.lr_warmup_steps,
-        weight_decay=options.adam_weight_decay,
+        optimizing=optimizing,
         clip=options.max_grad_norm,
-        weighting=options.weighting_scheme or ("logit_normal" if objective.kind == "flow" else "none"),
+        noise=noise,
         dropout=options.caption_dropout,
         distill=options.distill,
         seed=options.seed,
@@ -164,6 +197,7 @@ def _settings(options: Any, names: Sequence[str], objective: Objective, prepared
             "processes": processes,
             **{name: getattr(options, name) for name in KEPT},
             "attention": str(options.attention),
+            **{name: getattr(options, name) for name in CHOSEN if getattr(options, name) != plain(name)},
             **{name: getattr(options, name) for name in NEW_WORDS if options.placeholder_token},
             "examples": _digest(prepared),  # last: what else differs is said first
         },

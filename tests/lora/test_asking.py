@@ -18,7 +18,7 @@ from diffusers import (
 
 from dattn.apps.lora.asking import listen, told
 from dattn.apps.lora.latents import latents_of
-from dattn.apps.lora.objective import objective_of
+from dattn.apps.lora.objective import Noise, objective_of
 from dattn.apps.shapes.pictures import draw_pictures, sample_picture
 from dattn.apps.shapes.world import sample_scene
 from tests.pipelines.tiny import MODELS, cogvideox_pipeline, sd3_pipeline, sdxl_pipeline
@@ -169,7 +169,7 @@ def test_objectives(scheduler, kind):
 @pytest.mark.parametrize("scheme", ["none", "logit_normal", "mode"])
 def test_levels_are_drawn_and_shifted(scheme):
     plain, shifted = (objective_of(FlowMatchEulerDiscreteScheduler(shift=s)) for s in (1.0, 4.0))
-    one, other = (o.levels(4000, scheme, torch.Generator().manual_seed(0)) for o in (plain, shifted))
+    one, other = (o.levels(4000, Noise(scheme), torch.Generator().manual_seed(0)) for o in (plain, shifted))
     assert ((one > 0) & (one < 1)).all() and torch.allclose(other, 4 * one / (1 + 3 * one))
     assert one.mean().item() == pytest.approx(0.5, abs=0.06)
 
@@ -226,7 +226,7 @@ def test_two_models_that_share_the_noise_levels():
         manner = listen(both, one, (9, 64, 64), {})
         assert (manner.factor, manner.offset, manner.shape) == (1.0, 0.0, (8, 5, 8, 8))
         assert told(both, one, manner, "a red circle", (9, 64, 64), {})["encoder_hidden_states"].shape[1] == 512
-    high = objective_of(both.scheduler, (0.9, 1.0)).levels(50, "none", torch.Generator().manual_seed(0))
+    high = objective_of(both.scheduler, (0.9, 1.0)).levels(50, Noise(), torch.Generator().manual_seed(0))
     assert len(high) == 50 and high.min() >= 0.9
 
 

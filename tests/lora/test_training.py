@@ -3,14 +3,11 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from diffusers import DiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -19,39 +16,11 @@ import dattn
 from dattn.apps.cli import main
 from dattn.apps.lora.adapting import PROJECTIONS, add_lora, loaded_back, save, targets, weights
 from dattn.apps.lora.asking import listen, told
-from dattn.apps.shapes.pictures import caption_of, draw_pictures, sample_picture
 from dattn.apps.sheet import sheet
 from tests.pipelines.tiny import MODELS
 
-from .test_asking import CALLS, size_of, subject
-
-FLUX = ["--model", f"{MODELS}/shapes-flux", "--buckets", "32x32", "--rank", "2", "--lora_alpha", "6"]
-WEIGHTS = "pytorch_lora_weights.safetensors"
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
-    lines = []
-    for seed in range(5):
-        scene = sample_picture([5, seed], 1)
-        Image.fromarray(draw_pictures([scene], 64)[0]).save(folder / f"{seed}.png")
-        lines.append(json.dumps({"file_name": f"{seed}.png", "text": caption_of(scene)}))
-    (folder / "broken.png").write_bytes(b"nothing")
-    lines.append(json.dumps({"file_name": "broken.png", "text": "a red circle"}))
-    (folder / "metadata.jsonl").write_text("\n".join(lines))
-    return folder
-
-
-def train(data, output, steps, *more):
-    AcceleratorState._reset_state(reset_partial_state=True)  # one run in a process is all that accelerate knows
-    words = ["train-lora", *FLUX, "--data", str(data), "--output", str(output), "--max_train_steps", str(steps)]
-    return main([*words, "--learning_rate", "1e-2", "--cache_dir", str(data / "cache"), *more])
-
-
-def same(one, other):
-    first, second = (load_file(folder / WEIGHTS) for folder in (one, other))
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+from .runs import FLUX, WEIGHTS, launched, same, train
+from .test_asking import CALLS, MAKERS, size_of, subject
 
 
 def test_a_run_from_data_to_a_lora_that_stock_diffusers_loads(pictures, tmp_path, capsys):
@@ -128,7 +97,8 @@ def test_what_was_made_by_other_parts_is_made_anew(tmp_path):
     def name():
         return Cache(tmp_path, pipe, model, {})._kept(["told"], lambda: {"one": torch.zeros(1)}).name
 
-    pipe, model = subject("sd")
+    pipe = MAKERS["sd"]()
+    model = pipe.unet
     names = [name(), name()]
     with torch.no_grad():
         next(pipe.text_encoder.parameters())[3, 1] += 1
@@ -222,23 +192,6 @@ def test_what_a_killed_run_left_is_no_obstacle(pictures, tmp_path):
     assert sorted(path.name for path in tmp_path.glob("*checkpoint*")) == ["checkpoint-3"]
 
 
-def launched(processes, data, output, steps, *more):
-    """A run in processes of its own: one by accelerate, several by torchrun, as accelerate wants MPI for CPUs."""
-    own = ["-m", "dattn.apps.train_lora", *FLUX, "--data", str(data), "--cache_dir", str(data / "cache")]
-    own += ["--output", str(output), "--max_train_steps", str(steps), "--learning_rate", "1e-2", *more]
-    one = ["accelerate.commands.launch", "--cpu", "--num_processes", "1", "--num_machines", "1"]
-    one += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    several = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    return subprocess.Popen(
-        [sys.executable, "-m", *(one if processes == 1 else several), *own],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
 def test_two_processes_and_one_that_sees_as_much(pictures, tmp_path):
     """Two processes with a batch each are one that accumulates two, up to the order of sums."""
     two = launched(2, pictures, tmp_path / "two", 2, "--validation_steps", "0")
@@ -277,7 +230,7 @@ def test_options_may_come_from_a_file(pictures, tmp_path):
     )
     assert main(["train-lora", "--config", str(tmp_path / "run.toml"), "--rank=2", "--learning-rate=1e-3"]) == 0
     assert json.loads((tmp_path / "out" / "run.json").read_text())["options"]["learning_rate"] == 1e-3
-    (tmp_path / "wrong.toml").write_text('weighting_scheme = "cosmap"')
+    (tmp_path / "wrong.toml").write_text('weighting_scheme = "cosinus"')
     assert main(["train-lora", "--config", str(tmp_path / "wrong.toml")]) == 2
     lora = load_file(tmp_path / "out" / WEIGHTS)
     assert {tensor.shape[0] for name, tensor in lora.items() if "lora_A" in name} == {2}
