@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import dattn
+from dattn.norms import NORMS
 
 DEFAULT = "shapes-wan"
 STRETCH = 4
@@ -192,6 +193,8 @@ def put_on(pipe: Any, lora: Path) -> None:
         raise ValueError(f"lora {lora}: cannot be loaded on {type(pipe).__name__} ({_first_line(error)})") from error
     if not any(pipe.get_list_adapters().values()):
         raise ValueError(f"lora {lora}: nothing in it is for {type(pipe).__name__}; it was made for another model")
+    if (place / NORMS).is_file():
+        dattn.load_norms(pipe, place)
 
 
 def _first_line(error: BaseException) -> str:

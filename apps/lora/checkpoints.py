@@ -78,6 +78,11 @@ def read(folder: Path, which: str) -> State | None:
     return State(step, load_file(path / "lora.safetensors"), load_file(path / "optimizer.safetensors"), told)
 
 
+def taken(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Take those out whose names begin so."""
+    return {name: weights.pop(name) for name in list(weights) if name.startswith(prefix)}
+
+
 def numbers_of(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The state of an optimiser whose state is tensors, by ``parameter.name``."""
     state = optimizer.state_dict()["state"]

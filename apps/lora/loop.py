@@ -17,6 +17,8 @@ from .adapting import restore, weights
 from .asking import Size
 from .cache import Prepared, load_latents, load_told
 from .interrupts import uninterrupted
+from .norms import PREFIX as NORMS
+from .norms import Norms
 from .objective import Noise, Objective
 from .optimizing import Optimizing
 from .order import Order
@@ -114,6 +116,7 @@ class Trainer:
         settings: of the run.
         moment: called before every pass, see ``Subject.sparse``.
         personal: new words to learn as well.
+        norms: weights of normalisation that learn as well.
     """
 
     def __init__(
@@ -125,12 +128,17 @@ class Trainer:
         settings: Settings,
         moment: Callable[[float | None], None] = lambda done: None,
         personal: Personal | None = None,
+        norms: Norms | None = None,
     ) -> None:
         self.accelerator, self.plain, self.settings = accelerator, model, settings
         self._prepared, self._objective, self._moment = prepared, objective, moment
         self._learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        groups: list[dict[str, Any]] = [{"params": list(self._learning)}]
-        self._personal, self._alone = personal, []
+        beside = [] if norms is None else list(norms.parameters.values())
+        ours = {id(parameter) for parameter in beside}
+        groups: list[dict[str, Any]] = [{"params": [p for p in self._learning if id(p) not in ours]}]
+        self._norms, self._personal, self._alone = norms, personal, []
+        if norms is not None:
+            groups.append({"params": beside, "lr": norms.rate or settings.optimizing.rate, "weight_decay": 0.0})
         if personal is not None:
             self._alone = [personal.tokens.vectors]  # no part of the model, so nobody else brings processes together
             groups.append({"params": self._alone, "lr": personal.rate, "weight_decay": 0.0})
@@ -155,12 +163,15 @@ class Trainer:
                 f"resume_from_checkpoint {self.settings.resume}: {changed[0]} was {was!r}, now it is {now!r}; go on "
                 "with the same"
             )
-        vectors = {name: state.weights.pop(name) for name in list(state.weights) if name.startswith(PREFIX)}
+        vectors = checkpoints.taken(state.weights, PREFIX)
+        norms = checkpoints.taken(state.weights, NORMS)
         if vectors and self._personal is None:
             raise ValueError(f"resume_from_checkpoint {self.settings.resume}: it learned new words; name them again")
         restore(self.plain, state.weights)
         if self._personal is not None:
             self._personal.tokens.restore(vectors)
+        if self._norms is not None:
+            self._norms.restore({name.removeprefix(NORMS): tensor for name, tensor in norms.items()})
         checkpoints.restore_numbers(self.optimizer.optimizer, state.optimizer)
         self.step = state.step
         for _ in range(state.step):
@@ -175,7 +186,9 @@ class Trainer:
         told = self.settings.told | ({"scaler": scaler.state_dict()} if scaler is not None else {})
         numbers = checkpoints.numbers_of(self.optimizer.optimizer)
         vectors = {} if self._personal is None else self._personal.tokens.weights()
-        state = checkpoints.State(self.step, weights(self.plain) | vectors, numbers, told)
+        norms = {} if self._norms is None else self._norms.weights()
+        beside = vectors | {NORMS + name: tensor for name, tensor in norms.items()}
+        state = checkpoints.State(self.step, weights(self.plain) | beside, numbers, told)
         checkpoints.write(self.settings.output, state, self.settings.checkpoint_limit)
 
     def run(self, report: Callable[[dict[str, float]], None]) -> None:
@@ -253,11 +266,11 @@ class Trainer:
 
     @torch.no_grad()
     def _teacher(self, batch: Batch) -> Tensor:
-        """What the model predicts without LoRA and by stock attention."""
+        """What the model predicts without what it learned and by stock attention."""
         self._moment(None)
         self.plain.disable_adapters()
         try:
-            with self.accelerator.autocast():
+            with self.accelerator.autocast(), nullcontext() if self._norms is None else self._norms.untrained():
                 return batch.manner.prediction(self.plain(**batch.arguments, return_dict=False))
         finally:
             self.plain.enable_adapters()

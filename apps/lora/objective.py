@@ -74,8 +74,10 @@ class Objective:
             return torch.ones_like(levels)
         a = self.alphas.to(levels)[self._times(levels)]
         ratio = a / (1 - a)
-        clean = {"epsilon": ratio, "v_prediction": ratio + 1, "sample": torch.ones_like(ratio)}[self.kind]
-        return ratio.clamp(max=noise.gamma) / clean
+        most = ratio.clamp(max=noise.gamma)
+        if self.kind == "epsilon":
+            return (noise.gamma / ratio).clamp(max=1)  # as most / ratio, where all is noise too
+        return most / (ratio + 1) if self.kind == "v_prediction" else most
 
     def levels(self, count: int, noise: Noise, generator: torch.Generator) -> Tensor:
         """Noise levels in (0, 1), float32 [count]; those that another model is asked for are drawn again."""

@@ -121,6 +121,10 @@ def _lora(group: argparse._ArgumentGroup) -> None:
         help="linear layers, by name or the end of it (default: those of attention)",
     )
     group.add_argument(
+        "--train_norms", action="store_true", help="train the weights of normalisation layers too (LongLoRA)"
+    )
+    group.add_argument("--norm_learning_rate", type=positive, help="of these (default: that of the LoRA)")
+    group.add_argument(
         "--lora_layers",
         dest="target_modules",
         type=_listed,

@@ -7,12 +7,14 @@ import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from .options import parser
 
 SEPARATOR = ":::"
 """Between validation prompts that are given as one, as in the scripts for CogVideoX."""
-ONLY_OF = {
+ONLY_OF: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "norm_learning_rate": ("train_norms", (True,)),
     "lr_num_cycles": ("lr_scheduler", ("cosine_with_restarts",)),
     "lr_power": ("lr_scheduler", ("polynomial",)),
 }
@@ -41,7 +43,7 @@ def read_options(argv: Sequence[str]) -> argparse.Namespace:
     for name, (other, values) in ONLY_OF.items():
         value, there = getattr(options, name), getattr(options, other)
         if value is not None and there not in values:
-            raise ValueError(f"--{name} {value}: acts with --{other} {', '.join(values)}, this is {there}")
+            raise ValueError(f"--{name} {value}: acts with --{other} {', '.join(map(str, values))}, this is {there}")
     return options
 
 

@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 import dattn
+from dattn.norms import NORMS
 
 from ..record import provenance, write_json
 from . import sharing
@@ -23,6 +24,7 @@ from .cache import Cache, Prepared, load_told
 from .checkpoints import checkpoints
 from .items import Item
 from .loop import Settings, Trainer
+from .norms import Norms
 from .objective import Noise, Objective, objective_of
 from .optimizing import Optimizing, optimizing_of
 from .options import parser
@@ -47,7 +49,7 @@ KEPT = (
     *("caption_dropout", "weighting_scheme", "distill"),
 )
 """Options that stay the same where any run goes on, or it would not be the unbroken one."""
-CHOSEN = ("lora_dropout", "logit_mean", "logit_std", "mode_scale", "snr_gamma", "use_8bit_adam")
+CHOSEN = ("lora_dropout", "logit_mean", "logit_std", "mode_scale", "snr_gamma", "use_8bit_adam", "train_norms")
 """More of them, which are told only where they are another than the default."""
 DTYPES = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
@@ -80,21 +82,23 @@ def train(options: Any, attention: Any, buckets: Sequence[Size], items: Sequence
     subject.put_away("" if personal is None else "text_encoder")
     alpha = options.lora_alpha or options.rank
     learning = add_lora(subject.model, names, options.rank, alpha, options.seed, options.lora_dropout)
+    norms = Norms(subject.model, options.norm_learning_rate) if options.train_norms else None
     if options.gradient_checkpointing:
         subject.model.enable_gradient_checkpointing()
     moment = subject.sparse(options.distill, [] if personal is None else personal.controls)
     settings = _settings(options, names, optimizing, noise, prepared, accelerator.num_processes)
-    trainer = Trainer(accelerator, subject.model, prepared, objective, settings, moment, personal)
+    trainer = Trainer(accelerator, subject.model, prepared, objective, settings, moment, personal, norms)
     if personal is not None:
         personal.find_masks(len(prepared.examples), trainer.look)
     trainer.resume()
     if first:
+        learning += [] if norms is None else norms.parameters.values()
         _say(prepared, sum(p.numel() for p in learning), len(names), trainer.step, options.max_train_steps)
     told = _run(trainer, options, accelerator, None if personal else validation)  # new words watch single captions
     if first:
         trainer.write()
         with accelerator.autocast():
-            _finish(options, subject, trainer, prepared, told, argv)
+            _finish(options, subject, trainer, prepared, told, argv, norms)
             if personal is not None:
                 files = [str(path) for path in personal.tokens.save(options.output)]
                 print(f"new words in {', '.join(files)}; before the LoRA: pipe.load_textual_inversion({files})")
@@ -269,6 +273,7 @@ def _finish(
     prepared: Prepared,
     told: Sequence[Mapping[str, float]],
     argv: Sequence[str],
+    norms: Norms | None,
 ) -> None:
     """LoRA, recipe and record; the LoRA is loaded back and compared.
 
@@ -276,15 +281,21 @@ def _finish(
         ValueError: it gives something else than in training.
     """
     output, arguments = options.output, trainer.forward_arguments()
-    path = save(subject.pipeline, subject.component, subject.model, output)
+    beside = {} if norms is None else norms.weights()
+    path = save(subject.pipeline, subject.component, subject.model, output, beside)
+    if norms is not None:
+        norms.settle()
     dattn.remove(subject.model)
-    error = loaded_back(subject.pipeline, subject.component, subject.model, output, arguments)
+    untrained = None if norms is None else norms.untrained()
+    error = loaded_back(subject.pipeline, subject.component, subject.model, output, arguments, untrained)
     if not error <= SAME:
         raise ValueError(
             f"{path}: loaded back, it changes the model's output by {error:.2%}; the last checkpoint in {output} has "
             "what was trained"
         )
     use = f"pipe.load_lora_weights({str(output)!r})"
+    if (output / NORMS).is_file():
+        use += f" and dattn.load_norms(pipe, {str(output)!r})"
     if subject.attention is not None:
         subject.write_recipe(output / "recipe.json", arguments)
         use += f" and dattn.apply(pipe, {str(output / 'recipe.json')!r})"
