@@ -55,9 +55,8 @@ def load_norms(pipe: Any, place: str | Path) -> LoadedNorms:
         component, _, own = name.partition(".")
         parameter = dict(_parameters(pipe, component)).get(own)
         if parameter is None or parameter.shape != tensor.shape:
-            raise ValueError(
-                f"norms {path}: {type(pipe).__name__} has no {name} of {tuple(tensor.shape)}; another model's"
-            )
+            shape = tuple(tensor.shape)
+            raise ValueError(f"norms {path}: {type(pipe).__name__} has no {name} of {shape}; it is for another model")
         before[name] = parameter, parameter.detach().clone()
     for name, (parameter, _) in before.items():
         parameter.copy_(saved[name])

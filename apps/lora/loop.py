@@ -75,13 +75,14 @@ class Batch:
         generator = torch.Generator().manual_seed(hash((settings.seed, 1, number)) % 2**63)
         examples = [prepared.examples[i] for i in indices]
         size: Size = examples[0].size
+        self.indices, self.manner = tuple(indices), prepared.manners[size]
+        objective = objective.shifted(self.manner.shift)
         clean = torch.cat([load_latents(example) for example in examples])
         noise = torch.randn(clean.shape, generator=generator)
         drawn = objective.levels(len(examples), settings.noise, generator)
         dropped = (torch.rand(len(examples), generator=generator) < settings.dropout).tolist()
         left_out = [drop and levels is None for drop in dropped]
         self.captions = ["" if out else e.caption for e, out in zip(examples, left_out, strict=True)]
-        self.indices, self.manner = tuple(indices), prepared.manners[size]
         if personal is None:
             files = [prepared.nothing[size] if out else e.told for e, out in zip(examples, left_out, strict=True)]
             read = [load_told(file) for file in files]

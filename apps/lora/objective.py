@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -40,7 +40,7 @@ class Objective:
         kind: ``"flow"`` (x_s = (1 - s) x + s e, predict e - x), ``"epsilon"``, ``"v_prediction"`` or ``"sample"``
             (x_t = sqrt(a_t) x + sqrt(1 - a_t) e).
         alphas: the products a_t, [times]; None for flow.
-        shift: of the noise levels of flow: s -> shift s / (1 + (shift - 1) s).
+        shift: of the noise levels of flow: s -> shift s / (1 + (shift - 1) s); see ``shifted``.
         times: how many there are.
         between: the noise levels that the model is asked for, where two models share them.
     """
@@ -50,6 +50,10 @@ class Objective:
     shift: float
     times: int
     between: tuple[float, float] = (0.0, 1.0)
+
+    def shifted(self, shift: float | None) -> Objective:
+        """The same with another shift, where there is one: that of a size."""
+        return self if shift is None else replace(self, shift=shift)
 
     def check(self, noise: Noise) -> None:
         """Raise ``ValueError`` where losses cannot be weighted so."""

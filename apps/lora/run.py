@@ -203,9 +203,17 @@ def _settings(
             "attention": str(options.attention),
             **{name: getattr(options, name) for name in CHOSEN if getattr(options, name) != plain(name)},
             **{name: getattr(options, name) for name in NEW_WORDS if options.placeholder_token},
+            **_shifts(prepared),
             "examples": _digest(prepared),  # last: what else differs is said first
         },
     )
+
+
+def _shifts(prepared: Prepared) -> dict[str, dict[str, float]]:
+    """Of noise levels, by size, where the pipeline makes them of it."""
+    found = {"x".join(map(str, size)): manner.shift for size, manner in prepared.manners.items()}
+    told = {name: shift for name, shift in found.items() if shift is not None}
+    return {"shifts": told} if told else {}
 
 
 def _digest(prepared: Prepared) -> str:

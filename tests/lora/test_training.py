@@ -1,6 +1,7 @@
 """Training as a user starts it: the LoRA that comes out, going on after a break, and what is refused."""
 
 import json
+import math
 import os
 import signal
 import time
@@ -158,6 +159,31 @@ def test_ctrl_c_waits_for_a_step_to_be_whole(pictures, tmp_path, monkeypatch):
     assert train(pictures, tmp_path / "broken", 4, *options, "--resume_from_checkpoint", "latest") == 0
     assert train(pictures, tmp_path / "whole", 4, *options) == 0
     assert same(tmp_path / "broken", tmp_path / "whole")
+
+
+def test_noise_is_that_of_the_size(pictures, tmp_path, monkeypatch, capsys):
+    """A pipeline that shifts by size: training draws the same levels, shifted as much; and says so to who goes on."""
+    from dattn.apps.lora.objective import Objective
+
+    noisy, levels = Objective.noisy, []
+    monkeypatch.setattr(
+        Objective, "noisy", lambda self, clean, noise, at: levels.append(at) or noisy(self, clean, noise, at)
+    )
+    of_size = {"base_image_seq_len": 64, "max_image_seq_len": 512, "base_shift": 0.4, "max_shift": 1.2}
+    pipe = DiffusionPipeline.from_pretrained(f"{MODELS}/shapes-flux")
+    for name, dynamic in (("plain", False), ("by-size", True)):
+        pipe.scheduler.register_to_config(shift=1.0, use_dynamic_shifting=dynamic, **of_size)
+        pipe.save_pretrained(tmp_path / name)
+        words = ["--model", str(tmp_path / name), "--validation_steps", "0"]
+        assert train(pictures, tmp_path / f"{name}-lora", 2, *words) == 0
+    plain, shifted = levels[0], levels[len(levels) // 2]
+    shift = math.exp(0.4)  # 32 x 32 pixels are 64 tokens
+    assert torch.allclose(shifted, shift * plain / (1 + (shift - 1) * plain)) and not torch.allclose(plain, shifted)
+    again = ["--validation_steps", "0", "--resume_from_checkpoint", "latest"]
+    pipe.scheduler.register_to_config(max_shift=2.0, base_shift=0.7)
+    pipe.save_pretrained(tmp_path / "by-size")
+    assert train(pictures, tmp_path / "by-size-lora", 3, "--model", str(tmp_path / "by-size"), *again) == 2
+    assert "shifts was" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
