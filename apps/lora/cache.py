@@ -23,12 +23,13 @@ Told = dict[str, Tensor]
 
 
 class Example(NamedTuple):
-    """A clip that is ready: its size, the files of its latents and of its caption, and the caption."""
+    """A clip that is ready: its size, the files of its latents and of its caption, the caption, its file's hash."""
 
     size: Size
     latents: Path
     told: Path
     caption: str
+    content: str
 
 
 class Prepared(NamedTuple):
@@ -116,7 +117,7 @@ class Cache:
             }
 
         kept = self._kept(["latents", content, size, self._fps], latents)
-        return Example(size, kept, self._told(item.caption, size, manner), item.caption)
+        return Example(size, kept, self._told(item.caption, size, manner), item.caption, content)
 
     def _told(self, caption: str, size: Size, manner: Manner) -> Path:
         return self._kept(

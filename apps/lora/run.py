@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 import dattn
-from dattn.norms import NORMS
 
-from ..record import provenance, write_json
 from . import sharing
-from .adapting import add_lora, loaded_back, save, targets
+from .adapting import add_lora, targets
 from .asking import Size
 from .cache import Cache, Prepared, load_told
 from .checkpoints import checkpoints
+from .finishing import finish
 from .items import Item
 from .loop import Settings, Trainer
 from .norms import Norms
@@ -35,8 +33,6 @@ from .validation import Validation
 
 STEPS = 1000
 """Of a run that nothing else is said of."""
-SAME = 1e-3
-"""Outputs with a LoRA before and after saving differ at most by this share of the largest."""
 PATIENCE = timedelta(hours=24)
 """How long processes wait for the one that prepares data or makes samples."""
 NEW_WORDS = (
@@ -98,7 +94,7 @@ def train(options: Any, attention: Any, buckets: Sequence[Size], items: Sequence
     if first:
         trainer.write()
         with accelerator.autocast():
-            _finish(options, subject, trainer, prepared, told, argv, norms)
+            finish(options, subject, trainer, prepared, told, argv, norms)
             if personal is not None:
                 files = [str(path) for path in personal.tokens.save(options.output)]
                 print(f"new words in {', '.join(files)}; before the LoRA: pipe.load_textual_inversion({files})")
@@ -272,50 +268,3 @@ def _memory(device: torch.device) -> str:
     import psutil
 
     return f"{psutil.Process().memory_info().rss / 2**30:.1f} GiB"
-
-
-def _finish(
-    options: Any,
-    subject: Subject,
-    trainer: Trainer,
-    prepared: Prepared,
-    told: Sequence[Mapping[str, float]],
-    argv: Sequence[str],
-    norms: Norms | None,
-) -> None:
-    """LoRA, recipe and record; the LoRA is loaded back and compared.
-
-    Raises:
-        ValueError: it gives something else than in training.
-    """
-    output, arguments = options.output, trainer.forward_arguments()
-    beside = {} if norms is None else norms.weights()
-    path = save(subject.pipeline, subject.component, subject.model, output, beside)
-    if norms is not None:
-        norms.settle()
-    dattn.remove(subject.model)
-    untrained = None if norms is None else norms.untrained()
-    error = loaded_back(subject.pipeline, subject.component, subject.model, output, arguments, untrained)
-    if not error <= SAME:
-        raise ValueError(
-            f"{path}: loaded back, it changes the model's output by {error:.2%}; the last checkpoint in {output} has "
-            "what was trained"
-        )
-    use = f"pipe.load_lora_weights({str(output)!r})"
-    if (output / NORMS).is_file():
-        use += f" and dattn.load_norms(pipe, {str(output)!r})"
-    if subject.attention is not None:
-        subject.write_recipe(output / "recipe.json", arguments)
-        use += f" and dattn.apply(pipe, {str(output / 'recipe.json')!r})"
-    record = {
-        "options": {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()},
-        "examples": len(prepared.examples),
-        "skipped": prepared.skipped,
-        "processes": trainer.accelerator.num_processes,
-        "loaded_back_error": error,
-        "seconds_per_step": float(np.median([one["seconds"] for one in told if "seconds" in one] or [0])),
-        "last": told[-1] if told else None,
-        **provenance("train-lora", argv),
-    }
-    write_json(output / "run.json", record)
-    print(f"LoRA in {path}; use it with {use}")
