@@ -17,17 +17,16 @@ def main(argv: Sequence[str]) -> int:
     """Run the command."""
     options = read_options(argv)
     from .lora.clips import bucket
-    from .lora.items import check_there, chosen, find_items
+    from .lora.items import chosen, find_items
 
     try:
         buckets = [bucket(text) for text in options.buckets]
     except argparse.ArgumentTypeError as error:
         raise ValueError(f"--buckets {error}") from None
-    items = find_items(options.data, options.instance_prompt) if options.data else _of_dataset(options)
-    items = chosen(items, options.max_train_samples, options.seed)
-    if options.id_token:
-        items = [item._replace(caption=f"{options.id_token} {item.caption}") for item in items]
-    check_there(items)
+    found = find_items(options.data, options.instance_prompt) if options.data else _of_dataset(options)
+    items = _there(chosen(found, options.max_train_samples, options.seed), options)
+    other = options.validation_data
+    validated = _there(find_items(other, options.instance_prompt), options) if other else []
     attention = None if options.attention in STOCK else options.attention
     if attention == "auto":
         raise ValueError(
@@ -41,8 +40,17 @@ def main(argv: Sequence[str]) -> int:
     else:
         from .lora.run import train
 
-        train(options, attention, buckets, items, argv)
+        train(options, attention, buckets, items, validated, argv)
     return 0
+
+
+def _there(items: list[Item], options: argparse.Namespace) -> list[Item]:
+    """Items some of which are there, with their captions whole."""
+    from .lora.items import check_there
+
+    check_there(items)
+    before = f"{options.id_token} " if options.id_token else ""
+    return [item._replace(caption=before + item.caption) for item in items]
 
 
 def _of_dataset(options: argparse.Namespace) -> list[Item]:

@@ -20,6 +20,8 @@ from .items import Item
 from .latents import latents_of
 
 Told = dict[str, Tensor]
+VALIDATED = 8
+"""Training examples that are validated on where none are held out."""
 
 
 class Example(NamedTuple):
@@ -36,16 +38,23 @@ class Prepared(NamedTuple):
     """All that training needs of data and pipeline.
 
     Attributes:
-        examples: in the order of the data.
+        examples: to train on, in the order of the data.
         manners: how the pipeline asks its model, by size.
         nothing: the files of the empty caption, by size.
         skipped: what was left out, and why.
+        held_out: examples to validate on, never trained on; none where the first of ``examples`` serve.
     """
 
     examples: list[Example]
     manners: dict[Size, Manner]
     nothing: dict[Size, Path]
     skipped: list[str]
+    held_out: Sequence[Example] = ()
+
+    @property
+    def validated(self) -> Sequence[Example]:
+        """The examples that are validated on."""
+        return self.held_out or self.examples[:VALIDATED]
 
 
 class Cache:

@@ -62,6 +62,7 @@ def finish(
         "examples": len(prepared.examples),
         "model": _model(options),
         "data": _data(prepared.examples),
+        "held_out": _data(prepared.held_out),
         "skipped": prepared.skipped,
         "processes": trainer.accelerator.num_processes,
         "loaded_back_error": error,

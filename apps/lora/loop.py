@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from . import checkpoints
 from .adapting import restore, weights
 from .asking import Size
-from .cache import Prepared, load_latents, load_told
+from .cache import Example, Prepared, load_latents, load_told
 from .interrupts import uninterrupted
 from .norms import PREFIX as NORMS
 from .norms import Norms
@@ -55,7 +55,7 @@ class Batch:
 
     Args:
         prepared: the data.
-        indices: of the examples, all of one size.
+        examples: all of one size.
         number: the batch's position.
         levels: noise levels, [batch]; None draws them.
         personal: new words to learn, which change what captions tell from step to step.
@@ -66,16 +66,15 @@ class Batch:
         prepared: Prepared,
         objective: Objective,
         settings: Settings,
-        indices: Sequence[int],
+        examples: Sequence[Example],
         number: int,
         device: Any,
         levels: Tensor | None = None,
         personal: Personal | None = None,
     ) -> None:
         generator = torch.Generator().manual_seed(hash((settings.seed, 1, number)) % 2**63)
-        examples = [prepared.examples[i] for i in indices]
         size: Size = examples[0].size
-        self.indices, self.manner = tuple(indices), prepared.manners[size]
+        self.manner = prepared.manners[size]
         objective = objective.shifted(self.manner.shift)
         clean = torch.cat([load_latents(example) for example in examples])
         noise = torch.randn(clean.shape, generator=generator)
@@ -240,7 +239,8 @@ class Trainer:
 
     def _loss(self, number: int) -> Tensor:
         """Of the batch at a position."""
-        batch = self._batch(self._order[number], number)
+        indices = self._order[number]
+        batch = self._batch([self._prepared.examples[i] for i in indices], number)
         torch.manual_seed(hash((self.settings.seed, 2, number)) % 2**63)  # dropout inside the model
         target = self._teacher(batch) if self.settings.distill else batch.target
         if self._personal is not None:
@@ -250,20 +250,20 @@ class Trainer:
             output = self.model(**batch.arguments, return_dict=False)
         errors = (batch.manner.prediction(output).float() - target.float()).square().flatten(1).mean(1)
         loss = (batch.weights * errors).mean()
-        return loss if self._personal is None else loss + self._personal.loss(batch.indices).to(loss)
+        return loss if self._personal is None else loss + self._personal.loss(indices).to(loss)
 
     def look(self, example: int, level: float) -> None:
         """A forward pass of one example at a noise level, watched for its new words."""
-        batch = self._batch([example], VALIDATION + example, torch.tensor([level]))
+        batch = self._batch([self._prepared.examples[example]], VALIDATION + example, torch.tensor([level]))
         assert self._personal is not None
         self._personal.watch(batch.captions)
         self._moment(batch.done)
         with self.accelerator.autocast():
             self.plain(**batch.arguments, return_dict=False)
 
-    def _batch(self, indices: Sequence[int], number: int, levels: Tensor | None = None) -> Batch:
+    def _batch(self, examples: Sequence[Example], number: int, levels: Tensor | None = None) -> Batch:
         device = self.accelerator.device
-        return Batch(self._prepared, self._objective, self.settings, indices, number, device, levels, self._personal)
+        return Batch(self._prepared, self._objective, self.settings, examples, number, device, levels, self._personal)
 
     @torch.no_grad()
     def _teacher(self, batch: Batch) -> Tensor:
@@ -277,16 +277,16 @@ class Trainer:
             self.plain.enable_adapters()
 
     @torch.no_grad()
-    def validation_loss(self, examples: int = 8, levels: Sequence[float] = (0.2, 0.5, 0.8)) -> float:
-        """The loss of the first examples at fixed noise and times, so that it can be compared over a run.
+    def validation_loss(self, levels: Sequence[float] = (0.2, 0.5, 0.8)) -> float:
+        """The loss of what is held out at fixed noise and times, so that it can be compared over a run.
 
         Where the model itself teaches, what it says is the target here too.
         """
         self.plain.eval()
         losses = []
-        for number, index in enumerate(range(min(examples, len(self._prepared.examples)))):
+        for number, example in enumerate(self._prepared.validated):
             for level in levels:
-                batch = self._batch([index], VALIDATION + number, self._objective.fixed(level))
+                batch = self._batch([example], VALIDATION + number, self._objective.fixed(level))
                 target = self._teacher(batch) if self.settings.distill else batch.target
                 self._moment(batch.done)
                 with self.accelerator.autocast():
@@ -297,4 +297,4 @@ class Trainer:
 
     def forward_arguments(self) -> dict[str, Any]:
         """Arguments of one forward pass, for a check of what was saved."""
-        return self._batch([0], 0, self._objective.fixed(0.5)).arguments
+        return self._batch(self._prepared.examples[:1], 0, self._objective.fixed(0.5)).arguments

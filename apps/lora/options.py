@@ -220,7 +220,17 @@ def _while_it_runs(group: argparse._ArgumentGroup) -> None:
         "--validation_steps",
         type=at_least(0),
         default=100,
-        help="steps between losses of the first examples at fixed noise; 0 for none (default: %(default)s)",
+        help="steps between losses at fixed noise of what is held out; 0 for none (default: %(default)s)",
+    )
+    group.add_argument(
+        "--validation_split",
+        type=count_or_share,
+        metavar="N",
+        help="files, or a share of them, held out for it (default: a tenth, at most 8; of fewer than 10 files none, "
+        "and training examples serve)",
+    )
+    group.add_argument(
+        "--validation_data", type=Path, metavar="PLACE", help="other data for it, of any layout that --data may have"
     )
     group.add_argument(
         "--validation_prompts",

@@ -33,6 +33,9 @@ def read_options(argv: Sequence[str]) -> argparse.Namespace:
     options = own.parse_args([*(_words(config, own) if config is not None else []), *words])
     if options.data and options.dataset_name:
         raise ValueError(f"--data {options.data} and --dataset_name {options.dataset_name}: give one of them")
+    if options.validation_data and options.validation_split is not None:
+        data, split = options.validation_data, options.validation_split
+        raise ValueError(f"--validation_data {data} and --validation_split {split}: give one of them")
     options.buckets = _buckets(options)
     options.validation_prompts = [p for text in options.validation_prompts for p in text.split(SEPARATOR)]
     for name in ("model", "buckets") if options.dataset_name else ("model", "data", "buckets"):

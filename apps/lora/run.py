@@ -20,6 +20,7 @@ from .asking import Size
 from .cache import Cache, Prepared, load_told
 from .checkpoints import checkpoints
 from .finishing import finish
+from .holdout import hold_out, validated_on
 from .items import Item
 from .loop import Settings, Trainer
 from .norms import Norms
@@ -50,8 +51,18 @@ CHOSEN = ("lora_dropout", "logit_mean", "logit_std", "mode_scale", "snr_gamma", 
 DTYPES = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
-def train(options: Any, attention: Any, buckets: Sequence[Size], items: Sequence[Item], argv: Sequence[str]) -> None:
+def train(
+    options: Any,
+    attention: Any,
+    buckets: Sequence[Size],
+    items: Sequence[Item],
+    validated: Sequence[Item],
+    argv: Sequence[str],
+) -> None:
     """Train, and write LoRA, recipe and record.
+
+    Args:
+        validated: what to validate on; with none, a part of the items is held out.
 
     Raises:
         ValueError: data or model that cannot be trained; a LoRA that does not load as it was trained.
@@ -72,6 +83,11 @@ def train(options: Any, attention: Any, buckets: Sequence[Size], items: Sequence
             options.cache_dir or options.output / "cache", subject.pipeline, subject.model, subject.call, options.fps
         )
         prepared = cache.prepare(items, buckets, quiet=not first)
+        others = cache.prepare(validated, buckets, quiet=not first) if validated else None
+    if others is not None:
+        prepared = validated_on(prepared, others)
+    elif options.validation_steps:
+        prepared = hold_out(prepared, options.validation_split, options.seed)
     _check_captions(prepared, options)
     options.max_train_steps = _steps(options, prepared, accelerator.num_processes)
     validation = Validation(subject, options.validation_prompts if first else [], buckets[0], options)
@@ -200,6 +216,7 @@ def _settings(
             **{name: getattr(options, name) for name in CHOSEN if getattr(options, name) != plain(name)},
             **{name: getattr(options, name) for name in NEW_WORDS if options.placeholder_token},
             **_shifts(prepared),
+            **({"held_out": len(prepared.held_out)} if prepared.held_out else {}),
             "examples": _digest(prepared),  # last: what else differs is said first
         },
     )
@@ -221,7 +238,8 @@ def _digest(prepared: Prepared) -> str:
 def _say(prepared: Prepared, learning: int, layers: int, done: int, steps: int) -> None:
     for line in prepared.skipped:
         print(f"skipped: {line}")
-    examples = len(prepared.examples)
+    examples, validated = len(prepared.examples), len(prepared.validated)
+    print(f"validation on {validated} {'examples that are held out' if prepared.held_out else 'training examples'}")
     print(f"{learning:,} parameters in {layers} layers, {examples} examples, {done} of {steps} steps done")
 
 
