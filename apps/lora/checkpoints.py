@@ -62,20 +62,29 @@ def read(folder: Path, which: str) -> State | None:
     Raises:
         ValueError: no such checkpoint.
     """
+    path = _named(folder, which)
+    if path is None:
+        return None
+    told = json.loads((path / "state.json").read_text())
+    step = told.pop("step")
+    return State(step, load_file(path / "lora.safetensors"), load_file(path / "optimizer.safetensors"), told)
+
+
+def step_of(folder: Path, which: str | None) -> int:
+    """How far training had come in a checkpoint, named as for ``read``; 0 where there is none."""
+    path = None if which is None else _named(folder, which)
+    return 0 if path is None else int(json.loads((path / "state.json").read_text())["step"])
+
+
+def _named(folder: Path, which: str) -> Path | None:
     if which == "latest":
-        found = checkpoints(folder)
-        if not found:
-            return None
-        path = found[-1]
-    else:
-        path = Path(which) if Path(which).is_dir() else folder / which
+        return next(reversed(checkpoints(folder)), None)
+    path = Path(which) if Path(which).is_dir() else folder / which
     if not (path / "state.json").is_file():
         raise ValueError(
             f"resume_from_checkpoint {which}: no checkpoint there; {folder} has {[p.name for p in checkpoints(folder)]}"
         )
-    told = json.loads((path / "state.json").read_text())
-    step = told.pop("step")
-    return State(step, load_file(path / "lora.safetensors"), load_file(path / "optimizer.safetensors"), told)
+    return path
 
 
 def taken(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

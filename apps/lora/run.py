@@ -18,7 +18,7 @@ from . import sharing
 from .adapting import add_lora, targets
 from .asking import Size
 from .cache import Cache, Prepared, load_told
-from .checkpoints import checkpoints
+from .checkpoints import checkpoints, step_of
 from .finishing import finish
 from .holdout import hold_out, validated_on
 from .items import Item
@@ -90,7 +90,9 @@ def train(
         prepared = hold_out(prepared, options.validation_split, options.seed)
     _check_captions(prepared, options)
     options.max_train_steps = _steps(options, prepared, accelerator.num_processes)
-    validation = Validation(subject, options.validation_prompts if first else [], buckets[0], options)
+    done = step_of(options.output, options.resume_from_checkpoint)
+    prompts = options.validation_prompts if first else []
+    validation = Validation(subject, prompts, buckets[0], options, done) if prompts else None
     subject.put_away("" if personal is None else "text_encoder")
     alpha = options.lora_alpha or options.rank
     learning = add_lora(subject.model, names, options.rank, alpha, options.seed, options.lora_dropout)
@@ -115,7 +117,8 @@ def train(
                 files = [str(path) for path in personal.tokens.save(options.output)]
                 print(f"new words in {', '.join(files)}; before the LoRA: pipe.load_textual_inversion({files})")
         accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # or latents come out in another type
-        validation.after()
+        if validation is not None:
+            validation.after()
         if options.push_to_hub:
             print(f"uploaded to {sharing.push(options)}")
     accelerator.wait_for_everyone()

@@ -6,7 +6,7 @@ from typing import Any
 
 from .checkpoints import PATTERN
 
-PRIVATE = [f"{PATTERN}/*", f".{PATTERN}/*", "cache/*", "*.part"]
+PRIVATE = [f"{PATTERN}/*", f".{PATTERN}/*", "cache/*", "validation/*", "*.part"]
 """What stays here: the way there, and the data."""
 
 

@@ -93,9 +93,6 @@ def test_a_run_never_trains_on_it(twelve, tmp_path, monkeypatch, capsys):
         return batch(self, examples, number, levels)
 
     monkeypatch.setattr(Trainer, "_batch", noting)
-    monkeypatch.setattr(
-        Trainer, "forward_arguments", lambda self: batch(self, self._prepared.examples[:1], 0).arguments
-    )
     options = ["--train_batch_size", "4", "--validation_steps", "6"]
     assert train(twelve, tmp_path / "out", 6, *options) == 0
     assert "validation on 1 examples that are held out" in capsys.readouterr().out
