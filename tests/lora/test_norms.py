@@ -32,7 +32,8 @@ def forward(pipe, model):
     manner = listen(pipe, model, (1, 32, 32), call)
     latents = torch.randn(1, *manner.shape, generator=torch.Generator().manual_seed(0))
     heard = told(pipe, model, manner, "a red circle", (1, 32, 32), call)
-    with torch.no_grad():
+    half = torch.autocast("cpu", torch.bfloat16, enabled=model.dtype == torch.bfloat16)
+    with torch.no_grad(), half:  # as training is
         return model(**manner.arguments(latents, torch.tensor([500.0]), heard), return_dict=False)[0]
 
 
