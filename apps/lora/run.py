@@ -133,12 +133,15 @@ def _accelerator(options: Any) -> Any:
     if options.report_to and not there[options.report_to]():
         raise ValueError(f"--report_to {options.report_to}: not installed; pip install {options.report_to}")
     kwargs = [DistributedDataParallelKwargs(find_unused_parameters=True), InitProcessGroupKwargs(timeout=PATIENCE)]
-    return Accelerator(
+    made = Accelerator(
         mixed_precision=options.mixed_precision,
         log_with=options.report_to,
         project_config=ProjectConfiguration(str(options.output), str(options.output / (options.logging_dir or ""))),
         kwargs_handlers=kwargs,
     )
+    if made.mixed_precision == "fp16" and made.device.type == "cpu":  # accelerate would not scale the loss there
+        raise ValueError("--mixed_precision fp16: not on a CPU, where small gradients would be lost; take bf16 or no")
+    return made
 
 
 def _check_output(options: Any) -> None:

@@ -8,6 +8,7 @@ import signal
 import time
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from diffusers import DiffusionPipeline
@@ -92,6 +93,27 @@ def test_samples_on_the_way_change_nothing_and_are_seen_in_the_picture(pictures,
     assert train(pictures, tmp_path / "parts", 5, *more, "--resume_from_checkpoint", "latest") == 0
     assert [len(rows) for rows in labels] == [6, 8]  # what was made up to step 3 is not made again, what came later is
     assert (tmp_path / "parts" / "validation.png").read_bytes() == whole
+
+
+def test_fp16_is_not_for_cpus(pictures, tmp_path, capsys):
+    assert train(pictures, tmp_path, 1, "--mixed_precision", "fp16") == 2
+    assert "--mixed_precision fp16: not on a CPU" in capsys.readouterr().err
+
+
+@pytest.mark.gpu
+def test_fp16_goes_on_as_well(pictures, tmp_path, monkeypatch):
+    """With the scale of its loss."""
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    options = ["--mixed_precision", "fp16", "--checkpointing_steps", "2", "--attention", "Neighborhood(3)"]
+    assert train(pictures, tmp_path / "whole", 4, *options) == 0
+    assert json.loads((tmp_path / "whole" / "run.json").read_text())["loaded_back_error"] < 1e-3
+    log = [json.loads(line) for line in (tmp_path / "whole" / "training.jsonl").read_text().splitlines()]
+    assert all(np.isfinite(line["loss"]) for line in log[1:])
+    assert train(pictures, tmp_path / "broken", 2, *options) == 0
+    state = json.loads((tmp_path / "broken" / "checkpoint-2" / "state.json").read_text())
+    assert state["scaler"]["scale"] > 1
+    assert train(pictures, tmp_path / "broken", 4, *options, "--resume_from_checkpoint", "latest") == 0
+    assert same(tmp_path / "whole", tmp_path / "broken")
 
 
 def test_in_half_precision(pictures, tmp_path):
@@ -244,20 +266,31 @@ def test_two_processes_and_one_that_sees_as_much(pictures, tmp_path):
     assert apart < 1e-3 * whole, (apart, whole)
 
 
-def test_a_run_that_is_killed_goes_on(pictures, tmp_path):
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_run_that_is_killed_goes_on(processes, pictures, tmp_path):
+    """However many processes there are: what comes out is to the bit what comes out of a run that nobody killed."""
+
+    def train(*args):
+        run = launched(processes, *args)
+        said, _ = run.communicate(timeout=300)
+        assert run.returncode == 0, said
+        return run.returncode
+
     options = ["--checkpointing_steps", "2", "--validation_steps", "0"]
-    run = launched(1, pictures, tmp_path / "killed", 500, *options)
+    run = launched(processes, pictures, tmp_path / "killed", 500, *options)
     until = time.monotonic() + 200
     while not (tmp_path / "killed" / "checkpoint-4").is_dir() and time.monotonic() < until:
         time.sleep(0.05)
-    os.killpg(run.pid, signal.SIGKILL)
+    for process in [*psutil.Process(run.pid).children(recursive=True), run]:  # torchrun's have sessions of their own
+        process.kill()
     run.communicate(timeout=60)
     assert run.returncode != 0 and not (tmp_path / "killed" / WEIGHTS).exists()
     done = max(int(path.name.partition("-")[2]) for path in (tmp_path / "killed").glob("checkpoint-*"))
     steps = done + 1
-    assert train(pictures, tmp_path / "killed", steps, *options, "--resume_from_checkpoint", "latest") == 0
-    assert train(pictures, tmp_path / "whole", steps, *options) == 0
+    train(pictures, tmp_path / "killed", steps, *options, "--resume_from_checkpoint", "latest")
+    train(pictures, tmp_path / "whole", steps, *options)
     assert same(tmp_path / "killed", tmp_path / "whole")
+    assert json.loads((tmp_path / "killed" / "run.json").read_text())["processes"] == processes
 
 
 def test_options_may_come_from_a_file(pictures, tmp_path):
