@@ -13,6 +13,19 @@ PREFIX = "norms."
 """Of their names in a checkpoint."""
 
 
+def normalising(model: nn.Module) -> dict[str, nn.Module]:
+    """The normalisation layers of a model that have weights of their own, by name.
+
+    Raises:
+        ValueError: it has none.
+    """
+    found = {name: module for name, module in model.named_modules() if "Norm" in type(module).__name__}
+    found = {name: module for name, module in found.items() if any(True for _ in module.parameters(recurse=False))}
+    if not found:
+        raise ValueError(f"--train_norms: {type(model).__name__} has no weights in its normalisation; leave it out")
+    return found
+
+
 class Norms:
     """The weights of a model's normalisation layers, in float32 while they learn.
 
@@ -28,20 +41,17 @@ class Norms:
     """
 
     def __init__(self, model: nn.Module, rate: float | None = None) -> None:
-        modules = {name: module for name, module in model.named_modules() if "Norm" in type(module).__name__}
+        modules = normalising(model)
         self.parameters = {
             f"{name}.{own}": parameter
             for name, module in modules.items()
             for own, parameter in module.named_parameters(recurse=False)
         }
-        if not self.parameters:
-            raise ValueError(f"--train_norms: {type(model).__name__} has no weights in its normalisation; leave it out")
         self.rate = rate
         self._was = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
         self._widened: list[nn.Module] = []
         for module in modules.values():
-            own = list(module.parameters(recurse=False))
-            if own and own[0].dtype != torch.float32:
+            if next(module.parameters(recurse=False)).dtype != torch.float32:
                 vars(module)["forward"] = _in_float32(module.forward)
                 self._widened.append(module)
         for parameter in self.parameters.values():

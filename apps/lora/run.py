@@ -23,7 +23,7 @@ from .finishing import finish
 from .holdout import hold_out, validated_on
 from .items import Item
 from .loop import Settings, Trainer
-from .norms import Norms
+from .norms import Norms, normalising
 from .objective import Noise, Objective, objective_of
 from .optimizing import Optimizing, optimizing_of
 from .options import parser
@@ -160,6 +160,8 @@ def _checked(options: Any, subject: Subject) -> tuple[list[str], Objective, Nois
         raise ValueError(f"{type(subject.pipeline).__name__} loads no LoRA in Diffusers")
     with dattn.apply(subject.model, subject.attention, dense_steps=0, **subject.schedule):
         names = targets(subject.model, options.target_modules)
+    if options.train_norms:
+        normalising(subject.model)
     objective = objective_of(subject.pipeline.scheduler, subject.between)
     scheme = options.weighting_scheme or ("logit_normal" if objective.kind == "flow" else "none")
     noise = Noise(scheme, options.logit_mean, options.logit_std, options.mode_scale, options.snr_gamma)
