@@ -157,6 +157,7 @@ class Trainer:
             return
         told = {name: value for name, value in state.told.items() if name != "scaler"}
         changed = [name for name in self.settings.told | told if told.get(name) != self.settings.told.get(name)]
+        changed.sort(key="examples".__eq__)  # other options may be why these differ
         if changed:
             was, now = told.get(changed[0]), self.settings.told.get(changed[0])
             raise ValueError(

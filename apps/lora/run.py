@@ -225,7 +225,7 @@ def _settings(
             **{name: getattr(options, name) for name in NEW_WORDS if options.placeholder_token},
             **_shifts(prepared),
             **({"held_out": len(prepared.held_out)} if prepared.held_out else {}),
-            "examples": _digest(prepared),  # last: what else differs is said first
+            "examples": _digest(prepared),
         },
     )
 
