@@ -205,12 +205,12 @@ def test_noise_is_that_of_the_size(pictures, tmp_path, monkeypatch, capsys):
     for name, dynamic in (("plain", False), ("by-size", True)):
         pipe.scheduler.register_to_config(shift=1.0, use_dynamic_shifting=dynamic, **of_size)
         pipe.save_pretrained(tmp_path / name)
-        words = ["--model", str(tmp_path / name), "--validation_steps", "0"]
+        words = ["--model", str(tmp_path / name), "--validation_steps", "0", "--max_sequence_length", "16"]
         assert train(pictures, tmp_path / f"{name}-lora", 2, *words) == 0
     plain, shifted = levels[0], levels[len(levels) // 2]
     shift = math.exp(0.4)  # 32 x 32 pixels are 64 tokens
     assert torch.allclose(shifted, shift * plain / (1 + (shift - 1) * plain)) and not torch.allclose(plain, shifted)
-    again = ["--validation_steps", "0", "--resume_from_checkpoint", "latest"]
+    again = ["--validation_steps", "0", "--max_sequence_length", "16", "--resume_from_checkpoint", "latest"]
     pipe.scheduler.register_to_config(max_shift=2.0, base_shift=0.7)
     pipe.save_pretrained(tmp_path / "by-size")
     assert train(pictures, tmp_path / "by-size-lora", 3, "--model", str(tmp_path / "by-size"), *again) == 2
