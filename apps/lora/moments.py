@@ -47,7 +47,8 @@ class Moments:
         if path is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
             part = path.with_suffix(".part")
-            save_file(dict(clips), part, {"when": when, "made_of": self._made_of})
+            whole = {name: np.ascontiguousarray(clip) for name, clip in clips.items()}  # the file knows no other order
+            save_file(whole, part, {"when": when, "made_of": self._made_of})
             part.replace(path)
         self._moments.append((path, when, dict(clips)))
         for old, *_ in self._moments[1:-MOST]:

@@ -18,6 +18,13 @@ def filled(folder, steps):
     return found
 
 
+def test_frames_of_any_layout_in_memory(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 256, (3, 2, 4, 6), np.uint8).transpose(1, 2, 3, 0)
+    Moments(tmp_path, ["a fox"], 0).add("before", 0, {"a fox": frames})
+    ((_, again),) = Moments(tmp_path, ["a fox"], 1).shown
+    assert np.array_equal(again["a fox"], frames)
+
+
 def test_they_come_back_up_to_a_step(tmp_path):
     filled(tmp_path, 5)
     again = Moments(tmp_path, ["a fox", 0], 3)

@@ -99,6 +99,7 @@ def test_fp16_is_not_for_cpus(pictures, tmp_path, capsys):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 def test_fp16_goes_on_as_well(pictures, tmp_path, monkeypatch):
     """With the scale of its loss."""
     monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
