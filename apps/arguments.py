@@ -58,6 +58,26 @@ def count_or_share(text: str) -> int | float:
     return number
 
 
+def fraction(text: str) -> float:
+    """An option type: a number in [0, 1)."""
+    return _number(text, lambda number: 0 <= number < 1, "a number from 0 on and below 1")
+
+
+def positive(text: str) -> float:
+    """An option type: a number above 0."""
+    return _number(text, lambda number: 0 < number < float("inf"), "a number above 0")
+
+
+def _number(text: str, fits: Callable[[float], bool], rule: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = float("nan")
+    if not fits(number):
+        raise argparse.ArgumentTypeError(f"{text}: give {rule}")
+    return number
+
+
 def axes(text: str, separator: str, names: str) -> tuple[int, int, int]:
     """Three whole numbers, as in ``21x30x52``.
 

@@ -15,12 +15,11 @@ from dattn.registry import pattern_from_string
 from .arguments import STOCK, Parser, add_model_options, add_schedule_options, at_least
 from .generate import apply_options
 from .loading import Loaded, load
-from .record import provenance, write_json
+from .record import fingerprint, provenance, write_json
 from .shapes.control_cases import CASES, names_for
 from .shapes.edits import Case, Maker
 from .shapes.pictures import FRAMES
 from .sheet import pictures, sheet
-from .study import fingerprint
 from .table import table
 
 EXAMPLES = """\

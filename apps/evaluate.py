@@ -83,8 +83,9 @@ def main(argv: Sequence[str]) -> int:
     from .adapted import parts
     from .cells import Cell, Clip, Store
     from .loading import load, resolve
+    from .record import fingerprint
     from .running import check, is_stock, read_attention
-    from .study import fill, fingerprint, gather_settings, report
+    from .study import fill, gather_settings, report
 
     sparse = list(dict.fromkeys(name for name in options.patterns if not is_stock(name)))
     if len(sparse) >= preset.rows:

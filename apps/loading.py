@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import dattn
+from dattn.norms import NORMS
 
 DEFAULT = "shapes-wan"
 STRETCH = 4
@@ -135,7 +136,14 @@ def pick_device(device: str | None) -> str:
     return device
 
 
-def load(model: str | None, device: str | None = None, dtype: str | None = None, lora: Path | None = None) -> Loaded:
+def load(
+    model: str | None,
+    device: str | None = None,
+    dtype: str | None = None,
+    lora: Path | None = None,
+    revision: str | None = None,
+    variant: str | None = None,
+) -> Loaded:
     """Load a pipeline, silently.
 
     Args:
@@ -143,11 +151,14 @@ def load(model: str | None, device: str | None = None, dtype: str | None = None,
         device: None picks one.
         dtype: a name such as ``bfloat16``; None is float32 on CPU, bfloat16 elsewhere.
         lora: a folder or file of a LoRA that is put on the model; None for none.
+        revision, variant: of a model of the hub, and of its files.
 
     Raises:
         ValueError: what cannot be loaded, and why.
     """
     source = resolve(model)
+    if revision is not None and isinstance(source, Path):
+        raise ValueError(f"revision {revision}: model {model} is a folder here, which has none; leave it out")
     device = pick_device(device)
     import torch
     from diffusers import DiffusionPipeline
@@ -155,7 +166,7 @@ def load(model: str | None, device: str | None = None, dtype: str | None = None,
     _be_quiet()
     kind = getattr(torch, dtype or ("float32" if device == "cpu" else "bfloat16"))
     try:
-        pipe = DiffusionPipeline.from_pretrained(source, dtype=kind)
+        pipe = DiffusionPipeline.from_pretrained(source, dtype=kind, revision=revision, variant=variant)
     except Exception as error:  # whatever a broken folder, a missing network or a missing class raises
         raise ValueError(f"model {source}: cannot be loaded ({_first_line(error)})") from error
     if lora is not None:
@@ -182,6 +193,8 @@ def put_on(pipe: Any, lora: Path) -> None:
         raise ValueError(f"lora {lora}: cannot be loaded on {type(pipe).__name__} ({_first_line(error)})") from error
     if not any(pipe.get_list_adapters().values()):
         raise ValueError(f"lora {lora}: nothing in it is for {type(pipe).__name__}; it was made for another model")
+    if (place / NORMS).is_file():
+        dattn.load_norms(pipe, place)
 
 
 def _first_line(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -45,6 +46,19 @@ def _processor() -> str:
     except OSError:
         return platform.processor()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def fingerprint(folder: Path | None, files: str = "**/*.safetensors") -> str | None:
+    """A short hash of a model's or LoRA's weights; None where there is no place: a model of the hub, or no LoRA."""
+    if folder is None:
+        return None
+    digest = hashlib.sha256()
+    for path in [folder] if folder.is_file() else sorted(folder.glob(files)):
+        digest.update(path.relative_to(folder).as_posix().encode())
+        with path.open("rb") as file:
+            while part := file.read(1 << 20):
+                digest.update(part)
+    return digest.hexdigest()[:16]
 
 
 def provenance(command: str, argv: Sequence[str]) -> dict[str, Any]:

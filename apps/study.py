@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import inspect
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,7 @@ from .cells import Cell, Clip, Store, summary
 from .chart import chart
 from .loading import Loaded
 from .publish import figures_line
-from .record import provenance, write_json
+from .record import fingerprint, provenance, write_json
 from .running import Request, run
 from .table import table
 
@@ -51,19 +49,6 @@ def gather_settings(options: argparse.Namespace, loaded: Loaded, request: Reques
         "guidance": request.guidance,
         **{name: getattr(options, name) for name in ("dense_steps", "dense_layers", "backend")},
     }
-
-
-def fingerprint(folder: Path | None, files: str = "**/*.safetensors") -> str | None:
-    """A short hash of a model's or LoRA's weights; None where there is no place: a model of the hub, or no LoRA."""
-    if folder is None:
-        return None
-    digest = hashlib.sha256()
-    for path in [folder] if folder.is_file() else sorted(folder.glob(files)):
-        digest.update(path.relative_to(folder).as_posix().encode())
-        with path.open("rb") as file:
-            while part := file.read(1 << 20):
-                digest.update(part)
-    return digest.hexdigest()[:16]
 
 
 def frames_at(loaded: Loaded, length: int) -> int | None:

@@ -8,6 +8,7 @@ from dattn.attention import attention
 from dattn.block_mask import BlockMask
 from dattn.calibration import Calibration
 from dattn.grid import TokenGrid
+from dattn.norms import LoadedNorms, load_norms
 from dattn.operators import (
     OPERATORS,
     Agent,
@@ -86,6 +87,7 @@ __all__ = [
     "Handle",
     "InLine",
     "LearnedGate",
+    "LoadedNorms",
     "MeanSim",
     "MultiAxis",
     "Neighborhood",
@@ -116,6 +118,7 @@ __all__ = [
     "XAttention",
     "apply",
     "attention",
+    "load_norms",
     "pattern_from_dict",
     "pattern_from_string",
     "remove",

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dattn.apps.lora.options import parser
 from dattn.apps.shapes.captions import COLORS, SHAPES
 from dattn.apps.shapes.new_words import METHODS, WORDS, Asked, judged, questions, rows, the_picture, write_folder
 from dattn.apps.shapes.pictures import draw_pictures, is_whole, sample_picture
 from dattn.apps.shapes.stripes import DIRECTIONS, Striped, draw, read
-from dattn.apps.train_lora import parser
 
 
 @pytest.mark.parametrize(("shape", "direction"), product(SHAPES, DIRECTIONS))

@@ -5,14 +5,18 @@ from __future__ import annotations
 import inspect
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dattn.adapters import adapter_for
+from dattn.norms import NORMS, load_norms
 
 NAME = "default"
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -47,13 +51,15 @@ def targets(model: nn.Module, patterns: Sequence[str] = ()) -> list[str]:
     return sorted(set(found))
 
 
-def add_lora(model: Any, names: Sequence[str], rank: int, alpha: int, seed: int) -> list[nn.Parameter]:
+def add_lora(
+    model: Any, names: Sequence[str], rank: int, alpha: int, seed: int, dropout: float = 0.0
+) -> list[nn.Parameter]:
     """Freeze a model and put LoRA on some of its layers, in float32; the parameters that learn."""
     from peft import LoraConfig
 
     torch.manual_seed(seed)
     model.requires_grad_(False)
-    model.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights=True, target_modules=list(names)), NAME)
+    model.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(names)), NAME)
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in learning:
         parameter.data = parameter.data.float()
@@ -74,8 +80,14 @@ def restore(model: nn.Module, saved: dict[str, Tensor]) -> None:
     set_peft_model_state_dict(model, saved, adapter_name=NAME)
 
 
-def save(pipeline: Any, component: str, model: Any, folder: Path) -> Path:
+def save(
+    pipeline: Any, component: str, model: Any, folder: Path, norms: Mapping[str, Tensor] = MappingProxyType({})
+) -> Path:
     """Write the LoRA as ``pipeline.load_lora_weights(folder)`` reads it, alpha included.
+
+    Args:
+        norms: weights of normalisation layers by name, which go with it where Diffusers loads them, and else into a
+            file that ``dattn.load_norms`` reads.
 
     Raises:
         ValueError: a pipeline that loads no LoRA.
@@ -84,26 +96,43 @@ def save(pipeline: Any, component: str, model: Any, folder: Path) -> Path:
         raise ValueError(f"{type(pipeline).__name__} loads no LoRA in Diffusers")
     takes = inspect.signature(pipeline.save_lora_weights).parameters
     prefix = component if f"{component}_lora_layers" in takes else "transformer"
-    given: dict[str, Any] = {f"{prefix}_lora_layers": weights(model)}
+    loads = getattr(pipeline, "_control_lora_supported_norm_keys", ())  # of Flux
+    together = {name: tensor for name, tensor in norms.items() if any(key in name for key in loads)}
+    apart = {f"{component}.{name}": tensor for name, tensor in norms.items() if name not in together}
+    (folder / NORMS).unlink(missing_ok=True)  # an earlier run's
+    if apart:
+        save_file(apart, folder / NORMS)
+    given: dict[str, Any] = {f"{prefix}_lora_layers": weights(model) | together}
     if f"{prefix}_lora_adapter_metadata" in takes:
-        given[f"{prefix}_lora_adapter_metadata"] = model.peft_config[NAME].to_dict()
+        # Diffusers would load dropout as it is written, and leave it on
+        given[f"{prefix}_lora_adapter_metadata"] = model.peft_config[NAME].to_dict() | {"lora_dropout": 0.0}
     pipeline.save_lora_weights(str(folder), **given, safe_serialization=True)
     return folder / WEIGHTS
 
 
 @torch.no_grad()
-def loaded_back(pipeline: Any, component: str, model: Any, folder: Path, arguments: dict[str, Any]) -> float:
+def loaded_back(
+    pipeline: Any,
+    component: str,
+    model: Any,
+    folder: Path,
+    arguments: dict[str, Any],
+    untrained: AbstractContextManager[None] | None = None,
+) -> float:
     """How far the model's output with the saved LoRA is from that with the trained one, as a share of the largest.
 
     Args:
         arguments: of a forward pass of the model.
+        untrained: a context in which what learned beside the LoRA has not, to be loaded as well.
     """
     model.eval()
     options = {"load_into_transformer_2": True} if component == "transformer_2" else {}
     trained = model(**arguments, return_dict=False)[0]
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), untrained or nullcontext():
         warnings.simplefilter("ignore")  # peft wonders at a second adapter
         pipeline.load_lora_weights(str(folder), adapter_name="check", **options)
+        if (folder / NORMS).is_file():
+            load_norms(pipeline, folder)
         try:
             model.set_adapter("check")
             again = model(**arguments, return_dict=False)[0]

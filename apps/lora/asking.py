@@ -8,10 +8,11 @@ and whether the scheduler is given the model's output or what is opposite to it.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -49,6 +50,7 @@ class Manner:
         time_shape: of one sample's time, beyond the batch; () for a number.
         factor, offset: the model's time is ``factor`` · the scheduler's + ``offset``.
         sign: 1 where the scheduler is given the model's output, -1 where the opposite.
+        shift: of the noise levels, where the pipeline makes it of the size; None where the scheduler's config has it.
     """
 
     size: Size
@@ -62,6 +64,7 @@ class Manner:
     factor: float
     offset: float
     sign: int
+    shift: float | None = None
 
     def arguments(self, latents: Tensor, times: Tensor, told: Mapping[str, Tensor]) -> Arguments:
         """The model's arguments for a batch.
@@ -117,6 +120,7 @@ def listen(pipeline: Any, model: nn.Module, size: Size, call: Mapping[str, Any])
         factor,
         offset,
         _sign(pipeline, heard),
+        _shift(pipeline.scheduler, heard.scheduled),
     )
 
 
@@ -145,17 +149,18 @@ def told_with_graph(
 
 @dataclass
 class _Heard:
-    """Arguments of the model, outputs that it seemed to give, and arguments of the scheduler's steps."""
+    """Arguments of the model, outputs that it seemed to give, and what the scheduler is told: at first and in steps."""
 
     asked: list[Arguments]
     gave: list[Tensor]
     stepped: list[tuple[Tensor, Any, Tensor]]
+    scheduled: Arguments
 
 
 @torch.no_grad()
 def _heard(
     pipeline: Any,
-    model: nn.Module,
+    model: Any,
     prompts: Sequence[str],
     size: Size,
     call: Mapping[str, Any],
@@ -165,7 +170,7 @@ def _heard(
     """What passes between pipeline, model and scheduler in a call, until the model has been asked ``most`` times."""
     run = type(pipeline).__call__
     run = getattr(run, "__wrapped__", run) if graph else run  # pipelines run without gradients
-    heard = _Heard([], [], [])
+    heard = _Heard([], [], [], {})
     signature, awaited = inspect.signature(model.forward), False
 
     def stand_in(own: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -191,11 +196,20 @@ def _heard(
         awaited = False
         return step(*args, **kwargs)
 
-    options = {**call, "prompt": list(prompts), "num_inference_steps": STEPS, **_options(pipeline, size)}
+    schedule = pipeline.scheduler.set_timesteps
+
+    @wraps(schedule)  # pipelines look at what it takes
+    def scheduled(*args: Any, **kwargs: Any) -> Any:
+        heard.scheduled |= kwargs
+        return schedule(*args, **kwargs)
+
+    guidance = call.get("guidance_scale", 1.0) if model.config.get("guidance_embeds") else 1.0
+    options = {**call, "prompt": list(prompts), "num_inference_steps": STEPS, **_options(pipeline, size, guidance)}
     with ExitStack() as stack:
         for one in models_of(pipeline).values():
             stack.enter_context(_in_place(one, "forward", partial(stand_in, one)))
         stack.enter_context(_in_place(pipeline.scheduler, "step", noted))
+        stack.enter_context(_in_place(pipeline.scheduler, "set_timesteps", scheduled))
         stack.enter_context(suppress(_Enough))
         try:
             with torch.set_grad_enabled(graph):
@@ -235,10 +249,10 @@ class _Output(dict[str, Any]):
         return next(iter(self.values())) if key == 0 else super().__getitem__(key)
 
 
-def _options(pipeline: Any, size: Size) -> dict[str, Any]:
-    """Size, and no guidance: a model that has it as an input is told 1."""
+def _options(pipeline: Any, size: Size, guidance: float) -> dict[str, Any]:
+    """Size, and no guidance: only a model that has it as an input is told another than 1."""
     takes = inspect.signature(type(pipeline).__call__).parameters
-    wanted = {"num_frames": size[0], "height": size[1], "width": size[2], "guidance_scale": 1.0}
+    wanted = {"num_frames": size[0], "height": size[1], "width": size[2], "guidance_scale": guidance}
     return {name: value for name, value in wanted.items() if name in takes} | {"output_type": "latent"}
 
 
@@ -268,6 +282,17 @@ def _sign(pipeline: Any, heard: _Heard) -> int:
         if given.shape == gave.shape and torch.allclose(given, sign * gave, atol=1e-2, rtol=1e-2):
             return sign
     raise ValueError(_why(pipeline, "makes something else of its model's output"))
+
+
+def _shift(scheduler: Any, scheduled: Arguments) -> float | None:
+    """What a scheduler with ``use_dynamic_shifting`` makes of the number that the pipeline makes of the size.
+
+    Both of its ways are s -> shift s / (1 + (shift - 1) s).
+    """
+    mu = scheduled.get("mu")
+    if mu is None or not scheduler.config.get("use_dynamic_shifting"):
+        return None
+    return float(mu) if scheduler.config.get("time_shift_type") == "linear" else math.exp(mu)
 
 
 def _why(pipeline: Any, what: str) -> str:

@@ -20,31 +20,41 @@ from .items import Item
 from .latents import latents_of
 
 Told = dict[str, Tensor]
+VALIDATED = 8
+"""Training examples that are validated on where none are held out."""
 
 
 class Example(NamedTuple):
-    """A clip that is ready: its size, the files of its latents and of its caption, and the caption."""
+    """A clip that is ready: its size, the files of its latents and of its caption, the caption, its file's hash."""
 
     size: Size
     latents: Path
     told: Path
     caption: str
+    content: str
 
 
 class Prepared(NamedTuple):
     """All that training needs of data and pipeline.
 
     Attributes:
-        examples: in the order of the data.
+        examples: to train on, in the order of the data.
         manners: how the pipeline asks its model, by size.
         nothing: the files of the empty caption, by size.
         skipped: what was left out, and why.
+        held_out: examples to validate on, never trained on; none where the first of ``examples`` serve.
     """
 
     examples: list[Example]
     manners: dict[Size, Manner]
     nothing: dict[Size, Path]
     skipped: list[str]
+    held_out: Sequence[Example] = ()
+
+    @property
+    def validated(self) -> Sequence[Example]:
+        """The examples that are validated on."""
+        return self.held_out or self.examples[:VALIDATED]
 
 
 class Cache:
@@ -116,7 +126,7 @@ class Cache:
             }
 
         kept = self._kept(["latents", content, size, self._fps], latents)
-        return Example(size, kept, self._told(item.caption, size, manner), item.caption)
+        return Example(size, kept, self._told(item.caption, size, manner), item.caption, content)
 
     def _told(self, caption: str, size: Size, manner: Manner) -> Path:
         return self._kept(

@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+PATTERN = "checkpoint-*"
+
 
 class State(NamedTuple):
     """What a checkpoint holds."""
@@ -23,14 +25,14 @@ class State(NamedTuple):
 
 def checkpoints(folder: Path) -> list[Path]:
     """Those of a folder, the oldest first."""
-    found = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdecimal()]
+    found = [path for path in folder.glob(PATTERN) if path.name.rpartition("-")[2].isdecimal()]
     return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
 
 
 def write(folder: Path, state: State, limit: int | None = None) -> Path:
     """Write a checkpoint, then drop the oldest of those before it beyond ``limit``."""
     path = folder / f"checkpoint-{state.step}"
-    for left in folder.glob(".checkpoint-*"):  # by a run that was killed
+    for left in folder.glob(f".{PATTERN}"):  # by a run that was killed
         shutil.rmtree(left, ignore_errors=True)
     part = _write(folder / f".checkpoint-{state.step}.part", state)
     if path.is_dir():
@@ -60,20 +62,34 @@ def read(folder: Path, which: str) -> State | None:
     Raises:
         ValueError: no such checkpoint.
     """
+    path = _named(folder, which)
+    if path is None:
+        return None
+    told = json.loads((path / "state.json").read_text())
+    step = told.pop("step")
+    return State(step, load_file(path / "lora.safetensors"), load_file(path / "optimizer.safetensors"), told)
+
+
+def step_of(folder: Path, which: str | None) -> int:
+    """How far training had come in a checkpoint, named as for ``read``; 0 where there is none."""
+    path = None if which is None else _named(folder, which)
+    return 0 if path is None else int(json.loads((path / "state.json").read_text())["step"])
+
+
+def _named(folder: Path, which: str) -> Path | None:
     if which == "latest":
-        found = checkpoints(folder)
-        if not found:
-            return None
-        path = found[-1]
-    else:
-        path = Path(which) if Path(which).is_dir() else folder / which
+        return next(reversed(checkpoints(folder)), None)
+    path = Path(which) if Path(which).is_dir() else folder / which
     if not (path / "state.json").is_file():
         raise ValueError(
             f"resume_from_checkpoint {which}: no checkpoint there; {folder} has {[p.name for p in checkpoints(folder)]}"
         )
-    told = json.loads((path / "state.json").read_text())
-    step = told.pop("step")
-    return State(step, load_file(path / "lora.safetensors"), load_file(path / "optimizer.safetensors"), told)
+    return path
+
+
+def taken(weights: dict[str, Tensor], prefix: str | tuple[str, ...]) -> dict[str, Tensor]:
+    """Take those out whose names begin so, or in one of some ways."""
+    return {name: weights.pop(name) for name in list(weights) if name.startswith(prefix)}
 
 
 def numbers_of(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -83,9 +99,10 @@ def numbers_of(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_numbers(optimizer: torch.optim.Optimizer, numbers: dict[str, Tensor]) -> None:
-    """Put what ``numbers_of`` gave back."""
-    state: dict[int, dict[str, Tensor]] = {}
+    """Put what ``numbers_of`` gave back; counts are Python's in optimisers that keep them so."""
+    state: dict[int, dict[str, Any]] = {}
     for key, tensor in numbers.items():
         index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = tensor
+        count = tensor.ndim == 0 and not tensor.is_floating_point()
+        state.setdefault(int(index), {})[name] = tensor.item() if count else tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

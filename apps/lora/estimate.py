@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +16,8 @@ from dattn.grid import TokenGrid
 
 from .adapting import targets
 from .asking import Manner, Size, listen
+from .latents import takes_clips
+from .live import peak
 from .subject import subject_of
 
 LINEAR, ATTENTION = 2.0, 3.5
@@ -94,12 +97,16 @@ def lines(options: Any, attention: Any, buckets: Sequence[Size], files: int) -> 
         manner = listen(subject.pipeline, model, size, subject.call)
         cost = cost_of(model, manner, pattern, options.gradient_checkpointing, options.distill)
         dense, sparse = cost.linear + cost.dense, cost.linear + cost.sparse
-        memory = _memory(model, cost.tokens, lora, options) / GIB
+        memory = {
+            "preparation": _preparation(subject.pipeline, size, adapter.video) / GIB,
+            "training": _training(model, cost.tokens, lora, options) / GIB,
+        }
         told += [
             f"{'x'.join(map(str, size))}: {cost.tokens:,} tokens",
             f"  FLOPs for each example: dense {dense:.3g} ({cost.dense / dense:.0%} attention), "
             f"under {options.attention} {sparse:.3g}: at most {dense / sparse:.2f} x faster",
-            f"  memory in training (estimate, bf16): {memory:.1f} GiB; while data is prepared, the whole pipeline's",
+            f"  memory (estimate, bf16): {max(memory.values()):.1f} GiB, the larger of "
+            + " and ".join(f"{gib:.1f} in {when}" for when, gib in memory.items()),
         ]
     return told
 
@@ -114,7 +121,21 @@ def _lora(layer: Any, rank: int) -> int:
     return rank * (int(layer.in_features) + int(layer.out_features))
 
 
-def _memory(model: nn.Module, tokens: int, lora: int, options: Any) -> float:
+def _preparation(pipeline: Any, size: Size, video: bool) -> float:
+    """Bytes of the whole pipeline, whose autoencoder encodes a clip in float32; text takes less than that."""
+    weights = 2.0 * sum(p.numel() for part in _modules(pipeline) for p in part.parameters())
+    vae = copy.deepcopy(pipeline.vae).to("meta", torch.float32)
+    frames, height, width = size
+    shape = (1, 3, frames, height, width) if video or takes_clips(vae) else (1, 3, height, width)
+    made = peak(lambda: vae.encode(torch.zeros(shape, device="meta")))
+    return weights + 2.0 * sum(p.numel() for p in vae.parameters()) + made
+
+
+def _modules(pipeline: Any) -> list[nn.Module]:
+    return [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+
+
+def _training(model: nn.Module, tokens: int, lora: int, options: Any) -> float:
     """Bytes of weights, of LoRA with its optimiser, and of what the backward pass needs."""
     weights = 2.0 * sum(p.numel() for p in model.parameters())
     sites = adapter_for(model).sites(model)

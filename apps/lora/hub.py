@@ -12,7 +12,13 @@ from .items import CAPTIONS, MEDIA, Item
 
 
 def items_of_dataset(
-    name: str, split: str, folder: Path, media: str | None = None, caption: str | None = None
+    name: str,
+    split: str,
+    folder: Path,
+    media: str | None = None,
+    caption: str | None = None,
+    config: str | None = None,
+    prompt: str | None = None,
 ) -> list[Item]:
     """The pictures or clips of a data set, written to ``folder`` where they are not files already.
 
@@ -21,6 +27,8 @@ def items_of_dataset(
         split: such as ``train``.
         folder: made where it is not there.
         media, caption: names of columns; by default the first that have a usual name.
+        config: which of several data sets of that name.
+        prompt: the caption of all where no column is named or has a usual name.
 
     Raises:
         ValueError: ``datasets`` is not installed, the data set cannot be loaded, or has no such columns.
@@ -30,16 +38,18 @@ def items_of_dataset(
     except ImportError:
         raise ValueError("--dataset_name: the package datasets is not installed; pip install datasets") from None
     try:
-        rows = datasets.load_dataset(name, split=split)
+        rows = datasets.load_dataset(name, config, split=split)
     except Exception as error:  # whatever a missing network, name or split raises
         raise ValueError(f"--dataset_name {name}: cannot be loaded ({error})") from error
     media = _column(rows.column_names, media, MEDIA, "--media_column")
-    caption = _column(rows.column_names, caption, CAPTIONS, "--caption_column")
+    if caption is not None or prompt is None or set(CAPTIONS) & set(rows.column_names):
+        caption = _column(rows.column_names, caption, CAPTIONS, "--caption_column")
     kind = rows.features[media]
     if isinstance(kind, datasets.Image | datasets.Video):
         rows = rows.cast_column(media, type(kind)(decode=False))
     folder.mkdir(parents=True, exist_ok=True)
-    return [Item(_file(row[media], folder, f"{name}, row {i}"), str(row[caption])) for i, row in enumerate(rows)]
+    told = (lambda row: str(prompt)) if caption is None else (lambda row: str(row[caption]))
+    return [Item(_file(row[media], folder, f"{name}, row {i}"), told(row)) for i, row in enumerate(rows)]
 
 
 def _column(there: Sequence[str], wanted: str | None, usual: Sequence[str], option: str) -> str:

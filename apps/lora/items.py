@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -20,8 +21,11 @@ class Item(NamedTuple):
     caption: str
 
 
-def find_items(place: Path) -> list[Item]:
+def find_items(place: Path, prompt: str | None = None) -> list[Item]:
     """All that a folder or a ``.jsonl`` file names.
+
+    Args:
+        prompt: the caption of files that have none beside them, which are left out otherwise.
 
     A folder has ``metadata.jsonl`` (``file_name``, ``text``), or ``prompts.txt`` with ``videos.txt`` or ``images.txt``
     line by line, or files with captions of the same name (``a.mp4``, ``a.txt``), in subfolders too. Lines of a
@@ -32,11 +36,11 @@ def find_items(place: Path) -> list[Item]:
     """
     if not place.exists():
         raise ValueError(f"data {place}: no such folder or file")
-    items = list(_of_lines(place) if place.is_file() else _of_folder(place))
+    items = list(_of_lines(place) if place.is_file() else _of_folder(place, prompt))
     if not items:
         raise ValueError(
             f"data {place}: nothing to learn from; put metadata.jsonl (file_name, text) there, or prompts.txt and "
-            "videos.txt, or each clip's caption beside it (a.mp4, a.txt)"
+            "videos.txt, or each clip's caption beside it (a.mp4, a.txt), or give one for all: --instance_prompt"
         )
     return items
 
@@ -48,12 +52,19 @@ def check_there(items: Sequence[Item]) -> None:
         raise ValueError(f"data: none of {len(items)} files is there{first}; look at where paths start from")
 
 
-def _of_folder(folder: Path) -> Iterator[Item]:
+def chosen(items: list[Item], most: int | None, seed: int) -> list[Item]:
+    """At most so many of the items, in their order."""
+    if most is None or most >= len(items):
+        return items
+    return [items[i] for i in sorted(random.Random(seed).sample(range(len(items)), most))]
+
+
+def _of_folder(folder: Path, prompt: str | None) -> Iterator[Item]:
     if (folder / "metadata.jsonl").is_file():
         return _of_lines(folder / "metadata.jsonl")
     if (folder / "prompts.txt").is_file():
         return _of_lists(folder)
-    return _of_pairs(folder)
+    return _of_pairs(folder, prompt)
 
 
 def _of_lines(path: Path) -> Iterator[Item]:
@@ -93,8 +104,12 @@ def _lines(path: Path) -> list[str]:
     return [line.strip() for line in path.read_text().rstrip().splitlines()]
 
 
-def _of_pairs(folder: Path) -> Iterator[Item]:
+def _of_pairs(folder: Path, prompt: str | None) -> Iterator[Item]:
     for path in sorted(folder.rglob("*")):
         caption = path.with_suffix(".txt")
-        if path.suffix.lower() in PICTURES + CLIPS and caption.is_file():
+        if path.suffix.lower() not in PICTURES + CLIPS:
+            continue
+        if caption.is_file():
             yield Item(path, caption.read_text().strip())
+        elif prompt is not None:
+            yield Item(path, prompt)

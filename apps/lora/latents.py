@@ -27,7 +27,7 @@ def latents_of(pipeline: Any, model: Any, pixels: Tensor, manner: Manner) -> Ten
     """
     vae = pipeline.vae
     clip = pixels.permute(3, 0, 1, 2)[None]
-    latents = encoded(vae, clip if adapter_for(model).video or _takes_clips(vae) else clip[:, :, 0])
+    latents = encoded(vae, clip if adapter_for(model).video or takes_clips(vae) else clip[:, :, 0])
     if adapter_for(model).frames_first:
         latents = latents.transpose(1, 2)
     if tuple(latents.shape[1:]) != manner.shape and hasattr(pipeline, "_pack_latents"):
@@ -40,7 +40,7 @@ def latents_of(pipeline: Any, model: Any, pixels: Tensor, manner: Manner) -> Ten
     return latents
 
 
-def _takes_clips(vae: Any) -> bool:
+def takes_clips(vae: Any) -> bool:
     """Whether an autoencoder of pictures takes clips of one frame (Qwen-Image)."""
     return any(type(module).__name__.endswith("CausalConv3d") for module in vae.modules())
 

@@ -17,9 +17,12 @@ from dattn.control.map_store import on_latents
 from . import checkpoints
 from .adapting import restore, weights
 from .asking import Size
-from .cache import Prepared, load_latents, load_told
+from .cache import Example, Prepared, load_latents, load_told
 from .interrupts import uninterrupted
-from .objective import Objective
+from .norms import PREFIX as NORMS
+from .norms import Norms
+from .objective import Noise, Objective
+from .optimizing import Optimizing
 from .order import Order
 from .personal import FOUND, Personal
 from .tokens import PREFIX
@@ -36,12 +39,9 @@ class Settings:
     steps: int
     batch: int = 1
     accumulate: int = 1
-    learning_rate: float = 1e-4
-    lr_scheduler: str = "constant"
-    warmup: int = 0
-    weight_decay: float = 1e-4
+    optimizing: Optimizing = field(default_factory=Optimizing)
     clip: float = 1.0
-    weighting: str = "logit_normal"
+    noise: Noise = field(default_factory=Noise)
     dropout: float = 0.0
     distill: bool = False
     seed: int = 0
@@ -57,10 +57,11 @@ class Batch:
 
     Args:
         prepared: the data.
-        indices: of the examples, all of one size.
+        examples: all of one size.
         number: the batch's position.
         levels: noise levels, [batch]; None draws them.
         personal: new words to learn, which change what captions tell from step to step.
+        indices: of the examples in the data, where a step may be about some of their concepts.
     """
 
     def __init__(
@@ -68,24 +69,25 @@ class Batch:
         prepared: Prepared,
         objective: Objective,
         settings: Settings,
-        indices: Sequence[int],
+        examples: Sequence[Example],
         number: int,
         device: Any,
         levels: Tensor | None = None,
         personal: Personal | None = None,
+        indices: Sequence[int] = (),
     ) -> None:
         generator = torch.Generator().manual_seed(hash((settings.seed, 1, number)) % 2**63)
-        examples = [prepared.examples[i] for i in indices]
         size: Size = examples[0].size
+        self.manner = prepared.manners[size]
+        objective = objective.shifted(self.manner.shift)
         clean = torch.cat([load_latents(example) for example in examples])
         noise = torch.randn(clean.shape, generator=generator)
-        drawn = objective.levels(len(examples), settings.weighting, generator)
+        drawn = objective.levels(len(examples), settings.noise, generator)
         dropped = (torch.rand(len(examples), generator=generator) < settings.dropout).tolist()
         left_out = [drop and levels is None for drop in dropped]
         self.captions = ["" if out else e.caption for e, out in zip(examples, left_out, strict=True)]
-        self.indices, self.manner = tuple(indices), prepared.manners[size]
         areas: list[Tensor | None] = [None] * len(examples)
-        if personal is not None and levels is None:
+        if personal is not None and indices:
             about = [personal.about(i, text, generator) for i, text in zip(indices, self.captions, strict=True)]
             self.captions, areas = [text for text, _ in about], [area for _, area in about]
         if personal is None:
@@ -95,7 +97,7 @@ class Batch:
         else:
             told = personal.tell(self.captions, self.manner)
         levels = drawn if levels is None else levels
-        self.done = objective.done(levels)
+        self.done, self.weights = objective.done(levels), objective.weights(levels, settings.noise).to(device)
         latents, times, target = objective.noisy(clean, noise, levels)
         self.target, self._area = target.to(device), _laid_over(areas, target)
         self.arguments = self.manner.arguments(
@@ -105,12 +107,10 @@ class Batch:
         )
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """The mean squared error of what is predicted, which counts where the step is about something."""
-        prediction, target = prediction.float(), target.float()
-        if self._area is not None:
-            area = self._area.to(target)
-            prediction, target = prediction * area, target * area
-        return nn.functional.mse_loss(prediction, target)
+        """The mean squared error of what is predicted, where the step is about something, weighted by noise level."""
+        error = prediction.float() - target.float()
+        error = error if self._area is None else error * self._area.to(error)
+        return (self.weights * error.square().flatten(1).mean(1)).mean()
 
 
 def _laid_over(areas: Sequence[Tensor | None], latents: Tensor) -> Tensor | None:
@@ -140,6 +140,7 @@ class Trainer:
         settings: of the run.
         moment: called before every pass, see ``Subject.sparse``.
         personal: new words to learn as well.
+        norms: weights of normalisation that learn as well.
     """
 
     def __init__(
@@ -151,21 +152,22 @@ class Trainer:
         settings: Settings,
         moment: Callable[[float | None], None] = lambda done: None,
         personal: Personal | None = None,
+        norms: Norms | None = None,
     ) -> None:
-        from diffusers.optimization import get_scheduler
-
         self.accelerator, self.plain, self.settings = accelerator, model, settings
         self._prepared, self._objective, self._moment = prepared, objective, moment
         self._learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        groups: list[dict[str, Any]] = [{"params": list(self._learning)}]
-        self._personal, self._alone = personal, []
+        beside = [] if norms is None else list(norms.parameters.values())
+        ours = {id(parameter) for parameter in beside}
+        groups: list[dict[str, Any]] = [{"params": [p for p in self._learning if id(p) not in ours]}]
+        self._norms, self._personal, self._alone = norms, personal, []
+        if norms is not None:
+            groups.append({"params": beside, "lr": norms.rate or settings.optimizing.rate, "weight_decay": 0.0})
         if personal is not None:
             self._alone = [personal.tokens.vectors]  # no part of the model, so nobody else brings processes together
             groups.append({"params": self._alone, "lr": personal.rate, "weight_decay": 0.0})
-        optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-        self._rate = get_scheduler(
-            settings.lr_scheduler, optimizer, num_warmup_steps=settings.warmup, num_training_steps=settings.steps
-        )
+        optimizer = settings.optimizing.optimizer(groups)
+        self._rate = settings.optimizing.scheduler(optimizer, settings.steps)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self._order = Order([example.size for example in prepared.examples], settings.batch, settings.seed)
         self.step = 0
@@ -177,19 +179,24 @@ class Trainer:
         state = checkpoints.read(self.settings.output, self.settings.resume)
         if state is None:
             return
-        changed = [name for name, value in self.settings.told.items() if state.told.get(name) != value]
+        told = {name: value for name, value in state.told.items() if name != "scaler"}
+        changed = [name for name in self.settings.told | told if told.get(name) != self.settings.told.get(name)]
+        changed.sort(key="examples".__eq__)  # other options may be why these differ
         if changed:
-            was, now = state.told.get(changed[0]), self.settings.told[changed[0]]
+            was, now = told.get(changed[0]), self.settings.told.get(changed[0])
             raise ValueError(
                 f"resume_from_checkpoint {self.settings.resume}: {changed[0]} was {was!r}, now it is {now!r}; go on "
                 "with the same"
             )
-        own = {name: state.weights.pop(name) for name in list(state.weights) if name.startswith((PREFIX, FOUND))}
+        own = checkpoints.taken(state.weights, (PREFIX, FOUND))
+        norms = checkpoints.taken(state.weights, NORMS)
         if own and self._personal is None:
             raise ValueError(f"resume_from_checkpoint {self.settings.resume}: it learned new words; name them again")
         restore(self.plain, state.weights)
         if self._personal is not None:
             self._personal.restore(own)
+        if self._norms is not None:
+            self._norms.restore({name.removeprefix(NORMS): tensor for name, tensor in norms.items()})
         checkpoints.restore_numbers(self.optimizer.optimizer, state.optimizer)
         self.step = state.step
         for _ in range(state.step):
@@ -204,7 +211,9 @@ class Trainer:
         told = self.settings.told | ({"scaler": scaler.state_dict()} if scaler is not None else {})
         numbers = checkpoints.numbers_of(self.optimizer.optimizer)
         own = {} if self._personal is None else self._personal.state()
-        state = checkpoints.State(self.step, weights(self.plain) | own, numbers, told)
+        norms = {} if self._norms is None else self._norms.weights()
+        beside = own | {NORMS + name: tensor for name, tensor in norms.items()}
+        state = checkpoints.State(self.step, weights(self.plain) | beside, numbers, told)
         checkpoints.write(self.settings.output, state, self.settings.checkpoint_limit)
 
     def run(self, report: Callable[[dict[str, float]], None]) -> None:
@@ -257,7 +266,8 @@ class Trainer:
 
     def _loss(self, number: int) -> Tensor:
         """Of the batch at a position."""
-        batch = self._batch(self._order[number], number)
+        indices = self._order[number]
+        batch = self._batch([self._prepared.examples[i] for i in indices], number, indices=indices)
         torch.manual_seed(hash((self.settings.seed, 2, number)) % 2**63)  # dropout inside the model
         target = self._teacher(batch) if self.settings.distill else batch.target
         if self._personal is not None:
@@ -266,43 +276,45 @@ class Trainer:
         with self.accelerator.autocast():
             output = self.model(**batch.arguments, return_dict=False)
         loss = batch.loss(batch.manner.prediction(output), target)
-        return loss if self._personal is None else loss + self._personal.loss(batch.indices).to(loss)
+        return loss if self._personal is None else loss + self._personal.loss(indices).to(loss)
 
     def look(self, example: int, level: float) -> None:
         """A forward pass of one example at a noise level, watched for its new words."""
-        batch = self._batch([example], VALIDATION + example, torch.tensor([level]))
+        batch = self._batch([self._prepared.examples[example]], VALIDATION + example, torch.tensor([level]))
         assert self._personal is not None
         self._personal.watch(batch.captions)
         self._moment(batch.done)
         with self.accelerator.autocast():
             self.plain(**batch.arguments, return_dict=False)
 
-    def _batch(self, indices: Sequence[int], number: int, levels: Tensor | None = None) -> Batch:
-        device = self.accelerator.device
-        return Batch(self._prepared, self._objective, self.settings, indices, number, device, levels, self._personal)
+    def _batch(
+        self, examples: Sequence[Example], number: int, levels: Tensor | None = None, indices: Sequence[int] = ()
+    ) -> Batch:
+        shared = (self._prepared, self._objective, self.settings, examples, number, self.accelerator.device)
+        return Batch(*shared, levels, self._personal, indices)
 
     @torch.no_grad()
     def _teacher(self, batch: Batch) -> Tensor:
-        """What the model predicts without LoRA and by stock attention."""
+        """What the model predicts without what it learned and by stock attention."""
         self._moment(None)
         self.plain.disable_adapters()
         try:
-            with self.accelerator.autocast():
+            with self.accelerator.autocast(), nullcontext() if self._norms is None else self._norms.untrained():
                 return batch.manner.prediction(self.plain(**batch.arguments, return_dict=False))
         finally:
             self.plain.enable_adapters()
 
     @torch.no_grad()
-    def validation_loss(self, examples: int = 8, levels: Sequence[float] = (0.2, 0.5, 0.8)) -> float:
-        """The loss of the first examples at fixed noise and times, so that it can be compared over a run.
+    def validation_loss(self, levels: Sequence[float] = (0.2, 0.5, 0.8)) -> float:
+        """The loss of what is held out at fixed noise and times, so that it can be compared over a run.
 
         Where the model itself teaches, what it says is the target here too.
         """
         self.plain.eval()
         losses = []
-        for number, index in enumerate(range(min(examples, len(self._prepared.examples)))):
+        for number, example in enumerate(self._prepared.validated):
             for level in levels:
-                batch = self._batch([index], VALIDATION + number, self._objective.fixed(level))
+                batch = self._batch([example], VALIDATION + number, self._objective.fixed(level))
                 target = self._teacher(batch) if self.settings.distill else batch.target
                 self._moment(batch.done)
                 with self.accelerator.autocast():
@@ -313,4 +325,4 @@ class Trainer:
 
     def forward_arguments(self) -> dict[str, Any]:
         """Arguments of one forward pass, for a check of what was saved."""
-        return self._batch([0], 0, self._objective.fixed(0.5)).arguments
+        return self._batch(self._prepared.examples[:1], 0, self._objective.fixed(0.5)).arguments

@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+WEIGHTED = ("sigma_sqrt", "cosmap")
+"""Schemes of ``Noise`` that weight losses."""
+
+
+@dataclass(frozen=True)
+class Noise:
+    """How noise levels are drawn and their losses weighted.
+
+    Attributes:
+        scheme: ``"none"`` draws evenly, ``"logit_normal"`` and ``"mode"`` draw more of some levels (Esser et al. 2024);
+            ``"sigma_sqrt"`` and ``"cosmap"`` draw evenly and weight.
+        mean, deviation: of ``logit_normal``.
+        scale: of ``mode``.
+        gamma: signal-to-noise ratios above it do not add to a loss's weight (Min-SNR, Hang et al. 2023); None for no
+            weights.
+    """
+
+    scheme: str = "none"
+    mean: float = 0.0
+    deviation: float = 1.0
+    scale: float = 1.29
+    gamma: float | None = None
 
 
 @dataclass(frozen=True)
@@ -17,7 +40,7 @@ class Objective:
         kind: ``"flow"`` (x_s = (1 - s) x + s e, predict e - x), ``"epsilon"``, ``"v_prediction"`` or ``"sample"``
             (x_t = sqrt(a_t) x + sqrt(1 - a_t) e).
         alphas: the products a_t, [times]; None for flow.
-        shift: of the noise levels of flow: s -> shift s / (1 + (shift - 1) s).
+        shift: of the noise levels of flow: s -> shift s / (1 + (shift - 1) s); see ``shifted``.
         times: how many there are.
         between: the noise levels that the model is asked for, where two models share them.
     """
@@ -28,16 +51,47 @@ class Objective:
     times: int
     between: tuple[float, float] = (0.0, 1.0)
 
-    def levels(self, count: int, scheme: str, generator: torch.Generator) -> Tensor:
-        """Noise levels in (0, 1), float32 [count]: drawn evenly, or by ``logit_normal`` or ``mode``.
+    def shifted(self, shift: float | None) -> Objective:
+        """The same with another shift, where there is one: that of a size."""
+        return self if shift is None else replace(self, shift=shift)
 
-        Those that another model is asked for are drawn again.
-        """
+    def check(self, noise: Noise) -> None:
+        """Raise ``ValueError`` where losses cannot be weighted so."""
+        if noise.gamma is not None and self.kind == "flow":
+            raise ValueError(
+                f"--snr_gamma {noise.gamma:g}: for models that predict epsilon, v or samples, this one learns flow; "
+                "use --weighting_scheme"
+            )
+        if noise.scheme in WEIGHTED and self.kind != "flow":
+            raise ValueError(
+                f"--weighting_scheme {noise.scheme}: for models that learn flow, this one predicts {self.kind}; use "
+                "--snr_gamma"
+            )
+
+    def weights(self, levels: Tensor, noise: Noise) -> Tensor:
+        """Of the losses at noise levels, float32 [batch]."""
+        if noise.scheme in WEIGHTED:
+            from diffusers.training_utils import compute_loss_weighting_for_sd3
+
+            return compute_loss_weighting_for_sd3(noise.scheme, levels)
+        if noise.gamma is None or self.alphas is None:
+            return torch.ones_like(levels)
+        a = self.alphas.to(levels)[self._times(levels)]
+        ratio = a / (1 - a)
+        most = ratio.clamp(max=noise.gamma)
+        if self.kind == "epsilon":
+            return (noise.gamma / ratio).clamp(max=1)  # as most / ratio, where all is noise too
+        return most / (ratio + 1) if self.kind == "v_prediction" else most
+
+    def levels(self, count: int, noise: Noise, generator: torch.Generator) -> Tensor:
+        """Noise levels in (0, 1), float32 [count]; those that another model is asked for are drawn again."""
         from diffusers.training_utils import compute_density_for_timestep_sampling
 
         found = torch.empty(0)
         while len(found) < count:
-            drawn = compute_density_for_timestep_sampling(scheme, count, 0.0, 1.0, 1.29, generator=generator)
+            drawn = compute_density_for_timestep_sampling(
+                noise.scheme, count, noise.mean, noise.deviation, noise.scale, generator=generator
+            )
             level = 1 - drawn.float()
             level = self.shift * level / (1 + (self.shift - 1) * level) if self.kind == "flow" else level
             found = torch.cat([found, level[(level >= self.between[0]) & (level <= self.between[1])]])
@@ -58,11 +112,15 @@ class Objective:
         if self.alphas is None:
             s = _over(levels, clean)
             return (1 - s) * clean + s * noise, levels * self.times, noise - clean
-        times = (levels * self.times).long().clamp(max=self.times - 1)
+        times = self._times(levels)
         a = self.alphas.to(levels)[times]
         signal, rest = _over(a.sqrt(), clean), _over((1 - a).sqrt(), clean)
         targets = {"epsilon": noise, "v_prediction": signal * noise - rest * clean, "sample": clean}
         return signal * clean + rest * noise, times.float(), targets[self.kind]
+
+    def _times(self, levels: Tensor) -> Tensor:
+        """The scheduler's whole times at noise levels."""
+        return (levels * self.times).long().clamp(max=self.times - 1)
 
 
 def objective_of(scheduler: Any, between: tuple[float, float] = (0.0, 1.0)) -> Objective:

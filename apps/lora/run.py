@@ -4,31 +4,36 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 import dattn
 
-from ..record import provenance, write_json
-from .adapting import add_lora, loaded_back, save, targets
+from . import sharing
+from .adapting import add_lora, targets
 from .asking import Size
 from .cache import Cache, Prepared, load_told
-from .checkpoints import checkpoints
+from .checkpoints import checkpoints, step_of
+from .finishing import finish
+from .holdout import hold_out, validated_on
 from .items import Item
 from .loop import Settings, Trainer
-from .objective import Objective, objective_of
+from .norms import Norms, normalising
+from .objective import Noise, Objective, objective_of
+from .optimizing import Optimizing, optimizing_of
+from .options import parser
+from .order import Order
 from .personal import personal_of
 from .subject import Subject, subject_of
 from .validation import Validation
 
-SAME = 1e-3
-"""Outputs with a LoRA before and after saving differ at most by this share of the largest."""
+STEPS = 1000
+"""Of a run that nothing else is said of."""
 PATIENCE = timedelta(hours=24)
 """How long processes wait for the one that prepares data or makes samples."""
 NEW_WORDS = (
@@ -41,67 +46,100 @@ KEPT = (
     *("caption_dropout", "weighting_scheme", "distill"),
 )
 """Options that stay the same where any run goes on, or it would not be the unbroken one."""
+CHOSEN = ("lora_dropout", "logit_mean", "logit_std", "mode_scale", "snr_gamma", "use_8bit_adam", "train_norms")
+"""More of them, which are told only where they are another than the default."""
 DTYPES = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
-def train(options: Any, attention: Any, buckets: Sequence[Size], items: Sequence[Item], argv: Sequence[str]) -> None:
+def train(
+    options: Any,
+    attention: Any,
+    buckets: Sequence[Size],
+    items: Sequence[Item],
+    validated: Sequence[Item],
+    argv: Sequence[str],
+) -> None:
     """Train, and write LoRA, recipe and record.
+
+    Args:
+        validated: what to validate on; with none, a part of the items is held out.
 
     Raises:
         ValueError: data or model that cannot be trained; a LoRA that does not load as it was trained.
     """
     _check_output(options)
+    if options.push_to_hub:
+        sharing.check(options)
     accelerator = _accelerator(options)
+    torch.backends.cuda.matmul.allow_tf32 |= options.allow_tf32
+    optimizing = optimizing_of(options, accelerator.num_processes)
     first = accelerator.is_main_process
     options.output.mkdir(parents=True, exist_ok=True)
     subject = subject_of(options, attention, str(accelerator.device), DTYPES[accelerator.mixed_precision])
-    names, objective = _checked(options, subject)
+    names, objective, noise = _checked(options, subject)
     personal = personal_of(options, subject)
     with accelerator.main_process_first():
         cache = Cache(
             options.cache_dir or options.output / "cache", subject.pipeline, subject.model, subject.call, options.fps
         )
         prepared = cache.prepare(items, buckets, quiet=not first)
+        others = cache.prepare(validated, buckets, quiet=not first) if validated else None
+    if others is not None:
+        prepared = validated_on(prepared, others)
+    elif options.validation_steps:
+        prepared = hold_out(prepared, options.validation_split, options.seed)
     _check_captions(prepared, options)
-    validation = Validation(subject, options.validation_prompts if first else [], buckets[0], options)
+    options.max_train_steps = _steps(options, prepared, accelerator.num_processes)
+    done = step_of(options.output, options.resume_from_checkpoint)
+    prompts = options.validation_prompts if first else []
+    validation = Validation(subject, prompts, buckets[0], options, done) if prompts else None
     subject.put_away("" if personal is None else "text_encoder")
-    learning = add_lora(subject.model, names, options.rank, options.lora_alpha or options.rank, options.seed)
+    alpha = options.lora_alpha or options.rank
+    learning = add_lora(subject.model, names, options.rank, alpha, options.seed, options.lora_dropout)
+    norms = Norms(subject.model, options.norm_learning_rate) if options.train_norms else None
     if options.gradient_checkpointing:
         subject.model.enable_gradient_checkpointing()
     moment = subject.sparse(options.distill, [] if personal is None else personal.controls)
-    settings = _settings(options, names, objective, prepared, accelerator.num_processes)
-    trainer = Trainer(accelerator, subject.model, prepared, objective, settings, moment, personal)
+    settings = _settings(options, names, optimizing, noise, prepared, accelerator.num_processes)
+    trainer = Trainer(accelerator, subject.model, prepared, objective, settings, moment, personal, norms)
     trainer.resume()
     if first:
+        learning += [] if norms is None else norms.parameters.values()
         _say(prepared, sum(p.numel() for p in learning), len(names), trainer.step, options.max_train_steps)
     told = _run(trainer, options, accelerator, None if personal else validation)  # new words watch single captions
     if first:
         trainer.write()
         with accelerator.autocast():
-            _finish(options, subject, trainer, prepared, told, argv)
+            finish(options, subject, trainer, prepared, told, argv, norms)
             if personal is not None:
                 files = [str(path) for path in personal.tokens.save(options.output)]
                 print(f"new words in {', '.join(files)}; before the LoRA: pipe.load_textual_inversion({files})")
         accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # or latents come out in another type
-        validation.after()
+        if validation is not None:
+            validation.after()
+        if options.push_to_hub:
+            print(f"uploaded to {sharing.push(options)}")
     accelerator.wait_for_everyone()
     accelerator.end_training()
 
 
 def _accelerator(options: Any) -> Any:
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
-    from accelerate.utils import is_tensorboard_available, is_wandb_available
+    from accelerate.utils import ProjectConfiguration, is_tensorboard_available, is_wandb_available
 
     there = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
     if options.report_to and not there[options.report_to]():
         raise ValueError(f"--report_to {options.report_to}: not installed; pip install {options.report_to}")
     kwargs = [DistributedDataParallelKwargs(find_unused_parameters=True), InitProcessGroupKwargs(timeout=PATIENCE)]
-    return Accelerator(
+    made = Accelerator(
         mixed_precision=options.mixed_precision,
         log_with=options.report_to,
-        project_dir=str(options.output),
+        project_config=ProjectConfiguration(str(options.output), str(options.output / (options.logging_dir or ""))),
         kwargs_handlers=kwargs,
     )
+    if made.mixed_precision == "fp16" and made.device.type == "cpu":  # accelerate would not scale the loss there
+        raise ValueError("--mixed_precision fp16: not on a CPU, where small gradients would be lost; take bf16 or no")
+    return made
 
 
 def _check_output(options: Any) -> None:
@@ -114,13 +152,19 @@ def _check_output(options: Any) -> None:
         )
 
 
-def _checked(options: Any, subject: Subject) -> tuple[list[str], Objective]:
-    """Layers that get LoRA and what is predicted; what cannot be trained is said before anything takes long."""
+def _checked(options: Any, subject: Subject) -> tuple[list[str], Objective, Noise]:
+    """Layers that get LoRA, what is predicted, at which noise; what cannot be trained is said before it takes long."""
     if not hasattr(subject.pipeline, "save_lora_weights"):
         raise ValueError(f"{type(subject.pipeline).__name__} loads no LoRA in Diffusers")
     with dattn.apply(subject.model, subject.attention, dense_steps=0, **subject.schedule):
         names = targets(subject.model, options.target_modules)
-    return names, objective_of(subject.pipeline.scheduler, subject.between)
+    if options.train_norms:
+        normalising(subject.model)
+    objective = objective_of(subject.pipeline.scheduler, subject.between)
+    scheme = options.weighting_scheme or ("logit_normal" if objective.kind == "flow" else "none")
+    noise = Noise(scheme, options.logit_mean, options.logit_std, options.mode_scale, options.snr_gamma)
+    objective.check(noise)
+    return names, objective, noise
 
 
 def _check_captions(prepared: Prepared, options: Any) -> None:
@@ -136,18 +180,31 @@ def _check_captions(prepared: Prepared, options: Any) -> None:
             )
 
 
-def _settings(options: Any, names: Sequence[str], objective: Objective, prepared: Prepared, processes: int) -> Settings:
+def _steps(options: Any, prepared: Prepared, processes: int) -> int:
+    """How many there are, of the options or of so many times through the data."""
+    if options.max_train_steps or not options.num_train_epochs:
+        return int(options.max_train_steps or STEPS)
+    batches = Order([one.size for one in prepared.examples], options.train_batch_size, options.seed).per_epoch
+    return int(options.num_train_epochs * -(-batches // (options.gradient_accumulation_steps * processes)))
+
+
+def _settings(
+    options: Any,
+    names: Sequence[str],
+    optimizing: Optimizing,
+    noise: Noise,
+    prepared: Prepared,
+    processes: int,
+) -> Settings:
+    plain = parser().get_default
     return Settings(
         output=options.output,
         steps=options.max_train_steps,
         batch=options.train_batch_size,
         accumulate=options.gradient_accumulation_steps,
-        learning_rate=options.learning_rate,
-        lr_scheduler=options.lr_scheduler,
-        warmup=options.lr_warmup_steps,
-        weight_decay=options.adam_weight_decay,
+        optimizing=optimizing,
         clip=options.max_grad_norm,
-        weighting=options.weighting_scheme or ("logit_normal" if objective.kind == "flow" else "none"),
+        noise=noise,
         dropout=options.caption_dropout,
         distill=options.distill,
         seed=options.seed,
@@ -162,10 +219,20 @@ def _settings(options: Any, names: Sequence[str], objective: Objective, prepared
             "processes": processes,
             **{name: getattr(options, name) for name in KEPT},
             "attention": str(options.attention),
+            **{name: getattr(options, name) for name in CHOSEN if getattr(options, name) != plain(name)},
             **{name: getattr(options, name) for name in NEW_WORDS if options.placeholder_token},
-            "examples": _digest(prepared),  # last: what else differs is said first
+            **_shifts(prepared),
+            **({"held_out": len(prepared.held_out)} if prepared.held_out else {}),
+            "examples": _digest(prepared),
         },
     )
+
+
+def _shifts(prepared: Prepared) -> dict[str, dict[str, float]]:
+    """Of noise levels, by size, where the pipeline makes them of it."""
+    found = {"x".join(map(str, size)): manner.shift for size, manner in prepared.manners.items()}
+    told = {name: shift for name, shift in found.items() if shift is not None}
+    return {"shifts": told} if told else {}
 
 
 def _digest(prepared: Prepared) -> str:
@@ -177,7 +244,8 @@ def _digest(prepared: Prepared) -> str:
 def _say(prepared: Prepared, learning: int, layers: int, done: int, steps: int) -> None:
     for line in prepared.skipped:
         print(f"skipped: {line}")
-    examples = len(prepared.examples)
+    examples, validated = len(prepared.examples), len(prepared.validated)
+    print(f"validation on {validated} {'examples that are held out' if prepared.held_out else 'training examples'}")
     print(f"{learning:,} parameters in {layers} layers, {examples} examples, {done} of {steps} steps done")
 
 
@@ -224,43 +292,3 @@ def _memory(device: torch.device) -> str:
     import psutil
 
     return f"{psutil.Process().memory_info().rss / 2**30:.1f} GiB"
-
-
-def _finish(
-    options: Any,
-    subject: Subject,
-    trainer: Trainer,
-    prepared: Prepared,
-    told: Sequence[Mapping[str, float]],
-    argv: Sequence[str],
-) -> None:
-    """LoRA, recipe and record; the LoRA is loaded back and compared.
-
-    Raises:
-        ValueError: it gives something else than in training.
-    """
-    output, arguments = options.output, trainer.forward_arguments()
-    path = save(subject.pipeline, subject.component, subject.model, output)
-    dattn.remove(subject.model)
-    error = loaded_back(subject.pipeline, subject.component, subject.model, output, arguments)
-    if not error <= SAME:
-        raise ValueError(
-            f"{path}: loaded back, it changes the model's output by {error:.2%}; the last checkpoint in {output} has "
-            "what was trained"
-        )
-    use = f"pipe.load_lora_weights({str(output)!r})"
-    if subject.attention is not None:
-        subject.write_recipe(output / "recipe.json", arguments)
-        use += f" and dattn.apply(pipe, {str(output / 'recipe.json')!r})"
-    record = {
-        "options": {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()},
-        "examples": len(prepared.examples),
-        "skipped": prepared.skipped,
-        "processes": trainer.accelerator.num_processes,
-        "loaded_back_error": error,
-        "seconds_per_step": float(np.median([one["seconds"] for one in told if "seconds" in one] or [0])),
-        "last": told[-1] if told else None,
-        **provenance("train-lora", argv),
-    }
-    write_json(output / "run.json", record)
-    print(f"LoRA in {path}; use it with {use}")

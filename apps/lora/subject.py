@@ -104,7 +104,7 @@ def subject_of(options: Any, attention: Any, device: str, dtype: str) -> Subject
     Raises:
         ValueError: no such model, or none such in the pipeline.
     """
-    pipeline = load(str(options.model), device, dtype).pipe
+    pipeline = load(str(options.model), device, dtype, revision=options.revision, variant=options.variant).pipe
     pipeline.set_progress_bar_config(disable=True)
     there = [name for name in ("transformer", "unet", "transformer_2") if getattr(pipeline, name, None) is not None]
     component = options.component or there[0]
@@ -114,4 +114,24 @@ def subject_of(options: Any, attention: Any, device: str, dtype: str) -> Subject
     demo = native(source) if isinstance(source, Path) else None
     own = {name: value for name, value in (demo.extra if demo else {}).items() if name == "max_sequence_length"}
     dense = {} if options.dense_layers is None else {"dense_layers": options.dense_layers}
-    return Subject(pipeline, component, attention, {"backend": options.backend, **dense}, own | options.pipeline_args)
+    call = own | options.pipeline_args | _named(options, pipeline, getattr(pipeline, component))
+    return Subject(pipeline, component, attention, {"backend": options.backend, **dense}, call)
+
+
+def _named(options: Any, pipeline: Any, model: Any) -> dict[str, Any]:
+    """Arguments of the pipeline's calls that have options of their own.
+
+    Raises:
+        ValueError: a pipeline that does not take them, or guidance that is no input of the model.
+    """
+    takes = inspect.signature(type(pipeline).__call__).parameters
+    given = {name: getattr(options, name) for name in ("max_sequence_length", "guidance_scale")}
+    for name, value in given.items():
+        if value is not None and name not in takes:
+            raise ValueError(f"--{name} {value}: {type(pipeline).__name__} takes none; leave it out")
+    if given["guidance_scale"] is not None and not model.config.get("guidance_embeds"):
+        raise ValueError(
+            f"--guidance_scale {given['guidance_scale']}: no input of {type(model).__name__} here, and training has no "
+            "other guidance; leave it out"
+        )
+    return {name: value for name, value in given.items() if value is not None}

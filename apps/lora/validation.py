@@ -7,16 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import dattn
 
-from ..sheet import sheet
+from ..sheet import excerpt, sheet
 from .asking import Size
+from .moments import Moments
 from .subject import Subject
 
-MOST = 7
-"""Moments beside the first that are shown; of more, the last ones."""
+CELL = 96
+"""Width of a frame in the picture."""
 
 
 class Validation:
@@ -24,33 +23,31 @@ class Validation:
 
     Args:
         subject: the pipeline.
-        prompts: with none, nothing is ever made.
+        prompts: one or more.
         size: of the samples.
         options: of the command line.
+        step: where training goes on; what was made up to there is shown again.
     """
 
-    def __init__(self, subject: Subject, prompts: Sequence[str], size: Size, options: Any) -> None:
+    def __init__(self, subject: Subject, prompts: Sequence[str], size: Size, options: Any, step: int = 0) -> None:
         self._subject, self._prompts, self._size, self._options = subject, list(prompts), size, options
-        self._moments: list[tuple[str, dict[str, np.ndarray]]] = []
-        self._note("before")
+        self._kept = Moments(options.output / "validation", [*prompts, size, options.seed], step)
+        if not self._kept.shown:
+            self._note("before", 0)
 
     def on_the_way(self, step: int) -> None:
         """What it looks like in the middle of training, which goes on as if nothing had been."""
-        if not self._prompts:
-            return
         model = self._subject.model
         model.eval()
         with own_forward(model), self._all_there():
-            self._note(f"step {step}")
+            self._note(f"step {step}", step)
         model.train()
 
     def after(self) -> None:
         """What came of it: the LoRA, under the pattern."""
-        if not self._prompts:
-            return
         self._subject.pipeline.to(self._subject.model.device)
         with dattn.apply(self._subject.pipeline, self._subject.attention, dense_steps=0, **self._subject.schedule):
-            self._note("after")
+            self._note("after", None)
 
     @contextmanager
     def _all_there(self) -> Iterator[None]:
@@ -61,16 +58,16 @@ class Validation:
         finally:
             self._subject.put_away()
 
-    def _note(self, when: str) -> None:
+    def _note(self, when: str, step: int | None) -> None:
         """Make the samples of a moment and write the picture of all; a reader never finds half of one."""
-        if not self._prompts:
-            return
-        self._moments.append((when, self._subject.samples(self._prompts, self._size, self._options.seed)))
-        shown = [self._moments[0], *self._moments[1:][-MOST:]]
-        rows = {f"{prompt}, {moment}": clips[prompt] for prompt in self._prompts for moment, clips in shown}
+        made = self._subject.samples(self._prompts, self._size, self._options.seed)
+        parts = {prompt: excerpt(clip, cell=CELL) for prompt, clip in made.items()}
+        numbers = next(iter(parts.values()))[1]
+        self._kept.add(when, step, {prompt: frames for prompt, (frames, _) in parts.items()})
+        rows = {f"{prompt}, {moment}": clips[prompt] for prompt in self._prompts for moment, clips in self._kept.shown}
         title = f"{Path(self._options.model).name}, {self._options.max_train_steps} steps"
         part, whole = (self._options.output / name for name in ("validation.part.png", "validation.png"))
-        sheet(rows, title, cell=96).save(part)
+        sheet(rows, title, cell=CELL, numbers=numbers).save(part)
         part.replace(whole)
 
 

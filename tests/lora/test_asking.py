@@ -18,7 +18,7 @@ from diffusers import (
 
 from dattn.apps.lora.asking import listen, told
 from dattn.apps.lora.latents import latents_of
-from dattn.apps.lora.objective import objective_of
+from dattn.apps.lora.objective import Noise, objective_of
 from dattn.apps.shapes.pictures import draw_pictures, sample_picture
 from dattn.apps.shapes.world import sample_scene
 from tests.pipelines.tiny import MODELS, cogvideox_pipeline, sd3_pipeline, sdxl_pipeline
@@ -169,9 +169,40 @@ def test_objectives(scheduler, kind):
 @pytest.mark.parametrize("scheme", ["none", "logit_normal", "mode"])
 def test_levels_are_drawn_and_shifted(scheme):
     plain, shifted = (objective_of(FlowMatchEulerDiscreteScheduler(shift=s)) for s in (1.0, 4.0))
-    one, other = (o.levels(4000, scheme, torch.Generator().manual_seed(0)) for o in (plain, shifted))
+    one, other = (o.levels(4000, Noise(scheme), torch.Generator().manual_seed(0)) for o in (plain, shifted))
     assert ((one > 0) & (one < 1)).all() and torch.allclose(other, 4 * one / (1 + 3 * one))
     assert one.mean().item() == pytest.approx(0.5, abs=0.06)
+
+
+@pytest.mark.parametrize("kind", ["exponential", "linear"])
+@pytest.mark.parametrize("side", [32, 64, 128])
+def test_noise_levels_are_shifted_as_the_pipeline_shifts_them(kind, side):
+    """Of Flux, by the number of its tokens: levels that are even before are the scheduler's own."""
+    from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+    pipe, model = subject("flux")
+    of_size = {"base_image_seq_len": 64, "max_image_seq_len": 1024, "base_shift": 0.4, "max_shift": 1.2}
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, time_shift_type=kind, **of_size)
+    own = type(pipe)(**{**pipe.components, "scheduler": scheduler})
+    own.set_progress_bar_config(disable=True)
+    manner = listen(own, model, (1, side, side), CALLS["flux"])
+    assert "set_timesteps" not in vars(scheduler)
+    even = np.linspace(1, 1 / 6, 6)
+    scheduler.set_timesteps(sigmas=even, mu=calculate_shift(manner.shape[0], *of_size.values()))
+    objective = objective_of(scheduler).shifted(manner.shift)
+    found = objective.shift * even / (1 + (objective.shift - 1) * even)
+    assert np.abs(found - scheduler.sigmas[:-1].numpy()).max() < 1e-6
+    both = objective, objective_of(scheduler)
+    drawn, plain = (one.levels(50, Noise(), torch.Generator().manual_seed(0)) for one in both)
+    assert torch.allclose(drawn, objective.shift * plain / (1 + (objective.shift - 1) * plain))
+    assert objective.done(scheduler.sigmas[1:2]) == pytest.approx(1 - even[1], abs=1e-5)
+
+
+def test_shifts_of_the_config_stay():
+    pipe, model = subject("flux")
+    assert listen(pipe, model, (1, 64, 64), CALLS["flux"]).shift is None
+    objective = objective_of(pipe.scheduler)
+    assert objective.shifted(None) is objective and objective.shifted(7.0).shift == 7.0
 
 
 def test_pipelines_that_ask_for_more_are_refused():
@@ -226,7 +257,7 @@ def test_two_models_that_share_the_noise_levels():
         manner = listen(both, one, (9, 64, 64), {})
         assert (manner.factor, manner.offset, manner.shape) == (1.0, 0.0, (8, 5, 8, 8))
         assert told(both, one, manner, "a red circle", (9, 64, 64), {})["encoder_hidden_states"].shape[1] == 512
-    high = objective_of(both.scheduler, (0.9, 1.0)).levels(50, "none", torch.Generator().manual_seed(0))
+    high = objective_of(both.scheduler, (0.9, 1.0)).levels(50, Noise(), torch.Generator().manual_seed(0))
     assert len(high) == 50 and high.min() >= 0.9
 
 

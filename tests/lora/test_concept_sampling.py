@@ -90,13 +90,16 @@ def test_a_step_is_about_the_whole_picture(tokens, sampling, caption):
 def test_the_error_counts_in_the_area_alone():
     batch, area = object.__new__(Batch), (random(SIDE, SIDE) > 0.5).double()
     prediction, target = random(2, 4, 16, 16, seed=1).float(), random(2, 4, 16, 16, seed=2).float()
-    batch._area = _laid_over([area, None], target)
+    batch._area, batch.weights = _laid_over([area, None], target), torch.ones(2)
     inside = F.interpolate(area[None, None], (16, 16), mode="bilinear", align_corners=False)[0]
     first = ((prediction[0] - target[0]).double() * inside).square().sum()
     expected = (first + (prediction[1] - target[1]).double().square().sum()) / prediction.numel()
     assert batch.loss(prediction, target).item() == pytest.approx(expected.item(), rel=1e-5)
     batch._area = _laid_over([None, None], target)
-    assert batch.loss(prediction, target) == F.mse_loss(prediction, target)
+    assert batch.loss(prediction, target).item() == pytest.approx(F.mse_loss(prediction, target).item(), rel=1e-6)
+    batch.weights = torch.tensor([2.0, 0.0])  # of noise levels
+    expected = 2 * F.mse_loss(prediction[0], target[0]) / 2
+    assert batch.loss(prediction, target).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_masks_are_looked_for_when_it_is_time(tokens, monkeypatch):

@@ -1,57 +1,27 @@
 """Training as a user starts it: the LoRA that comes out, going on after a break, and what is refused."""
 
 import json
+import math
 import os
+import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
+import psutil
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from diffusers import DiffusionPipeline
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 import dattn
 from dattn.apps.cli import main
-from dattn.apps.lora.adapting import PROJECTIONS, add_lora, loaded_back, save, targets, weights
-from dattn.apps.lora.asking import listen, told
-from dattn.apps.shapes.pictures import caption_of, draw_pictures, sample_picture
 from dattn.apps.sheet import sheet
 from tests.pipelines.tiny import MODELS
 
-from .test_asking import CALLS, size_of, subject
-
-FLUX = ["--model", f"{MODELS}/shapes-flux", "--buckets", "32x32", "--rank", "2", "--lora_alpha", "6"]
-WEIGHTS = "pytorch_lora_weights.safetensors"
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
-    lines = []
-    for seed in range(5):
-        scene = sample_picture([5, seed], 1)
-        Image.fromarray(draw_pictures([scene], 64)[0]).save(folder / f"{seed}.png")
-        lines.append(json.dumps({"file_name": f"{seed}.png", "text": caption_of(scene)}))
-    (folder / "broken.png").write_bytes(b"nothing")
-    lines.append(json.dumps({"file_name": "broken.png", "text": "a red circle"}))
-    (folder / "metadata.jsonl").write_text("\n".join(lines))
-    return folder
-
-
-def train(data, output, steps, *more):
-    AcceleratorState._reset_state(reset_partial_state=True)  # one run in a process is all that accelerate knows
-    words = ["train-lora", *FLUX, "--data", str(data), "--output", str(output), "--max_train_steps", str(steps)]
-    return main([*words, "--learning_rate", "1e-2", "--cache_dir", str(data / "cache"), *more])
-
-
-def same(one, other):
-    first, second = (load_file(folder / WEIGHTS) for folder in (one, other))
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+from .runs import FLUX, WEIGHTS, launched, same, train
+from .test_asking import MAKERS
 
 
 def test_a_run_from_data_to_a_lora_that_stock_diffusers_loads(pictures, tmp_path, capsys):
@@ -113,6 +83,44 @@ def test_samples_on_the_way_change_nothing_and_are_seen_in_the_picture(pictures,
     assert not (tmp_path / "seen" / "validation.part.png").exists()
 
 
+@pytest.mark.slow
+def test_the_picture_goes_on_where_the_run_does(pictures, tmp_path, monkeypatch):
+    labels = []
+    monkeypatch.setattr(
+        "dattn.apps.lora.validation.sheet", lambda rows, *a, **k: labels.append([*rows]) or sheet(rows, *a, **k)
+    )
+    options = ["--validation_steps", "1", "--checkpointing_steps", "2", "--validation_prompts", "a circle"]
+    assert train(pictures, tmp_path, 4, *options) == 0
+    whole = (tmp_path / "validation.png").read_bytes()
+    shutil.rmtree(tmp_path / "checkpoint-4")
+    labels.clear()
+    assert train(pictures, tmp_path, 4, *options, "--resume_from_checkpoint", "latest") == 0
+    assert [len(rows) for rows in labels] == [4, 5]  # what was made up to step 2 is not made again, what came later is
+    assert (tmp_path / "validation.png").read_bytes() == whole
+
+
+def test_fp16_is_not_for_cpus(pictures, tmp_path, capsys):
+    assert train(pictures, tmp_path, 1, "--mixed_precision", "fp16") == 2
+    assert "--mixed_precision fp16: not on a CPU" in capsys.readouterr().err
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+def test_fp16_goes_on_as_well(pictures, tmp_path, monkeypatch):
+    """With the scale of its loss."""
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    options = ["--mixed_precision", "fp16", "--checkpointing_steps", "2", "--attention", "Neighborhood(3)"]
+    assert train(pictures, tmp_path / "whole", 4, *options) == 0
+    assert json.loads((tmp_path / "whole" / "run.json").read_text())["loaded_back_error"] < 1e-3
+    log = [json.loads(line) for line in (tmp_path / "whole" / "training.jsonl").read_text().splitlines()]
+    assert all(np.isfinite(line["loss"]) for line in log[1:])
+    assert train(pictures, tmp_path / "broken", 2, *options) == 0
+    state = json.loads((tmp_path / "broken" / "checkpoint-2" / "state.json").read_text())
+    assert state["scaler"]["scale"] > 1
+    assert train(pictures, tmp_path / "broken", 4, *options, "--resume_from_checkpoint", "latest") == 0
+    assert same(tmp_path / "whole", tmp_path / "broken")
+
+
 def test_in_half_precision(pictures, tmp_path):
     options = ["--mixed_precision", "bf16", "--gradient_checkpointing", "--validation_prompts", "a red circle"]
     options += ["--validation_steps", "1"]
@@ -128,7 +136,8 @@ def test_what_was_made_by_other_parts_is_made_anew(tmp_path):
     def name():
         return Cache(tmp_path, pipe, model, {})._kept(["told"], lambda: {"one": torch.zeros(1)}).name
 
-    pipe, model = subject("sd")
+    pipe = MAKERS["sd"]()
+    model = pipe.unet
     names = [name(), name()]
     with torch.no_grad():
         next(pipe.text_encoder.parameters())[3, 1] += 1
@@ -190,6 +199,31 @@ def test_ctrl_c_waits_for_a_step_to_be_whole(pictures, tmp_path, monkeypatch):
     assert same(tmp_path / "broken", tmp_path / "whole")
 
 
+def test_noise_is_that_of_the_size(pictures, tmp_path, monkeypatch, capsys):
+    """A pipeline that shifts by size: training draws the same levels, shifted as much; and says so to who goes on."""
+    from dattn.apps.lora.objective import Objective
+
+    noisy, levels = Objective.noisy, []
+    monkeypatch.setattr(
+        Objective, "noisy", lambda self, clean, noise, at: levels.append(at) or noisy(self, clean, noise, at)
+    )
+    of_size = {"base_image_seq_len": 64, "max_image_seq_len": 512, "base_shift": 0.4, "max_shift": 1.2}
+    pipe = DiffusionPipeline.from_pretrained(f"{MODELS}/shapes-flux")
+    for name, dynamic in (("plain", False), ("by-size", True)):
+        pipe.scheduler.register_to_config(shift=1.0, use_dynamic_shifting=dynamic, **of_size)
+        pipe.save_pretrained(tmp_path / name)
+        words = ["--model", str(tmp_path / name), "--validation_steps", "0", "--max_sequence_length", "16"]
+        assert train(pictures, tmp_path / f"{name}-lora", 2, *words) == 0
+    plain, shifted = levels[0], levels[len(levels) // 2]
+    shift = math.exp(0.4)  # 32 x 32 pixels are 64 tokens
+    assert torch.allclose(shifted, shift * plain / (1 + (shift - 1) * plain)) and not torch.allclose(plain, shifted)
+    again = ["--validation_steps", "0", "--max_sequence_length", "16", "--resume_from_checkpoint", "latest"]
+    pipe.scheduler.register_to_config(max_shift=2.0, base_shift=0.7)
+    pipe.save_pretrained(tmp_path / "by-size")
+    assert train(pictures, tmp_path / "by-size-lora", 3, "--model", str(tmp_path / "by-size"), *again) == 2
+    assert "shifts was" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "changed",
     [
@@ -222,23 +256,6 @@ def test_what_a_killed_run_left_is_no_obstacle(pictures, tmp_path):
     assert sorted(path.name for path in tmp_path.glob("*checkpoint*")) == ["checkpoint-3"]
 
 
-def launched(processes, data, output, steps, *more):
-    """A run in processes of its own: one by accelerate, several by torchrun, as accelerate wants MPI for CPUs."""
-    own = ["-m", "dattn.apps.train_lora", *FLUX, "--data", str(data), "--cache_dir", str(data / "cache")]
-    own += ["--output", str(output), "--max_train_steps", str(steps), "--learning_rate", "1e-2", *more]
-    one = ["accelerate.commands.launch", "--cpu", "--num_processes", "1", "--num_machines", "1"]
-    one += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    several = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    return subprocess.Popen(
-        [sys.executable, "-m", *(one if processes == 1 else several), *own],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
 def test_two_processes_and_one_that_sees_as_much(pictures, tmp_path):
     """Two processes with a batch each are one that accumulates two, up to the order of sums."""
     two = launched(2, pictures, tmp_path / "two", 2, "--validation_steps", "0")
@@ -254,20 +271,31 @@ def test_two_processes_and_one_that_sees_as_much(pictures, tmp_path):
     assert apart < 1e-3 * whole, (apart, whole)
 
 
-def test_a_run_that_is_killed_goes_on(pictures, tmp_path):
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_run_that_is_killed_goes_on(processes, pictures, tmp_path):
+    """However many processes there are: what comes out is to the bit what comes out of a run that nobody killed."""
+
+    def train(*args):
+        run = launched(processes, *args)
+        said, _ = run.communicate(timeout=300)
+        assert run.returncode == 0, said
+        return run.returncode
+
     options = ["--checkpointing_steps", "2", "--validation_steps", "0"]
-    run = launched(1, pictures, tmp_path / "killed", 500, *options)
+    run = launched(processes, pictures, tmp_path / "killed", 500, *options)
     until = time.monotonic() + 200
     while not (tmp_path / "killed" / "checkpoint-4").is_dir() and time.monotonic() < until:
         time.sleep(0.05)
-    os.killpg(run.pid, signal.SIGKILL)
+    for process in [*psutil.Process(run.pid).children(recursive=True), run]:  # torchrun's have sessions of their own
+        process.kill()
     run.communicate(timeout=60)
     assert run.returncode != 0 and not (tmp_path / "killed" / WEIGHTS).exists()
     done = max(int(path.name.partition("-")[2]) for path in (tmp_path / "killed").glob("checkpoint-*"))
     steps = done + 1
-    assert train(pictures, tmp_path / "killed", steps, *options, "--resume_from_checkpoint", "latest") == 0
-    assert train(pictures, tmp_path / "whole", steps, *options) == 0
+    train(pictures, tmp_path / "killed", steps, *options, "--resume_from_checkpoint", "latest")
+    train(pictures, tmp_path / "whole", steps, *options)
     assert same(tmp_path / "killed", tmp_path / "whole")
+    assert json.loads((tmp_path / "killed" / "run.json").read_text())["processes"] == processes
 
 
 def test_options_may_come_from_a_file(pictures, tmp_path):
@@ -277,7 +305,7 @@ def test_options_may_come_from_a_file(pictures, tmp_path):
     )
     assert main(["train-lora", "--config", str(tmp_path / "run.toml"), "--rank=2", "--learning-rate=1e-3"]) == 0
     assert json.loads((tmp_path / "out" / "run.json").read_text())["options"]["learning_rate"] == 1e-3
-    (tmp_path / "wrong.toml").write_text('weighting_scheme = "cosmap"')
+    (tmp_path / "wrong.toml").write_text('weighting_scheme = "cosinus"')
     assert main(["train-lora", "--config", str(tmp_path / "wrong.toml")]) == 2
     lora = load_file(tmp_path / "out" / WEIGHTS)
     assert {tensor.shape[0] for name, tensor in lora.items() if "lora_A" in name} == {2}
@@ -312,42 +340,6 @@ def test_an_estimate_trains_nothing(pictures, tmp_path, capsys):
     assert main([*words, "--attention", "Radial(block_size=64)", "--output", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
     assert "4,160 tokens" in said and "under Radial" in said and not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("name", ["wan", "sd", "flux", "sdxl", "sd3", "cogvideox"])
-def test_what_was_saved_is_compared(name, tmp_path):
-    """In every family stock Diffusers loads what was trained, alpha and all; a file that says less is noticed."""
-    pipe, model = subject(name)
-    size, call = size_of(name), CALLS.get(name, {})
-    manner = listen(pipe, model, size, call)
-    heard = told(pipe, model, manner, "a red circle", size, call)
-    arguments = manner.arguments(torch.randn(1, *manner.shape), torch.tensor([500.0]), heard)
-    for parameter in add_lora(model, targets(model), 2, 6, 0):
-        torch.nn.init.normal_(parameter, std=0.1)
-    component = "unet" if getattr(pipe, "unet", None) is model else "transformer"
-    try:
-        path = save(pipe, component, model, tmp_path)
-        assert loaded_back(pipe, component, model, tmp_path, arguments) < 1e-5
-        save_file(load_file(path), path)  # without its metadata alpha is taken for the rank
-        assert loaded_back(pipe, component, model, tmp_path, arguments) > 1e-3
-    finally:
-        model.delete_adapters("default")
-
-
-@pytest.mark.parametrize("name", ["shapes-wan", "shapes-sd", "shapes-flux"])
-def test_layers_are_those_of_attention(name):
-    pipe = DiffusionPipeline.from_pretrained(f"{MODELS}/{name}")
-    model = getattr(pipe, "unet", None) or pipe.transformer
-    names = targets(model)
-    assert names and all(name.endswith(PROJECTIONS) for name in names)
-    assert targets(model, ["to_q"]) == sorted(name for name in names if name.endswith(".to_q"))
-    learning = add_lora(model, names, 2, 4, 0)
-    assert len(learning) == 2 * len(names) and all(p.dtype == torch.float32 for p in learning)
-    first = {name: tensor.clone() for name, tensor in weights(model).items()}
-    model.delete_adapters("default")
-    add_lora(model, names, 2, 4, 0)
-    assert all(torch.equal(tensor, weights(model)[name]) for name, tensor in first.items())
-    assert np.isfinite([float(tensor.abs().sum()) for tensor in first.values()]).all()
 
 
 @pytest.mark.parametrize("more", [(), ("--distill",)], ids=["", "distilled"])
