@@ -1,7 +1,8 @@
 """FlexAttention as a competitor of ``dattn bench gpu``: the very same block mask, in blocks as FlexAttention has them.
 
-Its blocks are 128 slots each, without exception. A block of ours that holds fewer tokens is padded to that, and its
-empty slots are hidden by the element rule, which reads our tile table. Padding and order are not part of its time.
+Its blocks are 128 slots each, without exception: its backward pass takes no smaller ones. So a block of ours that holds
+fewer tokens than slots is padded, smaller blocks go several to one of its own, and what is then too much is hidden by
+its element rule, which reads our lists and tile table. Padding and order are not part of its time.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class Flex:
     """FlexAttention under one mask.
 
     Attributes:
-        slots: int64 [blocks · 128], the raster position of every slot, -1 where it is empty.
+        slots: int64, a multiple of 128: the raster position of every slot, -1 where it is empty.
         blocks: its own block mask.
         call: ``flex_attention``, compiled or not.
     """
@@ -39,21 +40,22 @@ class Flex:
 
 
 def flex_attention(mask: BlockMask, compiled: bool = True) -> Flex | None:
-    """FlexAttention with the same lists; None where it has no equal: blocks of another size, pooled keys."""
+    """FlexAttention with the same lists; None where keys are pooled, which it has no equal of."""
     import torch
     from torch.nn.attention import flex_attention as flex
+    from torch.nn.functional import pad
 
-    if mask.pools or mask.block_size != BLOCK:
+    if mask.pools:
         return None
-    slots = mask.query.slots(0, 0, BLOCK).flatten()
-    kinds = _kinds(mask)
-    whole = (kinds == WHOLE) & (mask.key.lengths[0, 0] == BLOCK)
-    partial = (kinds != SKIPPED) & ~whole
+    size, more = mask.block_size, -mask.query.blocks % (BLOCK // mask.block_size)
+    slots = pad(mask.query.slots(0, 0, size).flatten(), (0, more * size), value=-1)
+    kinds, lengths = pad(_kinds(mask), (0, more, 0, more), value=SKIPPED), pad(mask.key.lengths[0, 0], (0, more))
+    whole = _merged((kinds == WHOLE) & (lengths == size), size).all(-1)
     blocks = flex.BlockMask.from_kv_blocks(
-        *_lists(partial),
+        *_lists(_merged(kinds != SKIPPED, size).any(-1) & ~whole),
         *_lists(whole),
         BLOCK_SIZE=BLOCK,
-        mask_mod=_rule(mask, kinds),
+        mask_mod=_rule(mask, kinds, lengths),
         seq_lengths=(len(slots), len(slots)),
     )
     call: Any = flex.flex_attention
@@ -74,18 +76,23 @@ def _kinds(mask: BlockMask) -> Tensor:
     return kinds
 
 
-def _rule(mask: BlockMask, kinds: Tensor) -> Any:
+def _merged(pairs: Tensor, size: int) -> Tensor:
+    """[rows, columns, pairs of ours]: bool [our rows, our columns] by FlexAttention's blocks."""
+    per = BLOCK // size
+    return pairs.unflatten(0, (-1, per)).unflatten(2, (-1, per)).transpose(1, 2).flatten(2)
+
+
+def _rule(mask: BlockMask, kinds: Tensor, lengths: Tensor) -> Any:
     """FlexAttention's element rule: the bits of the pair's tile, where the key's slot holds a token."""
     import torch
 
-    size = 1, BLOCK, BLOCK
-    none, every = (make(size, dtype=torch.bool, device=kinds.device) for make in (torch.zeros, torch.ones))
+    size = mask.block_size
+    none, every = (make(1, size, size, dtype=torch.bool, device=kinds.device) for make in (torch.zeros, torch.ones))
     tiles = torch.cat([mask.unpacked_tiles(), none, every])  # SKIPPED and WHOLE count from the end
-    lengths = mask.key.lengths[0, 0]
 
     def rule(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        there = key % BLOCK < lengths[key // BLOCK]
-        return there & tiles[kinds[query // BLOCK, key // BLOCK], query % BLOCK, key % BLOCK]
+        there = key % size < lengths[key // size]
+        return there & tiles[kinds[query // size, key // size], query % size, key % size]
 
     return rule
 
