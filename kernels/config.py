@@ -9,17 +9,31 @@ from typing import NamedTuple
 
 
 class Config(NamedTuple):
-    """``M`` queries and ``N`` keys at a time; both are at most the block size."""
+    """``M`` queries and ``N`` keys at a time; both are at most the block size.
+
+    The switches are of the forward kernel and off until a sweep has shown that they pay on the GPU at hand.
+
+    Attributes:
+        lazy: rescale what is summed only where a maximum has risen.
+        descriptors: read keys and values of blocks through tensor descriptors: Hopper's tensor memory accelerator.
+        specialized: give loads and products warps of their own; Triton does so on Blackwell.
+    """
 
     M: int
     N: int
     warps: int
     stages: int
+    lazy: bool = False
+    descriptors: bool = False
+    specialized: bool = False
 
     def within(self, size: int) -> Config:
         """The same for blocks of ``size`` slots; small tiles need no more than four warps."""
         m, n = min(self.M, size), min(self.N, size)
-        return Config(m, n, self.warps if (m, n) == (self.M, self.N) else min(self.warps, 4), self.stages)
+        return self._replace(M=m, N=n, warps=self.warps if (m, n) == (self.M, self.N) else min(self.warps, 4))
+
+
+SWITCHES = {"lazy": 80, "descriptors": 90, "specialized": 100}  # from which architecture on they can pay
 
 
 class Row(NamedTuple):

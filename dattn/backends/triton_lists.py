@@ -97,7 +97,7 @@ def _lists_of(mask: BlockMask) -> TritonLists:
     parts = mask.query.order, mask.key.order, mask.query.lengths, mask.key.lengths, mask.full.offsets
     batches, groups = (max(t.shape[i] for t in parts) for i in (0, 1))
     sets = lambda t: t.expand(batches, groups, -1).flatten(0, 1).int().contiguous()
-    queries, keys = (_blocks(sets(side.lengths), side.order.shape[-1]) for side in (mask.query, mask.key))
+    queries, keys = (blocks_of(sets(side.lengths), side.order.shape[-1]) for side in (mask.query, mask.key))
     full, partial = _lists(mask.full, None, sets), None
     if mask.partial.index.shape[-1]:
         partial = _lists(mask.partial, mask.tile, sets)
@@ -124,7 +124,8 @@ def _runs(run: int, block_size: int, visits: Visits) -> Runs:
     return Runs(run, keys.number * per_block, torch.stack(run_of).view(*visits.sets, -1))
 
 
-def _blocks(lengths: Tensor, tokens: int) -> Blocks:
+def blocks_of(lengths: Tensor, tokens: int) -> Blocks:
+    """Consecutive blocks of lengths int32 [sets, blocks], over ``tokens`` places."""
     return Blocks((lengths.cumsum(-1) - lengths).int(), lengths, lengths.shape[-1], tokens)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -16,20 +16,35 @@ from dattn.spec import Named
 CHUNK = 1 << 24  # numbers that a score holds at a time beyond its inputs and its result
 
 
-class Sides(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Sides:
     """What there is to score.
 
     Attributes:
-        query, key: [batch, heads, visual, head_dim] in the partition's order, float32 or float64; logits are their
-            products over √head_dim, whatever the scale of the call.
+        queries, keys: [batch, heads, visual, head_dim] in the partition's order, as the call has them.
         partition: the query blocks and the key regions.
         masks: a cache of what is worked out once.
+        factor: logits are the products of queries and keys over √head_dim, times this.
+        kernels: whether they lie where our kernels run, in 16 bits, which these are made for.
     """
 
-    query: Tensor
-    key: Tensor
+    queries: Tensor
+    keys: Tensor
     partition: Partition
     masks: MaskCache
+    factor: float = 1.0
+    kernels: bool = False
+
+    @cached_property
+    def query(self) -> Tensor:
+        """``queries`` times the factor, float32 or float64: logits are their products with keys over √head_dim."""
+        query = wide(self.queries)
+        return query if self.factor == 1 else query * self.factor
+
+    @cached_property
+    def key(self) -> Tensor:
+        """``keys`` in float32 or float64."""
+        return wide(self.keys)
 
     def query_means(self) -> Tensor:
         """[batch, heads, blocks, head_dim]: the mean query of every block."""
@@ -60,6 +75,11 @@ class Score(Named):
     def must(self, sides: Sides) -> Tensor | None:
         """bool, broadcast over [batch, heads, blocks, regions]: pairs that are kept whatever their scores; or None."""
         return None
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """The same in float32, or float64 where it is."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def logits_of(queries: Tensor, keys: Tensor, there: Tensor) -> Iterator[tuple[slice, Tensor]]:

@@ -10,13 +10,12 @@ from dattn.apps import (
     benchmark,
     benchmark_choosing,
     benchmark_flex,
-    benchmark_gpu,
     benchmark_model,
     benchmark_training,
     timing,
 )
 from dattn.apps.benchmark_chart import chart
-from dattn.apps.benchmark_sweep import best_row, candidates, difference, line
+from dattn.apps.benchmark_sweep import best_row, candidates, difference, line, with_switches
 from dattn.apps.cli import main
 from dattn.kernels.config import TABLE, Config, Row, key_of, pick
 
@@ -83,6 +82,18 @@ def test_the_sweep_finds_the_fastest_configuration_of_each_kernel():
     assert new == WANTED and len(trials) == len(asked)
     assert {trial["kernel"] for trial in trials} == set(Row._fields)
     assert all((trial["ms"] is None) == (trial["config"][3] == 4) for trial in trials)
+
+
+@pytest.mark.parametrize(("architecture", "sets"), [(80, 2), (90, 4), (100, 8)])
+def test_the_sweep_tries_the_switches_that_an_architecture_has(architecture, sets, capsys):
+    old, trials = TABLE[90, 128, 128], []
+    wanted = old.forward._replace(lazy=True)
+    time = lambda row: None if row.forward.specialized else 1.0 + sum(map(int.__ne__, row.forward, wanted))
+    new = with_switches(old, time, architecture, trials.append)
+    assert new == old._replace(forward=wanted) and len(trials) == sets
+    assert "Config(128, 64, 8, 3, lazy=True): 1.0 ms" in capsys.readouterr().out
+    written = line((90, 128, 128), new)
+    assert eval("{" + written + "}", {"Row": Row, "Config": Config}) == {(90, 128, 128): new}
 
 
 def test_a_kernel_that_never_runs_keeps_its_configuration():
