@@ -48,11 +48,12 @@ class Sides:
 
     def query_means(self) -> Tensor:
         """[batch, heads, blocks, head_dim]: the mean query of every block."""
-        return means(self.query, self.partition.blocks)
+        found = means(self.queries, self.partition.blocks)
+        return found if self.factor == 1 else found * self.factor
 
     def key_means(self) -> Tensor:
         """[batch, heads, regions, head_dim]: the mean key of every region."""
-        return means(self.key, self.partition.lengths)
+        return means(self.keys, self.partition.lengths)
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,12 @@ class Score(Named):
 
 def wide(tensor: Tensor) -> Tensor:
     """The same in float32, or float64 where it is."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return tensor.to(wide_dtype(tensor))
+
+
+def wide_dtype(tensor: Tensor) -> torch.dtype:
+    """float32, or float64 where the tensor is."""
+    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def logits_of(queries: Tensor, keys: Tensor, there: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -101,5 +107,5 @@ def logits_of(queries: Tensor, keys: Tensor, there: Tensor) -> Iterator[tuple[sl
 
 
 def means(tensor: Tensor, lengths: Tensor) -> Tensor:
-    """[batch, heads, runs, head_dim]: the means of consecutive runs of tokens."""
-    return runs(tensor, lengths)[0].sum(3) / lengths.clamp_min(1)[:, None]
+    """[batch, heads, runs, head_dim], float32 or float64: the means of consecutive runs of tokens."""
+    return runs(tensor, lengths)[0].sum(3, dtype=wide_dtype(tensor)) / lengths.clamp_min(1)[:, None]
