@@ -1,8 +1,7 @@
 """``dattn bench gpu``: our Triton kernels beside PyTorch's dense attention and FlexAttention, in one run.
 
 Every competitor is pinned: dense attention by cuDNN and by FlashAttention, and FlexAttention with the very same
-block mask where its blocks can be ours (128 tokens, all but the last full, no tail). Times are medians of CUDA events;
-ratios are taken inside the run.
+block mask wherever that has no tail. Times are medians of CUDA events; ratios are taken inside the run.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from dataclasses import asdict, dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+from dattn.apps.benchmark_flex import flex_attention
 from dattn.apps.table import table
 from dattn.apps.timing import DEVICE, gpu_needed, milliseconds
 
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from dattn.block_mask import BlockMask
 
 Clock = Callable[..., float | None]
-FLEX_BLOCK = 128  # FlexAttention's own block size; masks of other sizes, or of ragged blocks, are not its own
-WHOLE, SKIPPED = -1, -2
 VIDEO_PATTERNS = (
     "Radial()",
     "Radial(decay=0.2)",
@@ -116,14 +114,8 @@ class Case:
 
 def _cases(shape: Shape, head_dim: int, repeats: int) -> Iterator[Case]:
     """Forward alone, then forward and backward."""
-    import torch
-
-    layout = 1, shape.tokens, shape.heads, head_dim
-    make = lambda: torch.randn(layout, device=DEVICE, dtype=torch.bfloat16).transpose(1, 2)  # as models hand over
-    query, key, value, grad = (make() for _ in range(4))
     for backward in (False, True):
-        inputs = [t.detach().requires_grad_(backward) for t in (query, key, value)]
-        clock = _clock(inputs, grad if backward else None, repeats)
+        inputs, clock = _clock(shape, shape.tokens, head_dim, backward, repeats)
         times = {name: clock(dense(name), True) for name in ("cudnn", "flash")}
         yield Case(shape, head_dim, backward, inputs, clock, times, repeats)
 
@@ -139,7 +131,7 @@ def _timing(case: Case, text: str) -> Timing:
     sparse = _sparse(mask, case.head_dim)
     with torch.no_grad():
         sparse(*case.inputs)  # a failure of our own is no gap in the table: it ends the run
-    ours, flex = case.clock(sparse), case.clock(flex_attention(mask), True)
+    ours, flex = case.clock(sparse), _flex_milliseconds(case, mask)
     if ours is None:
         raise RuntimeError(f"{text} on {case.shape.name}: our own kernel failed, see the line above")
     flops = 4 * grid.tokens**2 * case.head_dim * case.shape.heads * mask.density * (3.5 if case.backward else 1)
@@ -163,9 +155,13 @@ def _timing(case: Case, text: str) -> Timing:
     )
 
 
-def _clock(inputs: list[Tensor], grad: Tensor | None, repeats: int) -> Clock:
-    """Milliseconds of a call on the inputs, with its backward pass where there is a gradient."""
+def _clock(shape: Shape, tokens: int, head_dim: int, backward: bool, repeats: int) -> tuple[list[Tensor], Clock]:
+    """Random queries, keys and values, and milliseconds of a call on them, with its backward pass if wanted."""
     import torch
+
+    layout = 1, tokens, shape.heads, head_dim
+    make = lambda: torch.randn(layout, device=DEVICE, dtype=torch.bfloat16).transpose(1, 2)  # as models hand over
+    inputs, grad = [make().requires_grad_(backward) for _ in range(3)], make() if backward else None
 
     def clock(call: Any, may_fail: bool = False) -> float | None:
         def once() -> None:
@@ -173,9 +169,18 @@ def _clock(inputs: list[Tensor], grad: Tensor | None, repeats: int) -> Clock:
             if grad is not None:
                 torch.autograd.grad(output, inputs, grad)
 
-        return None if call is None else milliseconds(once, repeats, may_fail=may_fail)
+        return milliseconds(once, repeats, may_fail=may_fail)
 
-    return clock
+    return inputs, clock
+
+
+def _flex_milliseconds(case: Case, mask: BlockMask) -> float | None:
+    """FlexAttention's, on as many tokens as the blocks have slots; None where it has no equal."""
+    flex = flex_attention(mask)
+    if flex is None:
+        return None
+    _, clock = _clock(case.shape, len(flex.slots), case.head_dim, case.backward, case.repeats)
+    return clock(flex, True)
 
 
 def dense(name: str) -> Any:
@@ -213,51 +218,3 @@ def _order_milliseconds(mask: BlockMask, heads: int, head_dim: int, repeats: int
     shape = 1, order.shape[-1], heads, head_dim
     tensor = torch.empty(shape, device=DEVICE, dtype=torch.bfloat16).transpose(1, 2)
     return milliseconds(lambda: [in_order(tensor, order, lists.visits.sets) for _ in range(2)], repeats)
-
-
-def flex_attention(mask: BlockMask, compiled: bool = True) -> Any:
-    """FlexAttention with the same lists; None where its blocks cannot be ours.
-
-    It takes tensors in kernel order and gives its output in it, so nothing of its time goes into orders.
-    """
-    import torch
-    from torch.nn.attention import flex_attention as flex
-
-    whole = bool((mask.key.lengths[..., :-1] == FLEX_BLOCK).all()) and mask.block_size == FLEX_BLOCK
-    if mask.pools or not whole:
-        return None
-    table, rule = _flex_rule(mask)
-    counts_and_indices = (*_flex_lists(table >= 0), *_flex_lists(table == WHOLE))
-    tokens = mask.query.order.shape[-1]
-    blocks = flex.BlockMask.from_kv_blocks(
-        *counts_and_indices, BLOCK_SIZE=FLEX_BLOCK, mask_mod=rule, seq_lengths=(tokens, tokens)
-    )
-    call: Any = flex.flex_attention
-    if compiled:
-        torch._dynamo.reset()  # a mask is a program of its own, and only eight are kept
-        call = torch.compile(flex.flex_attention, dynamic=False)
-    return lambda query, key, value: call(query, key, value, block_mask=blocks)
-
-
-def _flex_rule(mask: BlockMask) -> tuple[Tensor, Any]:
-    """int32 [rows, columns] of tile numbers (or WHOLE, SKIPPED), and the element rule that reads it."""
-    import torch
-
-    rows, columns = mask.num_blocks
-    kinds = torch.full((rows, columns), SKIPPED, dtype=torch.int32, device=DEVICE)
-    kinds[mask.full.rows(0, 0, 0, rows, columns)] = WHOLE
-    kinds[mask.partial.rows(0, 0, 0, rows, columns)] = mask.tile[0, 0]
-    size = 1, FLEX_BLOCK, FLEX_BLOCK
-    none, every = (make(size, dtype=torch.bool, device=DEVICE) for make in (torch.zeros, torch.ones))
-    tiles = torch.cat([mask.unpacked_tiles(), none, every])  # SKIPPED and WHOLE count from the end
-
-    def rule(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return tiles[kinds[query // FLEX_BLOCK, key // FLEX_BLOCK], query % FLEX_BLOCK, key % FLEX_BLOCK]
-
-    return kinds, rule
-
-
-def _flex_lists(visited: Tensor) -> tuple[Tensor, Tensor]:
-    """Counts [1, 1, rows] and indices [1, 1, rows, columns] as FlexAttention has them."""
-    order = visited.int().argsort(dim=-1, descending=True, stable=True)
-    return visited.sum(-1).int()[None, None], order.int()[None, None]

@@ -1,17 +1,19 @@
-"""``dattn bench sweep``: the configuration table of the Triton kernels, measured anew on the GPU at hand."""
+"""``dattn bench sweep``: the configuration table of the Triton kernels, measured anew on the GPU at hand.
+
+First the tiles, warps and stages of every kernel; then, on the fastest ones of the forward kernel, its switches, alone
+and together, so that the record says what each of them buys.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from difflib import unified_diff
 from functools import partial
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dattn.apps.timing import DEVICE, gpu_needed, milliseconds
-
-if TYPE_CHECKING:
-    from dattn.kernels.config import Config, Row
+from dattn.kernels.config import SWITCHES, TABLE, Config, Row, key_of
 
 GRID = (15, 33, 31)  # nothing divides it: the last blocks are ragged
 HEADS = 16
@@ -21,7 +23,7 @@ STAGES = (2, 3, 4)
 ACCUMULATED = 4096  # float32 numbers that a warp can hold: 128 registers of each thread
 WORTH_8_WARPS = 128 * 64  # pairs of a tile
 Timer = Callable[["Row"], float | None]
-Save = Callable[[dict[str, Any]], None]
+Note = Save = Callable[[dict[str, Any]], None]
 
 
 def sweep(options: Any, save: Save) -> dict[str, Any]:
@@ -33,18 +35,17 @@ def sweep(options: Any, save: Save) -> dict[str, Any]:
     import torch
 
     gpu_needed("sweep")
-    from dattn.kernels import config
-
     major, minor = torch.cuda.get_device_capability()
     trials: list[dict[str, Any]] = []
     rows: list[str] = []
     record: dict[str, Any] = {"sweep": trials, "table": rows}
     for head_dim, block in product(options.head_dims, options.blocks):
-        key = config.key_of(10 * major + minor, head_dim, block)
-        old = config.TABLE[key]
+        key = key_of(10 * major + minor, head_dim, block)
+        old = TABLE[key]
         timers = _timers(key, head_dim, block, options.repeats)
         place = {"row": list(key), "head_dim": head_dim}
-        new = best_row(old, timers, block, head_dim, partial(_note, trials, place, lambda: save(record)))
+        note = partial(_note, trials, place, lambda: save(record))
+        new = with_switches(best_row(old, timers, block, head_dim, note), timers["forward"], key[0], note)
         rows.append(line(key, new))
         print(difference(key, old, new), flush=True)
         save(record)
@@ -57,9 +58,7 @@ def _note(trials: list[dict[str, Any]], place: dict[str, Any], save: Callable[[]
     save()
 
 
-def best_row(
-    row: Row, timers: dict[str, Timer], block: int, head_dim: int, note: Callable[[dict[str, Any]], None]
-) -> Row:
+def best_row(row: Row, timers: dict[str, Timer], block: int, head_dim: int, note: Note) -> Row:
     """The row with the fastest configuration of every kernel; ``note`` is told of all that was tried.
 
     A kernel keeps its configuration unless another one is faster; ``timers`` give milliseconds, or None where a
@@ -67,21 +66,43 @@ def best_row(
     """
     best = row
     for kernel, timer in timers.items():
-        times: dict[Config, float] = {}
-        for config in dict.fromkeys([getattr(row, kernel), *candidates(block, head_dim)]):
-            ms = timer(row._replace(**{kernel: config}))
-            note({"kernel": kernel, "config": list(config), "ms": ms})
-            if ms is not None:
-                times[config] = ms
-        if times:
-            best = best._replace(**{kernel: min(times, key=lambda config: times[config])})
+        tried = dict.fromkeys([getattr(row, kernel), *candidates(block, head_dim)])
+        best = _fastest(best, kernel, tried, lambda config, k=kernel, t=timer: t(row._replace(**{k: config})), note)
     return best
+
+
+def with_switches(row: Row, timer: Timer, architecture: int, note: Note) -> Row:
+    """The row with the fastest switches of its forward kernel; ``note`` is told what each set of them takes."""
+    plain = row.forward._replace(**dict.fromkeys(SWITCHES, False))
+    tried = [plain, *switched(plain, architecture)]
+
+    def told(trial: dict[str, Any]) -> None:
+        note(trial)
+        print(f"forward, {_written(Config(*trial['config']))}: {trial['ms']} ms", flush=True)
+
+    return _fastest(row, "forward", tried, lambda config: timer(row._replace(forward=config)), told)
+
+
+def switched(config: Config, architecture: int) -> Iterator[Config]:
+    """The same with every set of the switches that can pay on an architecture, but the empty one."""
+    known = [name for name, since in SWITCHES.items() if architecture >= since]
+    for values in list(product((False, True), repeat=len(known)))[1:]:
+        yield config._replace(**dict(zip(known, values, strict=True)))
+
+
+def _fastest(row: Row, kernel: str, tried: Iterable[Config], time: Callable[[Config], float | None], note: Note) -> Row:
+    """The row with the configuration of a kernel that takes the least; as it is where none runs."""
+    times: dict[Config, float] = {}
+    for config in tried:
+        ms = time(config)
+        note({"kernel": kernel, "config": list(config), "ms": ms})
+        if ms is not None:
+            times[config] = ms
+    return row._replace(**{kernel: min(times, key=lambda config: times[config])}) if times else row
 
 
 def candidates(block: int, head_dim: int) -> Iterator[Config]:
     """Configurations worth a try: tiles within the block, and warps enough to hold them."""
-    from dattn.kernels.config import Config
-
     for (m, n), warps, stages in product(TILES, (4, 8), STAGES):
         fits = max(m, n) <= block and m * max(n, head_dim) <= ACCUMULATED * warps
         if fits and (warps == 4 or m * n >= WORTH_8_WARPS):
@@ -90,8 +111,13 @@ def candidates(block: int, head_dim: int) -> Iterator[Config]:
 
 def line(key: Sequence[int], row: Row) -> str:
     """A row as it stands in the table's source."""
-    configs = ", ".join(f"Config({', '.join(map(str, config))})" for config in row)
-    return f"({', '.join(map(str, key))}): Row({configs}),"
+    return f"({', '.join(map(str, key))}): Row({', '.join(map(_written, row))}),"
+
+
+def _written(config: Config) -> str:
+    """A configuration in source; switches that are off are left out."""
+    on = [f"{name}=True" for name in SWITCHES if getattr(config, name)]
+    return f"Config({', '.join([*map(str, config[:4]), *on])})"
 
 
 def difference(key: Sequence[int], old: Row, new: Row) -> str:
@@ -108,7 +134,6 @@ def _timers(key: tuple[int, int, int], head_dim: int, block: int, repeats: int) 
     from dattn.backends import load
     from dattn.backends.problem import Problem
     from dattn.grid import TokenGrid
-    from dattn.kernels import config
     from dattn.registry import static_from_string
 
     grid, backend = TokenGrid(*GRID), load("triton")
@@ -134,11 +159,11 @@ def _timers(key: tuple[int, int, int], head_dim: int, block: int, repeats: int) 
 
     def timer(call: Callable[[], object]) -> Timer:
         def under(row: Row) -> float | None:
-            kept, config.TABLE[key] = config.TABLE[key], row
+            kept, TABLE[key] = TABLE[key], row
             try:
-                return milliseconds(call, repeats)
+                return milliseconds(call, repeats, may_fail=row != kept)
             finally:
-                config.TABLE[key] = kept
+                TABLE[key] = kept
 
         return under
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -106,6 +107,16 @@ class Layout:
     def blocks(self) -> int:
         """The number of blocks."""
         return self.lengths.shape[-1]
+
+    @cached_property
+    def raster(self) -> bool:
+        """Whether kernel order is raster order; a GPU is asked once."""
+        return bool((self.order == torch.arange(self.order.shape[-1], device=self.order.device)).all())
+
+    @cached_property
+    def shortest(self) -> int:
+        """Tokens in the smallest block; a GPU is asked once."""
+        return int(self.lengths.min())
 
     def to(self, device: torch.device | str) -> Layout:
         """The same layout on another device."""

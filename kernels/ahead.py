@@ -16,6 +16,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import antidiagonal, block_weights, launch, pool, reorder
 
@@ -117,6 +118,8 @@ def compile_call(kernel: Any, args: Sequence[Any], constants: Mapping[str, Any],
 
 
 def _signature(value: Any, at: tuple[int, ...], fixed: dict[Any, Any], attributes: dict[Any, Any]) -> Any:
+    if isinstance(value, TensorDescriptor):
+        return f"tensordesc<{TYPES[value.base.dtype][1:]}{value.block_shape}>".replace(" ", "")
     if isinstance(value, tuple):
         return type(value)(*[_signature(v, (*at, i), fixed, attributes) for i, v in enumerate(value)])
     if value is None or (isinstance(value, int) and value == 1):  # of these every value is a kernel of its own

@@ -94,6 +94,7 @@ def antidiagonal_scores(
     key_mask: Tensor | None,
     size: int,
     stride: int,
+    factor: float = 1.0,
 ) -> Tensor:
     """How much the queries of every block attend to the keys of every block, estimated.
 
@@ -101,6 +102,7 @@ def antidiagonal_scores(
         query, key: [batch, heads, tokens, head_dim] in kernel order.
         own, other: the blocks of queries and of keys, of ``size`` slots; ``stride`` is a power of two up to it.
         key_mask: uint8 [batch, groups, tokens] in kernel order, 0 for keys that nobody sees; or None.
+        factor: logits are multiplied by it.
 
     Returns:
         float32 [batch, heads, query blocks, key blocks]; a row sums to the number of its groups with a token.
@@ -111,6 +113,7 @@ def antidiagonal_scores(
     config = config._replace(N=max(config.N, per_block))
     settings = options(config, query, size)
     depth = min(DEPTH, settings["TILE"].WIDTH)
+    scale = factor * dim**-0.5 / stride
     scores = query.new_empty(batch, heads, own.number, other.number, dtype=torch.float32)
     step = max(1, CHUNK // (batch * heads * other.number * per_block))
     for start in range(0, own.number, step):
@@ -120,8 +123,8 @@ def antidiagonal_scores(
         antidiagonal[
             (triton.cdiv(last - first, config.M), batch * heads, triton.cdiv(other.number * per_block, config.N))
         ](
-            Heads.of(query), Heads.of(key), sums, own, other, sets, key_mask, dim**-0.5 / stride, first, last,
-            heads, tokens, STRIDE=stride, DEPTH=depth, **settings,
+            Heads.of(query), Heads.of(key), sums, own, other, sets, key_mask, scale, first, last, heads,
+            tokens, STRIDE=stride, DEPTH=depth, **settings,
         )  # fmt: skip
         scores[:, :, start:end] = _weights(sums).unflatten(2, (-1, per_block)).sum(3)
     return scores

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Tile:
         RAGGED: whether a block of keys may hold fewer tokens than it has slots.
         PRECISION: of products of float32: "ieee" or "tf32".
         SPARSE: whether most pooled keys are not seen, so that it pays to look before they are loaded.
+        LAZY, SPECIALIZED: switches of ``Config``.
     """
 
     M: int
@@ -29,6 +31,8 @@ class Tile:
     RAGGED: bool
     PRECISION: str
     SPARSE: bool
+    LAZY: bool = False
+    SPECIALIZED: bool = False
 
 
 class Heads(NamedTuple):
@@ -49,6 +53,14 @@ class Heads(NamedTuple):
         if last != 1 or (tensor.shape[-1] % 16 == 8 and any(stride % 8 for stride in strides)):
             tensor = tensor.contiguous()
         return cls(tensor, *tensor.stride()[:3])
+
+    def described(self, rows: int, width: int) -> TensorDescriptor | None:
+        """A descriptor of tiles of ``rows`` x ``width`` numbers; None where rows do not lie in steps of 16 bytes."""
+        strides = self.batch, self.head, self.token
+        size = self.data.element_size()
+        if self.data.data_ptr() % 16 or any(stride * size % 16 for stride in strides):
+            return None
+        return TensorDescriptor(self.data, [*self.data.shape], [*strides, 1], [1, 1, rows, width])
 
 
 class Sets(NamedTuple):

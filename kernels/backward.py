@@ -25,10 +25,11 @@ from .steps import (
     raster,
     rows_of,
     set_of,
+    slots,
     store_rows,
     tile_bits,
     turns,
-    visited,
+    visit,
 )
 
 
@@ -70,11 +71,14 @@ def query_step(acc, rows, k, v, logits, TILE: tl.constexpr):
 def walk_keys(acc, rows, key, value, visits, lists, at, row, lines, kept, step, TILE: tl.constexpr):
     """The gradient of a tile of queries from the key blocks of one list row."""
     first, last = turns(lists, at, row, TILE.SIZE // TILE.N)
+    ahead = visit(visits, lists, at, first, last, TILE.N, TILE.SIZE)
     for turn in range(first, last):
-        entry, places, start, inside = visited(visits, lists, at, turn, TILE.N, TILE.SIZE)
+        start, length, tile = ahead
+        ahead = visit(visits, lists, at, turn + 1, last, TILE.N, TILE.SIZE)
+        places, inside = slots(turn, length, TILE.N, TILE.SIZE)
         k = load_rows(key[0], key[1], start, places, inside, TILE)
         v = load_rows(value[0], value[1], start, places, inside, TILE)
-        logits = key_logits(rows[0], k, visits, lists, entry, lines, places, start, inside, kept, step, TILE)
+        logits = key_logits(rows[0], k, visits, lists, tile, lines, places, start, inside, kept, step, TILE)
         acc = query_step(acc, rows, k, v, logits, TILE)
     return acc
 
@@ -151,14 +155,17 @@ def key_step(state, k, v, rows, logits, TILE: tl.constexpr):
 def walk_queries(state, k, v, query, grad, lse, delta, visits, lists, at, row, lines, kept, step, TILE: tl.constexpr):
     """The gradients of a tile of keys from the query blocks of one transposed list row."""
     first, last = turns(lists, at, row, TILE.SIZE // TILE.M)
+    ahead = visit(visits, lists, at, first, last, TILE.M, TILE.SIZE)
     for turn in range(first, last):
-        entry, places, start, inside = visited(visits, lists, at, turn, TILE.M, TILE.SIZE)
+        start, length, tile = ahead
+        ahead = visit(visits, lists, at, turn + 1, last, TILE.M, TILE.SIZE)
+        places, inside = slots(turn, length, TILE.M, TILE.SIZE)
         rows = query_rows(query, grad, lse, delta, start, places, inside, TILE)
         logits = tl.dot(k, tl.trans(rows[0]), input_precision=TILE.PRECISION) * step
         if kept is not None:
             logits = tl.where(kept[:, None], logits, NONE)
         if lists.tile is not None:
-            logits = tl.where(tile_bits(visits, lists, entry, places, lines, TILE.N, True, TILE), logits, NONE)
+            logits = tl.where(tile_bits(visits, tile, places, lines, TILE.N, True, TILE), logits, NONE)
         state = key_step(state, k, v, rows, logits, TILE)
     return state
 

@@ -23,8 +23,9 @@ from .steps import (
     load_rows,
     own_tile,
     set_of,
+    slots,
     turns,
-    visited,
+    visit,
 )
 
 
@@ -46,10 +47,11 @@ def block_weights(
         high, mass = 0.0, 0.0  # of the tile at once: sums of rows break Triton 3.6 on Blackwell
         for part in range(TILE.SIZE // TILE.N):
             turn = place * (TILE.SIZE // TILE.N) + part
-            entry, places, from_, there = visited(visits, lists, at, turn, TILE.N, TILE.SIZE)
+            from_, length, tile = visit(visits, lists, at, turn, turn + 1, TILE.N, TILE.SIZE)
+            places, there = slots(turn, length, TILE.N, TILE.SIZE)
             k = load_rows(first_row(key, batch, head, TILE), key.token, from_, places, there, TILE)
             step = scale * LOG2E
-            logits = key_logits(q, k, visits, lists, entry, lines, places, from_, there, kept, step, TILE)
+            logits = key_logits(q, k, visits, lists, tile, lines, places, from_, there, kept, step, TILE)
             weights = tl.exp2(logits - sums[:, None])
             high, mass = tl.maximum(high, tl.max(weights)), mass + tl.sum(weights)
         out = ((batch * heads + head) * parts + tl.program_id(0) % parts) * lists.entries + place

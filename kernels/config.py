@@ -9,17 +9,31 @@ from typing import NamedTuple
 
 
 class Config(NamedTuple):
-    """``M`` queries and ``N`` keys at a time; both are at most the block size."""
+    """``M`` queries and ``N`` keys at a time; both are at most the block size.
+
+    The switches are of the forward kernel and off until a sweep has shown that they pay on the GPU at hand.
+
+    Attributes:
+        lazy: rescale what is summed only where a maximum has risen.
+        descriptors: read keys and values of blocks through tensor descriptors: Hopper's tensor memory accelerator.
+        specialized: give loads and products warps of their own; Triton does so on Blackwell.
+    """
 
     M: int
     N: int
     warps: int
     stages: int
+    lazy: bool = False
+    descriptors: bool = False
+    specialized: bool = False
 
     def within(self, size: int) -> Config:
         """The same for blocks of ``size`` slots; small tiles need no more than four warps."""
         m, n = min(self.M, size), min(self.N, size)
-        return Config(m, n, self.warps if (m, n) == (self.M, self.N) else min(self.warps, 4), self.stages)
+        return self._replace(M=m, N=n, warps=self.warps if (m, n) == (self.M, self.N) else min(self.warps, 4))
+
+
+SWITCHES = {"lazy": 80, "descriptors": 90, "specialized": 100}  # from which architecture on they can pay
 
 
 class Row(NamedTuple):
@@ -34,16 +48,16 @@ class Row(NamedTuple):
 # up to a head dim of 128, but for a few of 80 where a mask has all there is (padded keys, tiles and means; levels) or
 # the head dim is 72; those of 80 fit in the 99 KiB of shared memory that 89 and 120 have.
 TABLE: dict[tuple[int, int, int], Row] = {
-    (80, 64, 64): Row(Config(64, 64, 4, 3), Config(64, 64, 8, 2), Config(32, 64, 4, 2)),
+    (80, 64, 64): Row(Config(64, 64, 4, 2), Config(64, 64, 8, 2), Config(32, 64, 4, 2)),
     (80, 64, 128): Row(Config(128, 64, 8, 3), Config(128, 64, 8, 2), Config(32, 64, 4, 2)),
     (80, 128, 64): Row(Config(64, 64, 8, 2), Config(64, 64, 8, 2), Config(32, 64, 8, 2)),
-    (80, 128, 128): Row(Config(128, 64, 8, 2), Config(64, 64, 8, 2), Config(64, 64, 8, 2)),
+    (80, 128, 128): Row(Config(64, 64, 8, 3), Config(64, 64, 8, 2), Config(64, 64, 8, 2)),
     (80, 256, 64): Row(Config(64, 32, 8, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 2)),
     (80, 256, 128): Row(Config(64, 32, 8, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 2)),
-    (89, 64, 64): Row(Config(64, 64, 4, 3), Config(64, 64, 8, 2), Config(32, 64, 4, 2)),
+    (89, 64, 64): Row(Config(64, 64, 4, 2), Config(64, 64, 8, 2), Config(32, 64, 4, 2)),
     (89, 64, 128): Row(Config(128, 64, 8, 3), Config(128, 64, 8, 2), Config(32, 64, 4, 2)),
     (89, 128, 64): Row(Config(64, 64, 8, 2), Config(64, 64, 8, 2), Config(32, 64, 8, 2)),
-    (89, 128, 128): Row(Config(128, 64, 8, 2), Config(64, 64, 8, 2), Config(64, 64, 8, 2)),
+    (89, 128, 128): Row(Config(64, 64, 8, 3), Config(64, 64, 8, 2), Config(64, 64, 8, 2)),
     (89, 256, 64): Row(Config(64, 32, 8, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 2)),
     (89, 256, 128): Row(Config(64, 32, 8, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 2)),
     (90, 64, 64): Row(Config(64, 64, 4, 3), Config(64, 64, 4, 2), Config(32, 64, 4, 2)),
@@ -58,10 +72,10 @@ TABLE: dict[tuple[int, int, int], Row] = {
     (100, 128, 128): Row(Config(128, 64, 8, 3), Config(64, 64, 4, 2), Config(64, 128, 8, 2)),
     (100, 256, 64): Row(Config(64, 32, 4, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 2)),
     (100, 256, 128): Row(Config(64, 32, 4, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 2)),
-    (120, 64, 64): Row(Config(64, 64, 4, 3), Config(64, 64, 8, 2), Config(32, 64, 4, 2)),
+    (120, 64, 64): Row(Config(64, 64, 4, 2), Config(64, 64, 8, 2), Config(32, 64, 4, 2)),
     (120, 64, 128): Row(Config(128, 64, 8, 3), Config(128, 64, 8, 2), Config(32, 64, 4, 2)),
     (120, 128, 64): Row(Config(64, 64, 8, 2), Config(64, 64, 8, 2), Config(32, 64, 8, 2)),
-    (120, 128, 128): Row(Config(128, 64, 8, 2), Config(64, 64, 8, 2), Config(64, 64, 8, 2)),
+    (120, 128, 128): Row(Config(64, 64, 8, 3), Config(64, 64, 8, 2), Config(64, 64, 8, 2)),
     (120, 256, 64): Row(Config(64, 32, 8, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 2)),
     (120, 256, 128): Row(Config(64, 32, 8, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 2)),
 }

@@ -26,21 +26,39 @@ from .steps import (
     rows_of,
     running_softmax,
     set_of,
+    slots,
     store_rows,
     turns,
-    visited,
+    visit,
 )
 
 
 @triton.jit
-def walk(state, query, key, value, visits, lists, at, row, lines, kept, step, TILE: tl.constexpr):
+def load_keys(rows, described, batch, head, start, places, inside, TILE: tl.constexpr):
+    """[N, WIDTH]: the rows of a turn. Through a descriptor, slots without a token hold the tokens that come next."""
+    if described is None:
+        values = load_rows(rows[0], rows[1], start, places, inside, TILE)
+    else:
+        first = (start + tl.min(places, 0)).to(tl.int32)
+        tile = described.load([batch.to(tl.int32), head.to(tl.int32), first, 0])
+        values = tl.reshape(tile, [TILE.N, TILE.WIDTH])
+    return values
+
+
+@triton.jit
+def walk(
+    state, query, key, value, described, batch, head, visits, lists, at, row, lines, kept, step, TILE: tl.constexpr
+):  # fmt: skip
     """Attend to the key blocks of one list row, N keys at a time; ``key`` and ``value`` are (pointer, stride)."""
     first, last = turns(lists, at, row, TILE.SIZE // TILE.N)
-    for turn in range(first, last):
-        entry, places, start, inside = visited(visits, lists, at, turn, TILE.N, TILE.SIZE)
-        k = load_rows(key[0], key[1], start, places, inside, TILE)
-        logits = key_logits(query, k, visits, lists, entry, lines, places, start, inside, kept, step, TILE)
-        v = load_rows(value[0], value[1], start, places, inside, TILE)
+    ahead = visit(visits, lists, at, first, last, TILE.N, TILE.SIZE)
+    for turn in tl.range(first, last, warp_specialize=TILE.SPECIALIZED):
+        start, length, tile = ahead
+        ahead = visit(visits, lists, at, turn + 1, last, TILE.N, TILE.SIZE)
+        places, inside = slots(turn, length, TILE.N, TILE.SIZE)
+        k = load_keys(key, described[0], batch, head, start, places, inside, TILE)
+        logits = key_logits(query, k, visits, lists, tile, lines, places, start, inside, kept, step, TILE)
+        v = load_keys(value, described[1], batch, head, start, places, inside, TILE)
         state = running_softmax(state, logits, v, TILE)
     return state
 
@@ -71,8 +89,27 @@ def walk_pool(state, query, pool, batch, head, bias, seen, step, TILE: tl.conste
 
 
 @triton.jit
-def forward(query, key, value, out, lse, order, visits, key_mask, pool, scale, heads, tokens, TILE: tl.constexpr):
-    """Program (i, j): query tile i of batch row and head j. Keys and values are in kernel order, all else in raster."""
+def forward(
+    query,
+    key,
+    value,
+    out,
+    key_tiles,
+    value_tiles,
+    lse,
+    order,
+    visits,
+    key_mask,
+    pool,
+    scale,
+    heads,
+    tokens,
+    TILE: tl.constexpr,
+):
+    """Program (i, j): query tile i of batch row and head j. Keys and values are in kernel order, all else in raster.
+
+    ``key_tiles`` and ``value_tiles`` are descriptors of keys and values, or None.
+    """
     batch, head = batch_and_head(heads)
     at = set_of(visits.sets, batch, head, heads)
     row, lines, start, inside = own_tile(visits, at, TILE.M, TILE.SIZE)
@@ -85,9 +122,14 @@ def forward(query, key, value, out, lse, order, visits, key_mask, pool, scale, h
         tl.full([TILE.M], NONE, tl.float32),
         tl.full([TILE.M], 0, tl.float32),
     )
-    state = walk(state, q, keys, values, visits, visits.full, at, row, lines, kept, step, TILE)
+    described = (key_tiles, value_tiles)
+    state = walk(
+        state, q, keys, values, described, batch, head, visits, visits.full, at, row, lines, kept, step, TILE
+    )  # fmt: skip
     if visits.partial is not None:
-        state = walk(state, q, keys, values, visits, visits.partial, at, row, lines, kept, step, TILE)
+        state = walk(
+            state, q, keys, values, described, batch, head, visits, visits.partial, at, row, lines, kept, step, TILE
+        )  # fmt: skip
     if pool is not None:
         seen = pool.seen + (at * visits.own.number + row) * pool.words
         state = walk_pool(state, q, pool, batch, head, pool_bias(pool, visits.sets, batch, at), seen, step, TILE)

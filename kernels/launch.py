@@ -32,8 +32,12 @@ def block_sparse(query: Tensor, key: Tensor, value: Tensor, walk: Walk) -> tuple
     out = like_model(query)
     lse = query.new_empty(query.shape[:3], dtype=torch.float32)
     config = configs(query, walk.size).forward
+    tensors = tuple(map(Heads.of, (query, key, value, out)))
+    width = padded_width(query.shape[-1])
+    described = [t.described(config.N, width) if config.descriptors else None for t in tensors[1:3]]
     forward[(walk.visits.own.number * (walk.size // config.M), batch * heads)](
-        *map(Heads.of, (query, key, value, out)),
+        *tensors,
+        *described,
         lse,
         walk.orders[0],
         walk.visits,

@@ -54,7 +54,8 @@ def options(
 ) -> dict[str, Any]:
     """The keyword arguments of a launch on ``tensor`` [..., head_dim]; the others as in ``Tile``."""
     dim = tensor.shape[-1]
-    tile = Tile(config.M, config.N, size, dim, padded_width(dim), ragged, precision(tensor.dtype), sparse)
+    switches = config.lazy, config.specialized
+    tile = Tile(config.M, config.N, size, dim, padded_width(dim), ragged, precision(tensor.dtype), sparse, *switches)
     return {"TILE": tile, "num_warps": config.warps, "num_stages": config.stages}
 
 

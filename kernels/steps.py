@@ -39,13 +39,26 @@ def turns(lists, at, row, SPLIT: tl.constexpr):
 
 
 @triton.jit
-def visited(visits, lists, at, turn, SPAN: tl.constexpr, SIZE: tl.constexpr):
-    """The list entry of a turn, the SPAN slots it visits, where their block starts, and which hold a token."""
-    entry = at * lists.entries + turn // (SIZE // SPAN)
+def visit(visits, lists, at, turn, last, SPAN: tl.constexpr, SIZE: tl.constexpr):
+    """The block that a turn visits: where it starts, the tokens that it holds, its tile; of turns before ``last``.
+
+    Loops ask one turn ahead. What is asked inside of a turn stands between it and its rows: the compiler would spend
+    stages of its pipeline on waiting for it.
+    """
+    entry, there = at * lists.entries + turn // (SIZE // SPAN), turn < last
+    block = at * visits.other.number + tl.load(lists.blocks + entry, mask=there, other=0)
+    start = tl.load(visits.other.starts + block, mask=there, other=0).to(tl.int64)
+    tile = tl.full([], 0, tl.int32)
+    if lists.tile is not None:
+        tile = tl.load(lists.tile + entry, mask=there, other=0)
+    return start, tl.load(visits.other.lengths + block, mask=there, other=0), tile
+
+
+@triton.jit
+def slots(turn, length, SPAN: tl.constexpr, SIZE: tl.constexpr):
+    """The SPAN slots of its block that a turn visits, and which of them hold a token."""
     places = turn % (SIZE // SPAN) * SPAN + tl.arange(0, SPAN)
-    block = at * visits.other.number + tl.load(lists.blocks + entry)
-    start = tl.load(visits.other.starts + block).to(tl.int64)
-    return entry, places, start, places < tl.load(visits.other.lengths + block)
+    return places, places < length
 
 
 @triton.jit
@@ -117,14 +130,13 @@ def kept_keys(key_mask, sets, batch, at, places):
 
 
 @triton.jit
-def tile_bits(visits, lists, entry, queries, keys, SPAN: tl.constexpr, TURNED: tl.constexpr, TILE: tl.constexpr):
+def tile_bits(visits, tile, queries, keys, SPAN: tl.constexpr, TURNED: tl.constexpr, TILE: tl.constexpr):
     """bool [queries, keys], or [keys, queries] if TURNED: which slots see which in a block visited in part.
 
     ``keys`` are SPAN consecutive slots from a multiple of SPAN. Every query loads its few words once.
     """
-    tile = tl.load(lists.tile + entry).to(tl.int64)
     first = tl.min(keys, 0) // 32
-    words = visits.tiles + (tile * TILE.SIZE + queries) * ((TILE.SIZE + 31) // 32) + first
+    words = visits.tiles + (tile.to(tl.int64) * TILE.SIZE + queries) * ((TILE.SIZE + 31) // 32) + first
     query_dim: tl.constexpr = 0 if TURNED else 1
     key_dim: tl.constexpr = 1 - query_dim
     word_of = tl.expand_dims(keys // 32 - first, key_dim)
@@ -135,7 +147,7 @@ def tile_bits(visits, lists, entry, queries, keys, SPAN: tl.constexpr, TURNED: t
 
 
 @triton.jit
-def key_logits(query, k, visits, lists, entry, lines, places, start, inside, kept, step, TILE: tl.constexpr):
+def key_logits(query, k, visits, lists, tile, lines, places, start, inside, kept, step, TILE: tl.constexpr):
     """Base-2 logits [M, N] of a tile of queries and the keys of a turn, -inf where a pair is hidden."""
     logits = tl.dot(query, tl.trans(k), input_precision=TILE.PRECISION) * step
     if TILE.RAGGED:
@@ -143,7 +155,7 @@ def key_logits(query, k, visits, lists, entry, lines, places, start, inside, kep
     if kept is not None:
         logits = tl.where(tl.load(kept + start + places, mask=inside, other=0)[None, :] != 0, logits, NONE)
     if lists.tile is not None:
-        logits = tl.where(tile_bits(visits, lists, entry, lines, places, TILE.N, False, TILE), logits, NONE)
+        logits = tl.where(tile_bits(visits, tile, lines, places, TILE.N, False, TILE), logits, NONE)
     return logits
 
 
@@ -184,6 +196,17 @@ def running_softmax(state, logits, value, TILE: tl.constexpr):
     highest = tl.maximum(top, tl.max(logits, 1))
     shift = tl.where(highest == NONE, 0.0, highest)
     weights = tl.exp2(logits - shift[:, None])
+    if TILE.LAZY:
+        if tl.max((highest > top).to(tl.int32), 0) != 0:
+            acc, total = rescaled(acc, total, top, shift)
+    else:
+        acc, total = rescaled(acc, total, top, shift)
+    acc = tl.dot(weights.to(value.dtype), value, acc, input_precision=TILE.PRECISION)
+    return acc, highest, total + tl.sum(weights, 1)
+
+
+@triton.jit
+def rescaled(acc, total, top, shift):
+    """The weighted sum and the total, counted from a new maximum instead of ``top``."""
     decay = tl.exp2(top - shift)
-    acc = tl.dot(weights.to(value.dtype), value, acc * decay[:, None], input_precision=TILE.PRECISION)
-    return acc, highest, total * decay + tl.sum(weights, 1)
+    return acc * decay[:, None], total * decay

@@ -151,13 +151,13 @@ def test_sampled_of_everything(order, monkeypatch):
 def test_sampled_of_some():
     """A sample sees no larger weights than there are, and tokens that are alike say it all."""
     given, _, _ = sides(Tiled((2, 2, 3)))
-    alike = [t.clone() for t in given[:2]]
+    alike = [t.clone() for t in (given.query, given.key)]
     start = 0
     for length in given.partition.lengths.tolist():
         for t in alike:
             t[:, :, start : start + length] = t[:, :, start, None]
         start += length
-    same = given._replace(query=alike[0], key=alike[1])
+    same = replace(given, queries=alike[0], keys=alike[1])
     torch.testing.assert_close(Sampled(0.3).of(same), Sampled(1.0).of(same))
     assert not torch.equal(Sampled(0.3).of(given), Sampled(0.3, seed=1).of(given))
 
@@ -296,8 +296,8 @@ def test_proxy_heads_share_a_ranking_and_keep_their_profile():
     score = Proxy(Antidiagonal(4), 2, Pooled())
     found, own = score.of(given), Pooled().of(given)
     torch.testing.assert_close(found.sort(-1).values, own.sort(-1).values)
-    averaged = [torch.stack([t[:, :2].mean(1), t[:, 2:].mean(1)], 1) for t in given[:2]]
-    ranking = Antidiagonal(4).of(given._replace(query=averaged[0], key=averaged[1])).argsort(-1, descending=True)
+    averaged = [torch.stack([t[:, :2].mean(1), t[:, 2:].mean(1)], 1) for t in (given.query, given.key)]
+    ranking = Antidiagonal(4).of(replace(given, queries=averaged[0], keys=averaged[1])).argsort(-1, descending=True)
     for head in range(4):
         falling = found[:, head].gather(-1, ranking[:, head // 2])
         assert (falling.diff(dim=-1) <= 0).all()

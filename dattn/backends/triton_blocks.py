@@ -150,13 +150,13 @@ def _collected(grad: Tensor, lists: TritonLists, like: Tensor) -> Tensor:
     groups = torch.arange(heads, device=like.device) * set_of.groups // heads
     at = order.view(set_of.batches, set_of.groups, -1)[:, groups].expand(batch, -1, -1).long()
     ends = lists.visits.other.lengths.sum(-1).view(set_of.batches, set_of.groups)[:, groups, None]
-    there = torch.arange(at.shape[-1], device=like.device) < ends  # what lies behind the last block was not written
+    places = torch.arange(at.shape[-1], device=like.device)
+    at = at.where(places < ends, tokens + places % tokens)  # behind the last block nothing was written: to no token
     out = torch.empty_like(like)
     for row, head in product(range(batch), range(heads)):  # one by one: in float32 all together would be large
-        written = there[min(row, len(there) - 1), head]
-        index, parts = at[row, head, written], grad[row, head, written].float()
-        total = parts.new_zeros(tokens, dim)
-        out[row, head] = total.index_put_((index,), parts, accumulate=True)  # in one order, whatever the device
+        total = torch.zeros(2 * tokens, dim, device=like.device)
+        total.index_put_((at[row, head],), grad[row, head].float(), accumulate=True)  # in one order, on any device
+        out[row, head] = total[:tokens]
     return out
 
 

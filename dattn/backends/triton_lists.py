@@ -97,14 +97,14 @@ def _lists_of(mask: BlockMask) -> TritonLists:
     parts = mask.query.order, mask.key.order, mask.query.lengths, mask.key.lengths, mask.full.offsets
     batches, groups = (max(t.shape[i] for t in parts) for i in (0, 1))
     sets = lambda t: t.expand(batches, groups, -1).flatten(0, 1).int().contiguous()
-    queries, keys = (_blocks(sets(side.lengths), side.order.shape[-1]) for side in (mask.query, mask.key))
+    queries, keys = (blocks_of(sets(side.lengths), side.order.shape[-1]) for side in (mask.query, mask.key))
     full, partial = _lists(mask.full, None, sets), None
     if mask.partial.index.shape[-1]:
         partial = _lists(mask.partial, mask.tile, sets)
     tiles = mask.tiles if partial else None
     groups_of = Sets(batches, groups)
     visits = Visits(queries, keys, full, partial, tiles, groups_of)
-    ragged = bool((mask.key.lengths < mask.block_size).any())
+    ragged = mask.key.shortest < mask.block_size
     orders = (_order(mask.query, sets), _order(mask.key, sets))
     pools = [_runs(run, mask.block_size, visits) for run in mask.pools]
     assert not (mask.repeats and pools), "keys that are listed again are not pooled"
@@ -118,13 +118,14 @@ def _runs(run: int, block_size: int, visits: Visits) -> Runs:
     blocks = torch.arange(keys.number, device=keys.lengths.device)
     run_of = []
     for starts, lengths in zip(keys.starts, keys.lengths, strict=True):
-        block = blocks.repeat_interleave(lengths)
+        block = blocks.repeat_interleave(lengths, output_size=keys.tokens)
         slot = torch.arange(len(block), device=block.device) - starts[block]
         run_of.append(block * per_block + slot // run)
     return Runs(run, keys.number * per_block, torch.stack(run_of).view(*visits.sets, -1))
 
 
-def _blocks(lengths: Tensor, tokens: int) -> Blocks:
+def blocks_of(lengths: Tensor, tokens: int) -> Blocks:
+    """Consecutive blocks of lengths int32 [sets, blocks], over ``tokens`` places."""
     return Blocks((lengths.cumsum(-1) - lengths).int(), lengths, lengths.shape[-1], tokens)
 
 
@@ -134,9 +135,7 @@ def _lists(blocks: BlockList, tile: Tensor | None, sets: Callable[[Tensor], Tens
 
 
 def _order(layout: Layout, sets: Callable[[Tensor], Tensor]) -> Tensor | None:
-    order = sets(layout.order)
-    identity = torch.arange(order.shape[-1], device=order.device, dtype=order.dtype)
-    return None if bool((order == identity).all()) else order
+    return None if layout.raster else sets(layout.order)
 
 
 def _transposed(lists: Lists, columns: int) -> Lists:

@@ -72,7 +72,7 @@ class Rectified(Operator):
         if call.key_mask is not None and not call.key_mask[:, first : first + call.grid.visual].all():
             raise ValueError("key_mask: Rectified pools all visual keys; mask text alone, or take another pattern")
         scale, width = call.scale, call.query.shape[-1]
-        given = Given(call.query, call.key, call.grid, call.state, scale * width**0.5, call.value, call.key_mask)
+        given = Given(call.query, call.key, call.grid, call.state, scale * width**0.5, *call[2:3], *call[6:])
         sides = sides_of(given, self.pattern.order, self.pattern.block_size)
         with torch.no_grad():
             kept = self.pattern.kept(sides)

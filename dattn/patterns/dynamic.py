@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from dattn.attention import over
+from dattn.backends import choose
 from dattn.block_mask import BlockMask
 from dattn.grid import TokenGrid
+from dattn.scores.base import wide
 from dattn.spec import VISITED, Call, Operator, State
 
 
@@ -24,6 +26,7 @@ class Given(NamedTuple):
         factor: logits are the products of queries and keys over √head_dim, times this.
         value: like the key; None where a mask is asked for without attention.
         key_mask: bool [batch, tokens], False for keys that nobody sees; or None.
+        backend: what attention is asked to run on.
     """
 
     query: Tensor
@@ -33,21 +36,28 @@ class Given(NamedTuple):
     factor: float = 1.0
     value: Tensor | None = None
     key_mask: Tensor | None = None
+    backend: str = "auto"
 
     @property
     def terms(self) -> tuple[Any, ...]:
         """What has to be the same for a choice to serve again."""
         return self.grid, self.query.shape, self.query.device
 
+    def seen_keys(self) -> Tensor:
+        """The keys; those that nobody sees are 0, whatever they hold."""
+        return self.key if self.key_mask is None else self.key.masked_fill(~self.key_mask[:, None, :, None], 0)
+
     def wide(self) -> tuple[Tensor, Tensor]:
-        """Queries, with the factor, and keys in float32 or float64; keys that nobody sees are 0, whatever they hold."""
-        dtype = torch.promote_types(self.query.dtype, torch.float32)
-        query, key = self.query.to(dtype), self.key.to(dtype)
-        if self.factor != 1:
-            query = query * self.factor
-        if self.key_mask is not None:
-            key = key.masked_fill(~self.key_mask[:, None, :, None], 0)
-        return query, key
+        """Queries, with the factor, and ``seen_keys`` in float32 or float64."""
+        query = wide(self.query)
+        return query if self.factor == 1 else query * self.factor, wide(self.seen_keys())
+
+    @property
+    def kernels(self) -> bool:
+        """See ``Sides.kernels``."""
+        query = self.query
+        chosen = choose(self.backend, query.device, query.dtype, query.shape[-1]).name
+        return chosen == "triton" and query.element_size() == 2
 
 
 @dataclass(frozen=True)
@@ -80,8 +90,8 @@ class Dynamic(Operator):
 
     def mask_in(self, call: Call) -> BlockMask:
         """The mask of a call: its scale and its key mask count, and its values may."""
-        query, key, value, grid, state, scale, key_mask = call[:7]
-        return self._mask(Given(query, key, grid, state, scale * query.shape[-1] ** 0.5, value, key_mask))
+        query, key, value, grid, state, scale, key_mask, backend = call
+        return self._mask(Given(query, key, grid, state, scale * query.shape[-1] ** 0.5, value, key_mask, backend))
 
     def compute(self, call: Call) -> tuple[Tensor, Tensor]:
         """Attention over the mask of this call."""

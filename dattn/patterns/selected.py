@@ -113,10 +113,10 @@ _EXAMPLES = {"score": "Pooled()", "select": "TopP(0.9)", "order": "Raster()"}
 
 def sides_of(given: Given, order: Order, block_size: int) -> Sides:
     """Queries and keys in an order."""
-    query, key = given.wide()
     masks = masks_in(given.state)
-    partition = order.partition(query, key, given.grid, block_size, masks)
-    return Sides(*partition.visual(query, key), partition, masks)
+    looked_at = given.wide() if order.looks else (given.query, given.key)
+    partition = order.partition(*looked_at, given.grid, block_size, masks)
+    return Sides(*partition.visual(given.query, given.seen_keys()), partition, masks, given.factor, given.kernels)
 
 
 def check_keep(keep: tuple[str, ...], order: Order) -> None:

@@ -36,6 +36,10 @@ class Antidiagonal(Score):
 
     def of(self, sides: Sides) -> Tensor:
         """See ``Score.of``."""
+        if self._by_kernel(sides):
+            from dattn.backends.triton_scores import antidiagonals
+
+            return antidiagonals(sides.queries, sides.keys, sides.partition, self.stride, sides.factor)
         queries, row_there = self._groups(sides.query, sides.partition.blocks, reverse=True)
         keys, column_there = self._groups(sides.key, sides.partition.lengths, reverse=False)
         keys, absent = keys.flatten(2, 3).mT, ~column_there.flatten()
@@ -50,6 +54,11 @@ class Antidiagonal(Score):
             weights = logits.softmax(-1).unflatten(-1, column_there.shape).sum(-1).unflatten(2, there.shape)
             parts.append((weights * there[..., None]).sum(3) / there.sum(1).clamp_min(1)[:, None])
         return torch.cat(parts, 2)
+
+    def _by_kernel(self, sides: Sides) -> bool:
+        """Whether the kernel can: it takes powers of two, and regions of one block."""
+        fits = self.stride.bit_count() == 1 and self.stride <= sides.partition.block_size
+        return sides.kernels and fits and len(sides.partition.lengths) == len(sides.partition.blocks)
 
     def _groups(self, tensor: Tensor, lengths: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
         """[batch, heads, runs, groups, stride · head_dim], and bool [runs, groups], which groups have a token."""

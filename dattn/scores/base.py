@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -16,28 +16,44 @@ from dattn.spec import Named
 CHUNK = 1 << 24  # numbers that a score holds at a time beyond its inputs and its result
 
 
-class Sides(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Sides:
     """What there is to score.
 
     Attributes:
-        query, key: [batch, heads, visual, head_dim] in the partition's order, float32 or float64; logits are their
-            products over √head_dim, whatever the scale of the call.
+        queries, keys: [batch, heads, visual, head_dim] in the partition's order, as the call has them.
         partition: the query blocks and the key regions.
         masks: a cache of what is worked out once.
+        factor: logits are the products of queries and keys over √head_dim, times this.
+        kernels: whether they lie where our kernels run, in 16 bits, which these are made for.
     """
 
-    query: Tensor
-    key: Tensor
+    queries: Tensor
+    keys: Tensor
     partition: Partition
     masks: MaskCache
+    factor: float = 1.0
+    kernels: bool = False
+
+    @cached_property
+    def query(self) -> Tensor:
+        """``queries`` times the factor, float32 or float64: logits are their products with keys over √head_dim."""
+        query = wide(self.queries)
+        return query if self.factor == 1 else query * self.factor
+
+    @cached_property
+    def key(self) -> Tensor:
+        """``keys`` in float32 or float64."""
+        return wide(self.keys)
 
     def query_means(self) -> Tensor:
         """[batch, heads, blocks, head_dim]: the mean query of every block."""
-        return means(self.query, self.partition.blocks)
+        found = means(self.queries, self.partition.blocks)
+        return found if self.factor == 1 else found * self.factor
 
     def key_means(self) -> Tensor:
         """[batch, heads, regions, head_dim]: the mean key of every region."""
-        return means(self.key, self.partition.lengths)
+        return means(self.keys, self.partition.lengths)
 
 
 @dataclass(frozen=True)
@@ -62,6 +78,16 @@ class Score(Named):
         return None
 
 
+def wide(tensor: Tensor) -> Tensor:
+    """The same in float32, or float64 where it is."""
+    return tensor.to(wide_dtype(tensor))
+
+
+def wide_dtype(tensor: Tensor) -> torch.dtype:
+    """float32, or float64 where the tensor is."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
 def logits_of(queries: Tensor, keys: Tensor, there: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Logits of all queries with all keys, some blocks at a time, so that ``CHUNK`` numbers are held.
 
@@ -81,5 +107,5 @@ def logits_of(queries: Tensor, keys: Tensor, there: Tensor) -> Iterator[tuple[sl
 
 
 def means(tensor: Tensor, lengths: Tensor) -> Tensor:
-    """[batch, heads, runs, head_dim]: the means of consecutive runs of tokens."""
-    return runs(tensor, lengths)[0].sum(3) / lengths.clamp_min(1)[:, None]
+    """[batch, heads, runs, head_dim], float32 or float64: the means of consecutive runs of tokens."""
+    return runs(tensor, lengths)[0].sum(3, dtype=wide_dtype(tensor)) / lengths.clamp_min(1)[:, None]

@@ -37,6 +37,15 @@ class TrueWeights(Score):
 
     def of(self, sides: Sides) -> Tensor:
         """See ``Score.of``."""
+        scores = self._by_kernel(sides) if sides.kernels else self._by_logits(sides)
+        return scores / scores.sum(-1, keepdim=True)
+
+    def _by_kernel(self, sides: Sides) -> Tensor:
+        from dattn.backends.triton_scores import true_weights
+
+        return true_weights(sides.queries, sides.keys, sides.partition, self.by == "largest", sides.factor)
+
+    def _by_logits(self, sides: Sides) -> Tensor:
         queries, row_there = runs(sides.query, sides.partition.blocks)
         keys, column_there = runs(sides.key, sides.partition.lengths)
         parts = []
@@ -46,5 +55,4 @@ class TrueWeights(Score):
             weights = (weights.amax(-1) if self.by == "largest" else weights.sum(-1)).unflatten(2, there.shape)
             weights = weights * there[..., None]
             parts.append(weights.amax(3) if self.by == "largest" else weights.sum(3))
-        scores = torch.cat(parts, 2)
-        return scores / scores.sum(-1, keepdim=True)
+        return torch.cat(parts, 2)

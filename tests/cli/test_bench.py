@@ -6,9 +6,16 @@ import pytest
 import torch
 
 from dattn import Neighborhood, Radial, TokenGrid, attention
-from dattn.apps import benchmark, benchmark_choosing, benchmark_gpu, benchmark_model, benchmark_training, timing
+from dattn.apps import (
+    benchmark,
+    benchmark_choosing,
+    benchmark_flex,
+    benchmark_model,
+    benchmark_training,
+    timing,
+)
 from dattn.apps.benchmark_chart import chart
-from dattn.apps.benchmark_sweep import best_row, candidates, difference, line
+from dattn.apps.benchmark_sweep import best_row, candidates, difference, line, with_switches
 from dattn.apps.cli import main
 from dattn.kernels.config import TABLE, Config, Row, key_of, pick
 
@@ -77,6 +84,18 @@ def test_the_sweep_finds_the_fastest_configuration_of_each_kernel():
     assert all((trial["ms"] is None) == (trial["config"][3] == 4) for trial in trials)
 
 
+@pytest.mark.parametrize(("architecture", "sets"), [(80, 2), (90, 4), (100, 8)])
+def test_the_sweep_tries_the_switches_that_an_architecture_has(architecture, sets, capsys):
+    old, trials = TABLE[90, 128, 128], []
+    wanted = old.forward._replace(lazy=True)
+    time = lambda row: None if row.forward.specialized else 1.0 + sum(map(int.__ne__, row.forward, wanted))
+    new = with_switches(old, time, architecture, trials.append)
+    assert new == old._replace(forward=wanted) and len(trials) == sets
+    assert "Config(128, 64, 8, 3, lazy=True): 1.0 ms" in capsys.readouterr().out
+    written = line((90, 128, 128), new)
+    assert eval("{" + written + "}", {"Row": Row, "Config": Config}) == {(90, 128, 128): new}
+
+
 def test_a_kernel_that_never_runs_keeps_its_configuration():
     old = TABLE[80, 64, 64]
     assert best_row(old, {"forward": lambda row: None}, 64, 64, lambda trial: None) == old
@@ -138,28 +157,39 @@ def test_the_chart_shows_rows_with_a_speed_up(tmp_path):
     assert not (tmp_path / "none.png").exists()
 
 
-@pytest.mark.parametrize(
-    ("pattern", "grid"),
-    [
-        (Radial(decay=0.2), TokenGrid(7, 9, 12)),
-        (Neighborhood((1, 11, 11), tile=(1, 8, 16)), TokenGrid(1, 32, 32)),
-    ],
-    ids=["radial", "neighborhood"],
-)
-def test_flex_attention_gets_the_very_same_mask(monkeypatch, pattern, grid):
-    monkeypatch.setattr(benchmark_gpu, "DEVICE", "cpu")
+FLEX = {
+    "radial": (Radial(decay=0.2), TokenGrid(7, 9, 12)),
+    "image": (Neighborhood((1, 11, 11), tile=(1, 8, 16)), TokenGrid(1, 32, 32)),
+    "stride is the tile": (Neighborhood((3, 5, 24), stride=(3, 5, 8), tile=(3, 5, 8)), TokenGrid(6, 10, 24)),
+    "stride 1": (Neighborhood((3, 5, 9), tile=(3, 5, 8)), TokenGrid(5, 11, 13, text=(3, 20))),
+    "smaller blocks": (Neighborhood((3, 5, 9), tile=(1, 5, 6)), TokenGrid(3, 11, 13, text=20)),
+}
+
+
+@pytest.mark.parametrize("case", FLEX)
+def test_flex_attention_gets_the_very_same_mask(case):
+    """Element by element, what its block mask and its rule say of every pair; and its output."""
+    pattern, grid = FLEX[case]
     mask = pattern.mask(grid)
+    assert mask.block_size == (32 if case == "smaller blocks" else 128)
+    flex = benchmark_flex.flex_attention(mask, compiled=False)
+    there = flex.slots >= 0
+    assert there.sum() == grid.tokens and bool(there.all()) == (case == "image")
+    dense = flex.blocks.to_dense()[0, 0].bool().repeat_interleave(128, 0).repeat_interleave(128, 1)
+    slots = torch.arange(len(flex.slots))
+    seen = dense & flex.blocks.mask_mod(0, 0, slots[:, None], slots[None])
+    allowed = pattern.allowed(grid)
+    assert torch.equal(seen[there][:, there], allowed[flex.slots[there]][:, flex.slots[there]])
+    assert not seen[there][:, ~there].any()
     inputs = torch.randn(3, 1, 2, grid.tokens, 16, generator=torch.Generator().manual_seed(0))
-    flex = benchmark_gpu.flex_attention(mask, compiled=False)
-    order = mask.query.order[0, 0]
-    output = torch.empty_like(inputs[0])
-    output[:, :, order] = flex(*inputs[..., order, :])
-    torch.testing.assert_close(output, attention(*inputs, pattern, grid), atol=1e-5, rtol=1e-4)
+    padded = torch.zeros(3, 1, 2, len(there), 16).index_copy(3, slots[there], inputs[..., flex.slots[there], :])
+    output = flex(*padded)[:, :, there]
+    expected = attention(*inputs, pattern, grid)[:, :, flex.slots[there]]
+    torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_flex_attention_is_left_out_where_its_blocks_are_not_ours():
-    for pattern in (Radial(block_size=64), Radial(tail=True), Neighborhood(3, tile=(2, 6, 7))):
-        assert benchmark_gpu.flex_attention(pattern.mask(TokenGrid(6, 12, 14))) is None
+def test_flex_attention_is_left_out_where_it_has_no_equal():
+    assert benchmark_flex.flex_attention(Radial(tail=True).mask(TokenGrid(6, 12, 14))) is None
 
 
 @pytest.mark.parametrize(("ms", "repeats", "calls"), [(2.0, 5, 20), (2.0, 30, 30), (100.0, 5, 5)])

@@ -111,6 +111,34 @@ def test_float16_has_hopper_instructions_too():
     check_attention("full", 90, 128, 128, torch.float16)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "switch"), [(90, "lazy"), (90, "descriptors"), (100, "descriptors"), (100, "specialized")]
+)
+def test_switches_compile_without_spills(monkeypatch, architecture, switch):
+    """What ``dattn bench sweep`` tries; descriptors read by the tensor memory accelerator there."""
+    plain = launch.configs
+
+    def configs(query, size):
+        row = plain(query, size)
+        return row._replace(forward=row.forward._replace(**{switch: True}))
+
+    monkeypatch.setattr(launch, "configs", configs)
+    with recorded(architecture) as calls:
+        run("triton", Problem(*inputs_on(GRID, 128), MASKS["partial"](128).mask(GRID), 1.0))
+    check_usage(calls, architecture, {"forward"})
+
+
+def test_stages_are_as_many_buffers_of_keys_and_values():
+    """A turn's list entry is read a turn ahead: read inside of it, it would take stages of the pipeline for itself."""
+    with recorded(90) as calls:
+        run("triton", Problem(*inputs_on(GRID, 128), MASKS["full"](128).mask(GRID), 1.0))
+    kernel, args, constants = calls[-1]
+    assert constants["num_stages"] == 3 and kernel.__name__ == "forward"
+    shared = [compile_call(kernel, args, constants | {"num_stages": n}, 90).shared for n in (2, 3)]
+    tile = constants["TILE"]
+    assert shared[1] - shared[0] == 2 * 2 * tile.N * tile.WIDTH
+
+
 @pytest.mark.parametrize("architecture", [80, 90])
 def test_heads_that_are_a_multiple_of_eight_only(architecture):
     """Of 72, as PixArt has them: loads of 16 bytes, or registers would go into addresses."""

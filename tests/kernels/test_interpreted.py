@@ -24,6 +24,8 @@ from dattn.backends import choose, run
 from dattn.backends.problem import Problem
 from dattn.block_mask import BlockList, BlockMask, pack_bits
 from dattn.grid import Layout
+from dattn.kernels import arguments, launch
+from dattn.kernels.config import SWITCHES
 from dattn.spec import Call
 from tests.kernels.rule import check_error
 from tests.oracles import attention_oracle, tail_oracle
@@ -92,6 +94,43 @@ def test_forward_lse_and_gradients(case, padded):
         lambda *t: attention_oracle(*t, pattern.allowed(grid), 0.4, key_mask),
         [t.detach() for t in tensors(grid, 16, batch=2)],
     )
+
+
+@pytest.fixture(params=[*SWITCHES, "all"])
+def switched(request, monkeypatch):
+    """One switch of the forward kernel turned on in every configuration, or all of them."""
+    on = dict.fromkeys(SWITCHES if request.param == "all" else [request.param], True)
+    plain = launch.configs
+
+    def configs(query, size):
+        row = plain(query, size)
+        return row._replace(forward=row.forward._replace(**on))
+
+    monkeypatch.setattr(launch, "configs", configs)
+
+
+@pytest.mark.parametrize("case", ["radial", "neighborhood", "tail"])
+def test_switches_change_nothing(switched, case):
+    """Ragged blocks, text, tiles, padded keys and rows without any key, at a head dim that is padded."""
+    pattern, grid = CASES.get(case, TAIL)
+    key_mask = padding(grid, 2)
+    key_mask[1] = False
+    oracle = lambda *t: attention(*t, pattern, grid, key_mask=key_mask, backend="reference", return_lse=True)
+    compare(
+        lambda *t: attention(*t, pattern, grid, key_mask=key_mask, backend="triton", return_lse=True),
+        oracle,
+        [t.detach() for t in tensors(grid, 24, batch=2)],
+    )
+
+
+def test_descriptors_are_used_where_rows_lie_in_steps_of_16_bytes(monkeypatch):
+    used = []
+    plain = arguments.TensorDescriptor
+    monkeypatch.setattr(arguments, "TensorDescriptor", lambda *given: used.append(given) or plain(*given))
+    for dim, wanted in ((24, True), (23, False)):
+        tensor = torch.zeros(2, 3, 40, dim)
+        assert (arguments.Heads.of(tensor).described(32, 32) is not None) == wanted
+    assert [given[1:] for given in used] == [([2, 3, 40, 24], [2880, 960, 24, 1], [1, 1, 32, 32])]
 
 
 @pytest.mark.parametrize("dim", [8, 16, 40, 64, 72, 80, 96, 128, 160, 256])

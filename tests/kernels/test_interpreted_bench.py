@@ -1,6 +1,7 @@
 """The GPU's benchmarks run through, with interpreted kernels and a clock that only calls: no figure means anything."""
 
 import os
+from itertools import product
 from types import SimpleNamespace
 
 import pytest
@@ -63,7 +64,8 @@ def test_a_failure_of_our_own_ends_the_run(monkeypatch):
 
 def test_selection():
     rows = benchmark_selection.selection(OPTIONS, lambda record: None)["selection"]
-    assert len(rows) == 3 and all(row["ms"] == 2.0 for row in rows)
+    assert all(row["ms"] == 2.0 for row in rows)
+    assert {*benchmark_selection.PATTERNS} < {row["selection"] for row in rows} and len(rows) == 6
 
 
 def test_sweep_tries_rows_of_the_table_and_leaves_it_as_it_was(monkeypatch, capsys):
@@ -78,5 +80,7 @@ def test_sweep_tries_rows_of_the_table_and_leaves_it_as_it_was(monkeypatch, caps
     before = dict(TABLE)
     record = benchmark_sweep.sweep(OPTIONS, lambda record: None)
     assert before == TABLE and all(trial["ms"] == 2.0 for trial in record["sweep"])
-    assert {tuple(t["config"]) for t in record["sweep"]} == {tried, *TABLE[90, 64, 64]}
+    plain = TABLE[90, 64, 64].forward  # none is faster: it stays, and its switches are tried
+    switched = {plain._replace(lazy=a, descriptors=b) for a, b in product((False, True), repeat=2)}
+    assert {tuple(t["config"]) for t in record["sweep"]} == {tried, *TABLE[90, 64, 64], *switched}
     assert record["table"][0].startswith("(90, 64, 64): Row(") and "(90, 64, 64)" in capsys.readouterr().out

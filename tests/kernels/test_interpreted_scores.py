@@ -1,11 +1,13 @@
 """The kernels beside attention itself, interpreted or on a GPU: orders, means, antidiagonal scores, block weights."""
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
 
-from dattn import Neighborhood, Radial, TokenGrid, backends
+from dattn import Neighborhood, Radial, TokenGrid, XAttention, backends
+from dattn.backends import triton_scores
 from dattn.backends.problem import Problem
 from dattn.backends.triton_lists import lists_of
 from dattn.block_mask import MaskCache
@@ -16,6 +18,10 @@ from dattn.kernels.launch import block_sparse
 from dattn.kernels.pool import add_gradient, means
 from dattn.kernels.reorder import in_order
 from dattn.orders import Raster, Tiled
+from dattn.patterns.dynamic import Given
+from dattn.patterns.selected import sides_of
+from dattn.scores import Antidiagonal, TrueWeights
+from dattn.spec import Call
 from tests.oracles import antidiagonal_oracle, attention_oracle
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -93,6 +99,33 @@ def test_antidiagonal_scores(stride, dim, padded):
             lengths = LENGTHS[head // 2]
             expected = antidiagonal_oracle(query[batch, head], key[batch, head], lengths, stride, seen)
             close(scores[batch, head], expected.to(DEVICE))
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["", "padded"])
+@pytest.mark.parametrize("order", [Raster(), Tiled((3, 4, 5))], ids=str)  # regions of one block, and of two
+@pytest.mark.parametrize("score", [Antidiagonal(8), TrueWeights("largest"), TrueWeights("total")], ids=str)
+def test_scores_are_those_of_pytorch(score, order, padded, monkeypatch):
+    """In 16 bits on the Triton backend; scale, padded keys and ragged blocks as everywhere."""
+    grid = TokenGrid(4, 5, 7, text=(3, 4))
+    query, key = (random(2, 2, grid.tokens, 24, seed=s).half() for s in range(2))
+    key_mask = random(2, grid.tokens, seed=2) > -0.5 if padded else None
+    sides = sides_of(Given(query, key, grid, {}, 0.7, None, key_mask, "triton"), order, 32)
+    asked = []
+    for name in ("antidiagonals", "true_weights"):
+        plain = getattr(triton_scores, name)
+        monkeypatch.setattr(triton_scores, name, lambda *given, plain=plain: asked.append(given) or plain(*given))
+    ours, expected = score.of(sides), score.of(replace(sides, kernels=False))
+    assert len(asked) == (isinstance(score, TrueWeights) or isinstance(order, Raster))
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_xattention_chooses_the_same_blocks_on_both_backends():
+    grid, pattern = TokenGrid(5, 5, 8, text=5), XAttention(8, 0.5, 32)
+    tensors = [random(1, 2, grid.tokens, 16, seed=s).half() for s in range(3)]
+    masks = [pattern.mask_in(Call(*tensors, grid, {}, 0.25, None, backend)) for backend in ("triton", "torch")]
+    assert 0 < masks[0].density < 1
+    assert torch.equal(masks[0].full.offsets, masks[1].full.offsets)
+    assert torch.equal(masks[0].full.index, masks[1].full.index)
 
 
 def test_antidiagonal_scores_in_several_portions(monkeypatch):
