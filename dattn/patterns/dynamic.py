@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dattn.attention import over
+from dattn.attention import check_inputs, over
 from dattn.block_mask import BlockMask
 from dattn.grid import TokenGrid
 from dattn.spec import VISITED, Call, Operator, State
@@ -37,7 +37,7 @@ class Given(NamedTuple):
     @property
     def terms(self) -> tuple[Any, ...]:
         """What has to be the same for a choice to serve again."""
-        return self.grid, self.query.shape, self.query.device
+        return self.grid, self.query.shape, self.query.dtype, self.query.device
 
     def wide(self) -> tuple[Tensor, Tensor]:
         """Queries, with the factor, and keys in float32 or float64; keys that nobody sees are 0, whatever they hold."""
@@ -66,8 +66,10 @@ class Dynamic(Operator):
             state: of one denoising call, layer and guidance branch; None outside of any.
 
         Raises:
-            ValueError: the pattern does not fit the grid.
+            ValueError: queries and keys that differ in shape, or have other tokens than the grid; a pattern that does
+                not fit it.
         """
+        check_inputs(query, key, key, self, grid, None)
         return self._mask(Given(query, key, grid, {} if state is None else state))
 
     def build(self, given: Given) -> BlockMask:

@@ -4,40 +4,60 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from dattn.block_mask import MaskCache
-from dattn.orders import Partition, runs
+from dattn.on_cpu import at_once
+from dattn.orders import Partition
 from dattn.spec import Named
+from dattn.sums import in_order, means
 
 CHUNK = 1 << 24  # numbers that a score holds at a time beyond its inputs and its result
 
 
-class Sides(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Sides:
     """What there is to score.
 
     Attributes:
-        query, key: [batch, heads, visual, head_dim] in the partition's order, float32 or float64; logits are their
+        query_tokens, key_tokens: [batch, heads, visual, head_dim] in raster order, float32 or float64; logits are their
             products over √head_dim, whatever the scale of the call.
         partition: the query blocks and the key regions.
         masks: a cache of what is worked out once.
     """
 
-    query: Tensor
-    key: Tensor
+    query_tokens: Tensor
+    key_tokens: Tensor
     partition: Partition
     masks: MaskCache
 
+    @cached_property
+    def query(self) -> Tensor:
+        """[batch, heads, visual, head_dim]: the queries block by block."""
+        return self._in_order(self.query_tokens, self.partition.query)
+
+    @cached_property
+    def key(self) -> Tensor:
+        """[batch, heads, visual, head_dim]: the keys region by region."""
+        return self._in_order(self.key_tokens, self.partition.key)
+
+    def _in_order(self, tokens: Tensor, order: Tensor) -> Tensor:
+        return tokens if self.partition.in_place else in_order(tokens, order)
+
     def query_means(self) -> Tensor:
         """[batch, heads, blocks, head_dim]: the mean query of every block."""
-        return means(self.query, self.partition.blocks)
+        return means(self.query_tokens, self.partition.blocks, self.partition.query)
 
     def key_means(self) -> Tensor:
         """[batch, heads, regions, head_dim]: the mean key of every region."""
-        return means(self.key, self.partition.lengths)
+        return means(self.key_tokens, self.partition.lengths, self.partition.key)
+
+    def of(self, query: Tensor, key: Tensor) -> Sides:
+        """The same blocks and regions of other heads, whose tokens are in order already."""
+        return Sides(query, key, self.partition.put_in_place(), self.masks)
 
 
 @dataclass(frozen=True)
@@ -74,12 +94,7 @@ def logits_of(queries: Tensor, keys: Tensor, there: Tensor) -> Iterator[tuple[sl
         Which blocks, and their logits [batch, heads, blocks · in a block, regions · in a region].
     """
     flat, absent = keys.flatten(2, 3).mT * queries.shape[-1] ** -0.5, ~there.flatten()
-    step = max(1, CHUNK // (flat.shape[0] * flat.shape[1] * flat.shape[-1] * queries.shape[3]))
+    step = max(1, at_once(CHUNK, flat.device) // (flat[:, :, 0].numel() * queries.shape[3]))
     for first in range(0, queries.shape[2], step):
         logits = queries[:, :, first : first + step].flatten(2, 3) @ flat
         yield slice(first, first + step), logits.masked_fill_(absent, -torch.inf) if absent.any() else logits
-
-
-def means(tensor: Tensor, lengths: Tensor) -> Tensor:
-    """[batch, heads, runs, head_dim]: the means of consecutive runs of tokens."""
-    return runs(tensor, lengths)[0].sum(3) / lengths.clamp_min(1)[:, None]
