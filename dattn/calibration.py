@@ -31,7 +31,7 @@ class Running:
 
     def take_in(self, tokens: Tensor) -> None:
         """Move every centroid to the mean of all its tokens so far, these ones included."""
-        new = Clusters.of(tokens, self.centroids.to(tokens.device), 0)
+        new = Clusters.of(tokens, self.centroids.to(tokens.device), 1)
         means, sizes = new.centroids.cpu(), new.sizes.cpu()
         share = sizes / (self.counts + sizes).clamp_min(1)
         self.centroids = torch.lerp(self.centroids, means, share[..., None].to(means.dtype))
@@ -55,7 +55,7 @@ class Calibration(Operator):
 
     Args:
         query_clusters, key_clusters: in every head; at most as many as a first call has tokens.
-        first_steps: moves of the centroids in the first call.
+        first_steps: rounds of k-means in the first call.
         seed: of the tokens that they start from.
 
     Raises:
@@ -69,9 +69,8 @@ class Calibration(Operator):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_learnt", {})  # no field: it is no part of what reports and recipes say
-        for name in ("query_clusters", "key_clusters"):
+        for name in ("query_clusters", "key_clusters", "first_steps"):
             check_count(name, getattr(self, name))
-        check_count("first_steps", self.first_steps, least=0)
 
     @property
     def learnt(self) -> dict[int, list[Running]]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dattn.on_cpu import argmin
+from dattn.on_cpu import argmin, at_once, group
+from dattn.sums import sums
 
 CHUNK = 1 << 24  # distances held at a time
 STILL = 1e-4  # centroids of a head that all moved less than this stay where they are
@@ -29,23 +30,22 @@ class Clusters:
 
     @classmethod
     def of(cls, tokens: Tensor, centroids: Tensor, steps: int) -> Clusters:
-        """Lloyd's algorithm from ``centroids`` on: the nearest by Euclidean distance, then their means.
+        """Lloyd's algorithm from ``centroids`` on: to the nearest by Euclidean distance, then their means.
 
         Args:
             tokens: [batch, heads, tokens, head_dim].
             centroids: [batch or 1, heads, clusters, head_dim].
-            steps: how often centroids move; with 0 they only label, and stay.
+            steps: how often, 1 or more.
         """
         centroids = centroids.expand(len(tokens), -1, -1, -1)
         moving = torch.ones(centroids.shape[:2], dtype=torch.bool, device=tokens.device)
         for _ in range(steps):
-            means, _ = _means(tokens, _nearest(tokens, centroids), centroids)
-            centroids, before = torch.where(moving[..., None, None], means, centroids), centroids
-            moving &= (centroids - before).norm(dim=-1).amax(-1) >= STILL
+            labels = _nearest(tokens, centroids)
+            means, sizes = _means(tokens, labels, centroids)
+            moving &= (means - centroids).norm(dim=-1).amax(-1) >= STILL
             if not moving.any():
                 break
-        labels = _nearest(tokens, centroids)
-        means, sizes = _means(tokens, labels, centroids)
+            centroids = torch.where(moving[..., None, None], means, centroids)
         return cls(means, labels, sizes)
 
     def blocks(self, block_size: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -55,7 +55,7 @@ class Clusters:
             int64 [batch, heads, tokens], the tokens cluster by cluster; int64 [batch, heads, blocks], how many of them
             each block holds, 0 for those at the end that a head does not need; int64 like them, the cluster of each.
         """
-        order = self.labels.argsort(dim=-1, stable=True)
+        order = group(self.labels, self.sizes.shape[-1])
         counts = -(-self.sizes // block_size)
         ends = counts.cumsum(-1)
         block = torch.arange(int(ends[..., -1].max()), device=order.device).expand(*ends.shape[:2], -1).contiguous()
@@ -79,20 +79,19 @@ def start(tokens: Tensor, count: int, seed: int) -> Tensor:
 
 def _nearest(tokens: Tensor, centroids: Tensor) -> Tensor:
     """int64 [batch, heads, tokens]."""
-    half = centroids.square().sum(-1).flatten(0, 1)[:, None] / 2
-    turned = centroids.flatten(0, 1).mT
-    step = max(1, CHUNK // half.numel())
-    parts = [argmin(torch.baddbmm(half, t.flatten(0, 1), turned, alpha=-1)) for t in tokens.split(step, 2)]
-    return torch.cat(parts, 1).view(tokens.shape[:3])
+    half = centroids.square().sum(-1)[:, :, None] / 2
+    few = max(1, at_once(CHUNK, tokens.device) // half[0].numel())
+    found = []
+    for sample, own, turned in zip(tokens, half, centroids.mT, strict=True):
+        parts = [argmin(torch.baddbmm(own, some, turned, alpha=-1)) for some in sample.split(few, 1)]
+        found.append(torch.cat(parts, 1))
+    return torch.stack(found)
 
 
 def _means(tokens: Tensor, labels: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
     """The means of the clusters, ``centroids`` where they are empty, and their sizes; sums are always in one order."""
-    clusters = centroids.shape[2]
-    first = torch.arange(labels.shape[0] * labels.shape[1], device=labels.device).view(*labels.shape[:2], 1) * clusters
-    together = (labels + first).flatten()
-    sizes = together.bincount(minlength=first.numel() * clusters)
-    order = together.argsort(stable=True)
-    total = torch.segment_reduce(tokens.flatten(0, 2).index_select(0, order), "sum", lengths=sizes)
-    sizes, total = sizes.view(*labels.shape[:2], clusters), total.view_as(centroids)
+    clusters, count = centroids.shape[2], centroids.shape[:3].numel()
+    first = torch.arange(0, count, clusters, device=labels.device).view(*labels.shape[:2], 1)
+    sizes = (labels + first).flatten().bincount(minlength=count).view(centroids.shape[:3])
+    total = sums(tokens, sizes, group(labels, clusters))
     return torch.where(sizes[..., None] > 0, total / sizes.clamp_min(1)[..., None], centroids), sizes

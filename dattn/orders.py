@@ -25,6 +25,7 @@ from dattn.patterns.base import PerAxis, as_tuple, check_count, check_per_axis
 from dattn.principal import along, leading
 from dattn.selection import to_lists, whole_blocks
 from dattn.spec import Named
+from dattn.sums import in_order
 
 ALWAYS = ("own", "neighbours", "first_frame", "sink")
 """Regions that can be kept whatever the scores say: a block's own, the two next to it along the order, those that hold
@@ -65,9 +66,19 @@ class Partition:
         return query, query if self.key is self.query else with_text(self.grid, self.key, self.blocks, self.block_size)
 
     def visual(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        """The visual tokens of queries and keys [batch, heads, tokens, …], in their orders."""
+        """The visual tokens of queries and keys [batch, heads, tokens, …], in raster order."""
         tokens = slice(self.grid.text_before, self.grid.text_before + self.grid.visual)
-        return in_order(query[:, :, tokens], self.query), in_order(key[:, :, tokens], self.key)
+        return query[:, :, tokens], key[:, :, tokens]
+
+    @cached_property
+    def in_place(self) -> bool:
+        """Whether the order is the one that tokens are in."""
+        return self.key.ndim == 1 and torch.equal(self.key, torch.arange(self.grid.visual, device=self.key.device))
+
+    def put_in_place(self) -> Partition:
+        """The same blocks and regions of tokens that lie in order already."""
+        order = torch.arange(self.grid.visual, device=self.key.device)
+        return replace(self, query=order, key=order)
 
     def mask(self, kept: Tensor, tail: int = 0, coarse: Mapping[int, Tensor] = MappingProxyType({})) -> BlockMask:
         """The block mask of what every block of queries sees; text rows and columns are kept whole.
@@ -106,13 +117,6 @@ class Partition:
         """bool [regions]: which hold a token of the first frame."""
         region = torch.arange(len(self.lengths), device=self.key.device).repeat_interleave(self.lengths)
         return region[self.key < self.grid.height * self.grid.width].bincount(minlength=len(self.lengths)) > 0
-
-
-def in_order(tensor: Tensor, order: Tensor) -> Tensor:
-    """[batch, heads, tokens, …] in an order int64 [tokens], or [batch, heads, tokens] where each head has its own."""
-    if order.ndim == 1:
-        return tensor.index_select(2, order)
-    return tensor.gather(2, order[..., None].expand_as(tensor))
 
 
 @dataclass(frozen=True)
@@ -318,17 +322,15 @@ class Tree(Order):
         """int64 [batch, heads, tokens]: the order of float [batch, heads, tokens, head_dim]."""
         count, device = tokens.shape[2], tokens.device
         few, start = leading(tokens.flatten(0, 1), self.dims)
-        rows = pad(few.flatten(0, 1), (0, 0, 0, 1))  # the last one stands where there is none
-        order = torch.arange(count, device=device).expand(tokens.shape[:2].numel(), -1)
-        first = torch.arange(len(order), device=device)[:, None, None] * count
+        few, order = few[None], torch.arange(count, device=device).expand(1, len(few), -1)
         bounds = [0, -(-count // block_size)]  # of the parts, in blocks
         while max(b - a for a, b in pairwise(bounds)) > 1:
             ends = (torch.tensor(bounds, device=device) * block_size).clamp_max(count)
-            index, there = slots_of(ends.diff())
-            at = torch.where(there, order[:, index] + first, len(rows) - 1)
-            parts = rows.index_select(0, at.flatten()).unflatten(0, at.shape)
-            places = argsort(along(parts, ends.diff(), start, self.steps).masked_fill(~there, torch.inf))
-            order = order.gather(1, (places + ends[:-1, None])[:, there])
+            parts, there = runs(few, ends.diff())
+            places = argsort(along(parts[0], ends.diff(), start, self.steps).masked_fill(~there, torch.inf))
+            places += ends[:-1, None]
+            moves = (places.flatten(1) if there.all() else places[:, there])[None]
+            few, order = in_order(few, moves), order.gather(2, moves)
             bounds = [0, *(e for a, b in pairwise(bounds) for e in _cuts(a, b, self.ways))]
         return order.view(tokens.shape[:3])
 

@@ -14,10 +14,10 @@ from torch.nn.functional import pad
 
 from dattn.block_mask import BlockList, BlockMask, Level, pack_bits
 from dattn.grid import Layout
+from dattn.on_cpu import falling
 from dattn.spec import Named
 
-LONG = 1 << 16  # entries of a row up to which it is sorted
-BINS, ROUNDS, CHUNK = 1 << 12, 3, 1 << 22
+CHUNK = 1 << 16  # entries of a row that are summed at a time
 ACROSS = ("row", "head", "layer")
 
 
@@ -29,61 +29,54 @@ def top_k(scores: Tensor, count: int) -> Tensor:
     """
     if count < 1:
         raise ValueError(f"top_k keeps {count} blocks: it keeps 1 or more, or rows would be empty")
-    best = scores.sort(dim=-1, descending=True, stable=True).indices[..., :count]
-    return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, best, True)
+    ranked = falling(scores)
+    return _best(scores, ranked, torch.full_like(ranked[..., :1], min(count, scores.shape[-1]), dtype=torch.int64))
 
 
 def top_p(scores: Tensor, share: float) -> Tensor:
     """bool like ``scores``: in every row the fewest best blocks that hold ``share`` of the row's sum.
 
-    Scores are 0 or more; a row of zeros keeps its first block. 1.0 keeps every block above 0. In rows of more than
-    ``LONG`` entries all that are as large as the last one kept are kept too.
+    Scores are 0 or more; a row of zeros keeps its first block. 1.0 keeps every block above 0.
 
     Raises:
         ValueError: ``share`` outside of (0, 1].
     """
     if not 0 < share <= 1 or math.isnan(share):
         raise ValueError(f"top_p keeps a share of {share}: it is above 0 and at most 1")
-    if scores.shape[-1] > LONG and share < 1:
-        rows = scores.flatten(0, -2)
-        kept = torch.stack([row >= max(_least_kept(row, share), torch.finfo(row.dtype).tiny) for row in rows])
-        return kept.scatter_(-1, rows.argmax(-1, keepdim=True), True).view_as(scores)
-    ranked, order = scores.sort(dim=-1, descending=True, stable=True)
-    before = ranked.double().cumsum(-1) - ranked  # what the better blocks hold
-    wanted = share * ranked.double().sum(-1, keepdim=True) if share < 1 else torch.inf
-    kept = (before < wanted) & (ranked > 0)
-    kept[..., 0] = True
-    return torch.zeros_like(kept).scatter_(-1, order, kept)
-
-
-def _least_kept(row: Tensor, share: float) -> float:
-    """The largest bound at which the entries of 0 or more that reach it hold ``share`` of the sum.
-
-    By sums over ever finer bins, for rows that would take long and much memory to sort.
-    """
-    low, high, above, inside = 0.0, float(row.max()), 0.0, row
-    top = high
-    wanted = share * float(row.sum(dtype=torch.float64))
-    for _ in range(ROUNDS):
-        width = (high - low) / BINS
-        if low + width == low:
+    ranked = falling(scores)
+    total = _sum(ranked, torch.float64)
+    wanted = share * total if share < 1 else torch.full_like(total, torch.inf)
+    count, held = torch.zeros_like(total, dtype=torch.int64), torch.zeros_like(total)
+    for number, part in enumerate(ranked.split(CHUNK, -1)):
+        if number and not (held < wanted).any():
             break
-        mass = torch.zeros(BINS, dtype=torch.float64, device=row.device)
-        for part in map(Tensor.double, inside.split(CHUNK)):
-            mass += torch.bincount(((part - low) / width).long().clamp_max_(BINS - 1), weights=part, minlength=BINS)
-        held = mass.flip(0).cumsum(0) + above
-        place = min(int((held < wanted).sum()), BINS - 1)
-        above = float(held[place - 1]) if place else above
-        low += (BINS - 1 - place) * width
-        high = top if place == 0 and high == top else low + width
-        inside = torch.cat([_between(part, low, high, top) for part in inside.split(CHUNK)])
-    return low
+        before = part.cumsum(-1, dtype=torch.float64).sub_(part).add_(held)  # what the better blocks hold
+        count += ((before < wanted) & (part > 0)).sum(-1, keepdim=True)
+        held = before[..., -1:] + part[..., -1:]
+    return _best(scores, ranked, count.clamp_min_(1))
 
 
-def _between(part: Tensor, low: float, high: float, top: float) -> Tensor:
-    """The entries from ``low`` to below ``high``, or to ``top`` itself."""
-    exact = part.double()
-    return part[(exact >= low) if high == top else (exact >= low) & (exact < high)]
+def _best(scores: Tensor, ranked: Tensor, count: Tensor) -> Tensor:
+    """bool like ``scores``: the ``count``, int64 [..., 1], best of every row, and what is no number.
+
+    ``ranked`` are the scores, the largest first.
+    """
+    blocks = scores.shape[-1]
+    least, next_one = ranked.gather(-1, count - 1), ranked.gather(-1, count.clamp_max(blocks - 1))
+    if scores.device.type == "cpu" and ((next_one < least) | (count == blocks)).all():  # none is cut between equal ones
+        return ~(scores < least)
+    kept = ~(scores <= least)
+    spare = count - _sum(kept, torch.int64)
+    for some, own in zip(scores.split(CHUNK, -1), kept.split(CHUNK, -1), strict=True):
+        ties = some == least
+        own |= ties & (ties.cumsum(-1) <= spare)
+        spare -= ties.sum(-1, keepdim=True)
+    return kept
+
+
+def _sum(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """[..., 1]: the sum of every row, some entries at a time, as PyTorch first writes them all out in that dtype."""
+    return torch.stack([part.sum(-1, keepdim=True, dtype=dtype) for part in rows.split(CHUNK, -1)]).sum(0)
 
 
 def to_lists(kept: Tensor) -> BlockList:

@@ -256,13 +256,11 @@ def votes(query, key, blocks, regions, share, together):
 def k_means(tokens, centroids, steps):
     """Lloyd's algorithm; an empty cluster's centroid stays. Returns labels and means."""
     near = lambda: [min(range(len(centroids)), key=lambda c: float((t - centroids[c]).square().sum())) for t in tokens]
-    for move in range(steps + 1):
+    for _ in range(steps):
         labels = near()
         members = [[i for i, label in enumerate(labels) if label == c] for c in range(len(centroids))]
         centroids = [mean(tokens, m) if m else c for m, c in zip(members, centroids, strict=True)]
-        if move == steps:
-            return labels, centroids
-    raise AssertionError
+    return labels, centroids
 
 
 def by_error(kept, q_mean, k_means, key, members):

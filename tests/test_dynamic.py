@@ -157,7 +157,7 @@ def test_sampled_of_some():
         for t in alike:
             t[:, :, start : start + length] = t[:, :, start, None]
         start += length
-    same = replace(given, queries=alike[0], keys=alike[1])
+    same = given.of(*alike)
     torch.testing.assert_close(Sampled(0.3).of(same), Sampled(1.0).of(same))
     assert not torch.equal(Sampled(0.3).of(given), Sampled(0.3, seed=1).of(given))
 
@@ -297,7 +297,7 @@ def test_proxy_heads_share_a_ranking_and_keep_their_profile():
     found, own = score.of(given), Pooled().of(given)
     torch.testing.assert_close(found.sort(-1).values, own.sort(-1).values)
     averaged = [torch.stack([t[:, :2].mean(1), t[:, 2:].mean(1)], 1) for t in (given.query, given.key)]
-    ranking = Antidiagonal(4).of(replace(given, queries=averaged[0], keys=averaged[1])).argsort(-1, descending=True)
+    ranking = Antidiagonal(4).of(given.of(*averaged)).argsort(-1, descending=True)
     for head in range(4):
         falling = found[:, head].gather(-1, ranking[:, head // 2])
         assert (falling.diff(dim=-1) <= 0).all()
@@ -641,7 +641,7 @@ def test_an_anchor_of_no_stripes_and_of_all():
 
 
 @pytest.mark.parametrize("route", ["weight", "error"])
-@pytest.mark.parametrize("steps", [0, 1, 4])
+@pytest.mark.parametrize("steps", [1, 2, 5])
 def test_clustered(steps, route, monkeypatch):
     monkeypatch.setattr("dattn.clusters.CHUNK", 900)
     pattern = Clustered(5, 8, top_p=0.5, floor=0.2, first_steps=steps, seed=2, route=route, block_size=SIZE, tail=True)
@@ -691,7 +691,7 @@ def test_centroids_are_calibrated_once_and_stored(tmp_path):
     starts = [running.centroids[0].double() for running in learnt.learnt[0]]
     rows, columns = visual(first[0], GRID) * 0.5 * 8**0.5, visual(first[1], GRID)
     for b, h in product(range(2), range(4)):
-        own = oracles.clustered(rows[b, h], columns[b, h], [side[h] for side in starts], 0, 0.5, 0.2)
+        own = oracles.clustered(rows[b, h], columns[b, h], [side[h] for side in starts], 1, 0.5, 0.2)
         assert torch.equal(mask[b, h, 2:92, 2:92], own)
     with pytest.raises(ValueError, match="no layers.1.query.*another model"):
         stored.at(1, 2, 0, 1).mask_for(*first[:2], GRID)
@@ -714,12 +714,12 @@ def test_an_empty_cluster_stays_and_a_still_head_stops():
 def test_the_next_step_starts_from_the_last_centroids():
     q, k, v = inputs()
     state = {"step": 0}
-    pattern = Clustered(5, 8, top_p=0.5, first_steps=20, steps=0, block_size=SIZE)
+    pattern = Clustered(5, 8, top_p=0.5, first_steps=20, steps=1, block_size=SIZE)
     pattern.mask_for(q, k, GRID, state)
     kept = [t.clone() for t in state["centroids"][1:]]
     assert pattern.held(state) == sum(t.numel() * t.element_size() for t in kept)
     pattern.mask_for(q + 0.1 * v, k, GRID, state)
-    expected = Clusters.of(visual(q + 0.1 * v, GRID), kept[0], 0)
+    expected = Clusters.of(visual(q + 0.1 * v, GRID), kept[0], 1)
     assert torch.equal(state["centroids"][1], expected.centroids)
     pattern.mask_for(q[:1], k[:1], GRID, state)  # another batch starts anew
     assert torch.equal(
@@ -994,6 +994,7 @@ def test_among_others():
         (lambda: TopP(0.5, floor=2), "floor=2"),
         (lambda: Threshold(0), "least=0"),
         (lambda: TokenGate(TopP(0.5, across="layer")), "compete in their own head"),
+        (lambda: TokenGate(TopP(0.5, floor=0.1)), "a floor is one of blocks"),
         (lambda: Rectified(Radial()), "wants a Selected"),
         (lambda: Rectified(Selected(tail=True)), "without tail"),
         (lambda: Proxy(heads=0), "heads=0"),
@@ -1012,7 +1013,7 @@ def test_among_others():
         (lambda: SparseVideoGen(rows=0), "rows=0"),
         (lambda: Clustered(0), "query_clusters=0"),
         (lambda: Clustered(top_p=0), "share=0"),
-        (lambda: Clustered(steps=-1), "steps=-1"),
+        (lambda: Clustered(steps=0), "steps=0"),
         (lambda: dattn.Alike(2), "density=2: a share"),
         (lambda: Clustered(route="luck"), "weight or error"),
         (lambda: Clustered(route="error"), "without a tail"),

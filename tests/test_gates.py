@@ -1,7 +1,6 @@
 """Gates that a pipeline teaches: what they learn, and that the pipeline is what it was."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -51,9 +50,9 @@ def test_a_gate_learns_where_the_largest_weights_are():
     generator = torch.Generator().manual_seed(1)
     hidden = torch.randn(8, 8, generator=generator) * 3  # of queries and keys, means say little
     training = [random_sides(seed) for seed in range(20)]
-    turned = [replace(sides, keys=(sides.key**2) @ hidden) for sides in training]
+    turned = [sides.of(sides.query, (sides.key**2) @ hidden) for sides in training]
     held_out = random_sides(99)
-    held_out = replace(held_out, keys=(held_out.key**2) @ hidden)
+    held_out = held_out.of(held_out.query, (held_out.key**2) @ hidden)
     gate = LayerGate.fresh(held_out.query, 1e-2)
     truth, before = (
         TrueWeights().of(held_out),

@@ -23,6 +23,7 @@ from dattn import (
     Neighborhood,
     PerHead,
     ProxyHeads,
+    Pyramid,
     Radial,
     Selected,
     SlidingTile,
@@ -31,7 +32,7 @@ from dattn import (
 )
 from dattn.head_share import HeadShare
 from dattn.processors.parallel import heads_of, tokens_of
-from dattn.scores import Pooled
+from dattn.scores import Joined, Pooled
 from dattn.selection import TopK
 from dattn.token_parts import between
 from tests.families import CORE
@@ -84,7 +85,10 @@ def test_a_share_of_the_heads_has_their_masks():
     assert PATTERNS["static"].for_heads((1,), 6).mask(grid).groups == 1
 
 
-@pytest.mark.parametrize("pattern", [ProxyHeads(2), Agent(0.7), TokenMerge(0.5), PerHead((Dense(), Agent(0.7)))])
+@pytest.mark.parametrize(
+    "pattern",
+    [ProxyHeads(2), Pyramid(score=Joined()), Agent(0.7), TokenMerge(0.5), PerHead((Dense(), Agent(0.7)))],
+)
 def test_heads_that_choose_together_cannot_be_spread(pattern):
     with pytest.raises(ValueError, match="looks at all heads together"):
         pattern.for_heads((0, 3), 4)

@@ -21,13 +21,14 @@ from torch import Tensor
 from dattn.attention import over
 from dattn.block_mask import MaskCache
 from dattn.grid import TokenGrid
-from dattn.orders import Curve, in_order
+from dattn.orders import Curve
 from dattn.patterns.dynamic import Given
 from dattn.patterns.selected import Selected, sides_of
-from dattn.scores.base import Sides, means
+from dattn.scores.base import Sides
 from dattn.scores.pooled import Pooled
 from dattn.selection import TopP
 from dattn.spec import VISITED, Call, Operator, Spec
+from dattn.sums import in_order, means
 
 DEFAULT = Selected(Pooled(), TopP(0.3, floor=0.2), Curve(), keep=("own", "neighbours", "first_frame"))
 

@@ -24,14 +24,16 @@ from torch.nn.utils.rnn import pad_sequence
 
 from dattn.block_mask import BlockMask
 from dattn.grid import Layout, TokenGrid, split, text_blocks
+from dattn.on_cpu import at_once
 from dattn.orders import Order, Partition, Raster
 from dattn.patterns.base import as_tuple, check_count
 from dattn.patterns.dynamic import Dynamic, Given
 from dattn.patterns.selected import check_block, check_keep, sides_of
 from dattn.reuse import for_steps, held_by
-from dattn.scores.base import Sides, means
+from dattn.scores.base import CHUNK, Sides
 from dattn.selection import to_lists, whole_blocks
 from dattn.spec import State, check_kind
+from dattn.sums import means
 
 
 class Supers(NamedTuple):
@@ -117,26 +119,39 @@ class Anchor(Dynamic):
 
     def stripes(self, given: Given, sides: Sides, supers: Supers) -> Tensor:
         """bool [batch, heads, supers, visual]: the keys outside of its region that each super-block keeps, in order."""
-        part, key = sides.partition, sides.key
-        query = sides.query * sides.query.shape[-1] ** -0.5
-        rows = torch.arange(query.shape[2], device=query.device).split(part.blocks.tolist())
-        block_of = torch.arange(len(rows), device=query.device).repeat_interleave(part.blocks)
+        part, key, scale = sides.partition, sides.key, sides.query.shape[-1] ** -0.5
+        near, hidden = supers.region.repeat_interleave(part.blocks, 1), _hidden(given, part)
+        more = len(near) * self.step - len(part.blocks)  # blocks that the last super-block lacks
+        anchors = means(self._tops(given, sides, near, hidden), part.blocks) * scale
+        anchors, typical = pad(anchors, (0, 0, 0, more), value=torch.inf), pad(sides.query_means(), (0, 0, 0, more))
+        few = max(1, at_once(CHUNK, key.device) // anchors.numel())
+        found = []
+        for keys in key.split(few, 2):
+            gaps = anchors - typical @ keys.mT * scale
+            found.append(gaps.unflatten(2, (-1, self.step)).amin(3) <= self.theta)
+        return torch.cat(found, -1) & ~near & ~hidden[:, None, None]
+
+    def _tops(self, given: Given, sides: Sides, near: Tensor, hidden: Tensor) -> Tensor:
+        """[batch, heads, visual, 1]: the largest product of every query in its region; inf where that is everything.
+
+        ``near`` is bool [supers, visual], the keys of each region.
+        """
         text, text_hidden = _text(given)
-        hidden, found = _hidden(given, part), key.new_zeros(*key.shape[:2], len(supers.region), key.shape[2]).bool()
-        typical = means(query, part.blocks)
-        for number, region in enumerate(supers.region):
-            near = region[block_of]
-            if near.all():
+        keys = torch.cat([sides.key, text], 2) if text.shape[2] else sides.key
+        hidden = torch.cat([hidden, text_hidden], 1)
+        tokens = [int(blocks.sum()) for blocks in sides.partition.blocks.split(self.step)]
+        tops = torch.full_like(sides.query[..., :1], torch.inf)
+        for region, queries, own in zip(near, sides.query.split(tokens, 2), tops.split(tokens, 2), strict=True):
+            if region.all():
                 continue
-            known = torch.cat([key[:, :, near], text], 2).mT
-            unseen = torch.cat([hidden[:, near], text_hidden], 1)[:, None, None]
-            members = (supers.of_block == number).nonzero()[:, 0]
-            for block, guess in zip(members.tolist(), (typical[:, :, members] @ key.mT).unbind(2), strict=True):
-                logits = query[:, :, rows[block]] @ known
-                logits = logits.masked_fill_(unseen, -torch.inf) if unseen.any() else logits
-                gap = logits.amax(-1).mean(-1)[..., None] - guess
-                found[:, :, number] |= (gap <= self.theta) & ~near & ~hidden[:, None]
-        return found
+            places = pad(region, (0, text.shape[2]), value=True).nonzero()[:, 0]
+            known, unseen = keys.index_select(2, places).mT, hidden[:, places][:, None, None]
+            few = max(1, at_once(CHUNK, keys.device) // known[:, :, 0].numel())
+            for some, top in zip(queries.split(few, 2), own.split(few, 2), strict=True):
+                products = some @ known
+                products = products.masked_fill_(unseen, -torch.inf) if unseen.any() else products
+                top.copy_(products.amax(-1, keepdim=True))
+        return tops
 
     def held(self, state: State) -> int:
         """Lists that serve several steps."""

@@ -48,8 +48,8 @@ class Clustered(Dynamic):
         key_clusters: clusters of keys; 1000 and 500 to go with them.
         top_p: share of a query cluster's estimated weight that it keeps.
         floor: share of the key clusters that it keeps at least.
-        first_steps: moves of the centroids where there are none yet.
-        steps: moves in every further step of a denoising call.
+        first_steps: rounds of k-means where there are no centroids yet.
+        steps: rounds in every further step of a denoising call.
         route: how pairs are chosen: by "weight", or by "error", for a tail.
         reuse: keep clusters and lists for so many steps; the tail's means are always those of the moment.
         seed: of the first centroids.
@@ -81,10 +81,9 @@ class Clustered(Dynamic):
         if self.centroids is not None:
             object.__setattr__(self, "centroids", str(self.centroids))
             check_file("centroids", str(self.centroids))
-        for name in ("query_clusters", "key_clusters", "reuse"):
+        for name in ("query_clusters", "key_clusters", "first_steps", "steps", "reuse"):
             check_count(name, getattr(self, name))
-        for name in ("first_steps", "steps", "layer"):
-            check_count(name, getattr(self, name), least=0)
+        check_count("layer", self.layer, least=0)
         if self.route not in ("weight", "error"):
             raise ValueError(f"route={self.route!r}: choose weight or error")
         if self.route == "error" and not self.tail:
@@ -133,7 +132,7 @@ class Clustered(Dynamic):
         """Those of queries and keys, from stored centroids or those of the step before where there are any."""
         if self.centroids is not None:
             stored = masks_in(state).keep((self, sides[0].dtype, sides[0].device), lambda: self._stored(sides[0]))
-            return [Clusters.of(t, centroids, 0) for t, centroids in zip(sides, stored, strict=True)]
+            return [Clusters.of(t, centroids, 1) for t, centroids in zip(sides, stored, strict=True)]
         before, counts = state.get(CENTROIDS), (self.query_clusters, self.key_clusters)
         if before is not None and before[0] == terms:
             found = [Clusters.of(t, old, self.steps) for t, old in zip(sides, before[1:], strict=True)]

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dattn.attention import over
+from dattn.attention import check_inputs, over
 from dattn.backends import choose
 from dattn.block_mask import BlockMask
 from dattn.grid import TokenGrid
-from dattn.scores.base import wide
 from dattn.spec import VISITED, Call, Operator, State
+from dattn.sums import wide
 
 
 class Given(NamedTuple):
@@ -41,7 +41,7 @@ class Given(NamedTuple):
     @property
     def terms(self) -> tuple[Any, ...]:
         """What has to be the same for a choice to serve again."""
-        return self.grid, self.query.shape, self.query.device
+        return self.grid, self.query.shape, self.query.dtype, self.query.device
 
     def seen_keys(self) -> Tensor:
         """The keys; those that nobody sees are 0, whatever they hold."""
@@ -76,8 +76,10 @@ class Dynamic(Operator):
             state: of one denoising call, layer and guidance branch; None outside of any.
 
         Raises:
-            ValueError: the pattern does not fit the grid.
+            ValueError: queries and keys that differ in shape, or have other tokens than the grid; a pattern that does
+                not fit it.
         """
+        check_inputs(query, key, key, self, grid, None)
         return self._mask(Given(query, key, grid, {} if state is None else state))
 
     def build(self, given: Given) -> BlockMask:

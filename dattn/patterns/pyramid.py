@@ -30,7 +30,7 @@ from dattn.patterns.selected import check_block, check_keep, sides_of
 from dattn.reuse import for_steps, held_by
 from dattn.scores.base import Score, Sides
 from dattn.scores.sampled import Sampled
-from dattn.spec import State, check_kind
+from dattn.spec import State, check_kind, together
 
 BY = ("weight", "blocks")
 
@@ -114,6 +114,12 @@ class Pyramid(Dynamic):
         """The order clamped to the grid."""
         order, note = self.order.fit(grid)
         return (self if note is None else replace(self, order=order)), note
+
+    def for_heads(self, heads: tuple[int, ...], of: int) -> Pyramid:
+        """Itself, where every head is scored alone."""
+        if self.score.all_heads:
+            raise together(self)
+        return self
 
     def build(self, given: Given) -> BlockMask:
         """See ``Dynamic.build``."""

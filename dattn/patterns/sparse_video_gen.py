@@ -39,7 +39,7 @@ class SparseVideoGen(Dynamic):
     a good part.
 
     Args:
-        density: computed ÷ all, the first frame's keys and the text included, as nearly as blocks allow.
+        density: computed ÷ all, the first frame's keys and the text included, as nearly as blocks allow; 1 is all.
         rows: queries that are sampled to decide.
         seed: of the sample; the same one for all heads.
         block_size: 16, 32, 64 or 128.
@@ -79,7 +79,7 @@ class SparseVideoGen(Dynamic):
     def band(self, grid: TokenGrid) -> Tensor:
         """bool [visual blocks, visual blocks] in either order."""
         visual, frame, text = grid.visual, grid.height * grid.width, grid.tokens - grid.visual
-        share = self.density - (2 * text + frame) / visual
+        share = 1.0 if self.density == 1 else self.density - (2 * text + frame) / visual
         reach = visual * (1 - math.sqrt(1 - min(max(share, 0), 1)))
         block = torch.arange(math.ceil(visual / self.block_size))
         return ((block[:, None] - block).abs() <= round(reach / self.block_size)) | (block * self.block_size < frame)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from dattn.on_cpu import at_once
 from dattn.orders import runs
 from dattn.patterns.base import check_count
 from dattn.scores.base import CHUNK, Score, Sides
@@ -44,7 +45,7 @@ class Antidiagonal(Score):
         keys, column_there = self._groups(sides.key, sides.partition.lengths, reverse=False)
         keys, absent = keys.flatten(2, 3).mT, ~column_there.flatten()
         scale = sides.query.shape[-1] ** -0.5 / self.stride
-        step = max(1, CHUNK // (keys.shape[0] * keys.shape[1] * keys.shape[-1] * queries.shape[3]))
+        step = max(1, at_once(CHUNK, keys.device) // (keys[:, :, 0].numel() * queries.shape[3]))
         parts = []
         for first in range(0, queries.shape[2], step):
             rows, there = queries[:, :, first : first + step], row_there[first : first + step]

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from dattn.block_mask import MaskCache
-from dattn.orders import Partition, runs
+from dattn.on_cpu import at_once
+from dattn.orders import Partition
 from dattn.spec import Named
+from dattn.sums import in_order, means, wide
 
 CHUNK = 1 << 24  # numbers that a score holds at a time beyond its inputs and its result
 
@@ -21,19 +23,29 @@ class Sides:
     """What there is to score.
 
     Attributes:
-        queries, keys: [batch, heads, visual, head_dim] in the partition's order, as the call has them.
+        query_tokens, key_tokens: [batch, heads, visual, head_dim] in raster order, as the call has them.
         partition: the query blocks and the key regions.
         masks: a cache of what is worked out once.
         factor: logits are the products of queries and keys over √head_dim, times this.
         kernels: whether they lie where our kernels run, in 16 bits, which these are made for.
     """
 
-    queries: Tensor
-    keys: Tensor
+    query_tokens: Tensor
+    key_tokens: Tensor
     partition: Partition
     masks: MaskCache
     factor: float = 1.0
     kernels: bool = False
+
+    @cached_property
+    def queries(self) -> Tensor:
+        """[batch, heads, visual, head_dim]: the queries block by block, as the call has them."""
+        return self._in_order(self.query_tokens, self.partition.query)
+
+    @cached_property
+    def keys(self) -> Tensor:
+        """[batch, heads, visual, head_dim]: the keys region by region, as the call has them."""
+        return self._in_order(self.key_tokens, self.partition.key)
 
     @cached_property
     def query(self) -> Tensor:
@@ -46,14 +58,21 @@ class Sides:
         """``keys`` in float32 or float64."""
         return wide(self.keys)
 
+    def _in_order(self, tokens: Tensor, order: Tensor) -> Tensor:
+        return tokens if self.partition.in_place else in_order(tokens, order)
+
     def query_means(self) -> Tensor:
         """[batch, heads, blocks, head_dim]: the mean query of every block."""
-        found = means(self.queries, self.partition.blocks)
+        found = means(self.query_tokens, self.partition.blocks, self.partition.query)
         return found if self.factor == 1 else found * self.factor
 
     def key_means(self) -> Tensor:
         """[batch, heads, regions, head_dim]: the mean key of every region."""
-        return means(self.keys, self.partition.lengths)
+        return means(self.key_tokens, self.partition.lengths, self.partition.key)
+
+    def of(self, query: Tensor, key: Tensor) -> Sides:
+        """The same blocks and regions of other heads, made of ``query`` and ``key``: in order already."""
+        return Sides(query, key, self.partition.put_in_place(), self.masks)
 
 
 @dataclass(frozen=True)
@@ -78,16 +97,6 @@ class Score(Named):
         return None
 
 
-def wide(tensor: Tensor) -> Tensor:
-    """The same in float32, or float64 where it is."""
-    return tensor.to(wide_dtype(tensor))
-
-
-def wide_dtype(tensor: Tensor) -> torch.dtype:
-    """float32, or float64 where the tensor is."""
-    return torch.promote_types(tensor.dtype, torch.float32)
-
-
 def logits_of(queries: Tensor, keys: Tensor, there: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Logits of all queries with all keys, some blocks at a time, so that ``CHUNK`` numbers are held.
 
@@ -100,12 +109,7 @@ def logits_of(queries: Tensor, keys: Tensor, there: Tensor) -> Iterator[tuple[sl
         Which blocks, and their logits [batch, heads, blocks · in a block, regions · in a region].
     """
     flat, absent = keys.flatten(2, 3).mT * queries.shape[-1] ** -0.5, ~there.flatten()
-    step = max(1, CHUNK // (flat.shape[0] * flat.shape[1] * flat.shape[-1] * queries.shape[3]))
+    step = max(1, at_once(CHUNK, flat.device) // (flat[:, :, 0].numel() * queries.shape[3]))
     for first in range(0, queries.shape[2], step):
         logits = queries[:, :, first : first + step].flatten(2, 3) @ flat
         yield slice(first, first + step), logits.masked_fill_(absent, -torch.inf) if absent.any() else logits
-
-
-def means(tensor: Tensor, lengths: Tensor) -> Tensor:
-    """[batch, heads, runs, head_dim], float32 or float64: the means of consecutive runs of tokens."""
-    return runs(tensor, lengths)[0].sum(3, dtype=wide_dtype(tensor)) / lengths.clamp_min(1)[:, None]

@@ -47,7 +47,7 @@ class Joined(Score):
 
     def _joined(self, sides: Sides) -> Sides:
         query, key = (t.transpose(1, 2).flatten(2)[:, None] for t in (sides.query, sides.key))
-        return _of(sides, query, key)
+        return sides.of(query, key)
 
 
 @dataclass(frozen=True)
@@ -105,9 +105,4 @@ class Proxy(Score):
         groups = head_groups(heads, min(self.heads, heads))
         query, key = (torch.stack([t[:, g].mean(1) for g in groups], 1) for t in (sides.query, sides.key))
         of_head = torch.tensor([i for i, g in enumerate(groups) for _ in range(g.start, g.stop)])
-        return _of(sides, query, key), of_head.to(query.device)
-
-
-def _of(sides: Sides, query: Tensor, key: Tensor) -> Sides:
-    """Sides of other heads, made of ``Sides.query`` and ``Sides.key``."""
-    return Sides(query, key, sides.partition, sides.masks)
+        return sides.of(query, key), of_head.to(query.device)

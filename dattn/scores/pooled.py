@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from dattn.scores.base import Score, Sides, means
+from dattn.scores.base import Score, Sides
+from dattn.sums import means
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dattn.orders import runs
+from dattn.orders import slots_of
 from dattn.scores.base import Score, Sides, logits_of
 from dattn.selection import check_share
+from dattn.sums import in_order, wide
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,10 @@ class Sampled(Score):
 
     def of(self, sides: Sides) -> Tensor:
         """See ``Score.of``."""
-        queries, row_there = self._sample(sides.query, sides.partition.blocks)
-        keys, column_there = self._sample(sides.key, sides.partition.lengths)
+        partition = sides.partition
+        queries, row_there = self._sample(sides.query_tokens, partition.query, partition.blocks)
+        keys, column_there = self._sample(sides.key_tokens, partition.key, partition.lengths)
+        queries = queries if sides.factor == 1 else queries * sides.factor
         parts = []
         for blocks, logits in logits_of(queries, keys, column_there):
             largest = logits.unflatten(-1, column_there.shape).amax(-1)
@@ -48,11 +51,11 @@ class Sampled(Score):
         scores = torch.cat(parts, 2)
         return scores / scores.sum(-1, keepdim=True)
 
-    def _sample(self, tensor: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def _sample(self, tokens: Tensor, order: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """[batch, heads, runs, drawn, head_dim], and bool [runs, drawn], which of them are there."""
-        spread, there = runs(tensor, lengths)
+        index, there = slots_of(lengths)
         luck = torch.rand(there.shape, generator=torch.Generator().manual_seed(self.seed)).to(there.device)
         drawn = luck.masked_fill(~there, 2).argsort(1)[:, : math.ceil(self.share * there.shape[1])]
         wanted = torch.arange(drawn.shape[1], device=there.device) < (self.share * lengths).ceil()[:, None]
-        index = drawn[None, None, ..., None].expand(*spread.shape[:3], -1, spread.shape[-1])
-        return spread.gather(3, index), wanted
+        picked = wide(in_order(tokens, order[..., index.gather(1, drawn).flatten()]))
+        return picked.unflatten(2, drawn.shape), wanted

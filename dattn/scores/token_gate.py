@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dattn.scores.base import CHUNK, Score, Sides, means
+from dattn.scores.base import CHUNK, Score, Sides
 from dattn.selection import Select, TopP
 from dattn.spec import check_kind
+from dattn.sums import means
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class TokenGate(Score):
         pick: what a query picks; across a "row" (one query) or a "head" (queries compete with each other).
 
     Raises:
-        ValueError: a pick across the layer.
+        ValueError: a pick across the layer, or one with a floor.
     """
 
     pick: Select = TopP(0.25, across="head")
@@ -34,6 +35,8 @@ class TokenGate(Score):
         check_kind("pick", self.pick, Select, "TopP(0.25)")
         if self.pick.across == "layer":
             raise ValueError(f"pick={self.pick!r}: queries compete in their own head at most; take 'row' or 'head'")
+        if self.pick.floor:
+            raise ValueError(f"pick={self.pick!r}: a floor is one of blocks; give it to the select around the score")
 
     def of(self, sides: Sides) -> Tensor:
         """See ``Score.of``, but rows do not sum to 1."""
