@@ -73,7 +73,8 @@ class Rectified(Operator):
         if call.key_mask is not None and not call.key_mask[:, first : first + call.grid.visual].all():
             raise ValueError("key_mask: Rectified pools all visual keys; mask text alone, or take another pattern")
         scale, width = call.scale, call.query.shape[-1]
-        given = Given(call.query, call.key, call.grid, call.state, scale * width**0.5, *call[2:3], *call[6:])
+        query, key, value, grid, state, _, key_mask, backend = call
+        given = Given(query, key, grid, state, scale * width**0.5, value, key_mask, backend)
         sides = sides_of(given, self.pattern.order, self.pattern.block_size)
         with torch.no_grad():
             kept = self.pattern.kept(sides)
