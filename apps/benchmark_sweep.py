@@ -23,7 +23,8 @@ STAGES = (2, 3, 4)
 ACCUMULATED = 4096  # float32 numbers that a warp can hold: 128 registers of each thread
 WORTH_8_WARPS = 128 * 64  # pairs of a tile
 Timer = Callable[["Row"], float | None]
-Note = Save = Callable[[dict[str, Any]], None]
+Note = Callable[[dict[str, Any]], None]
+Save = Callable[[dict[str, Any]], None]
 
 
 def sweep(options: Any, save: Save) -> dict[str, Any]:
