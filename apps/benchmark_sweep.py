@@ -68,7 +68,7 @@ def best_row(row: Row, timers: dict[str, Timer], block: int, head_dim: int, note
     best = row
     for kernel, timer in timers.items():
         tried = dict.fromkeys([getattr(row, kernel), *candidates(block, head_dim)])
-        best = _fastest(best, kernel, tried, lambda config, k=kernel, t=timer: t(row._replace(**{k: config})), note)
+        best = _fastest(best, kernel, tried, _timed(row, kernel, timer), note)
     return best
 
 
@@ -81,7 +81,12 @@ def with_switches(row: Row, timer: Timer, architecture: int, note: Note) -> Row:
         note(trial)
         print(f"forward, {_written(Config(*trial['config']))}: {trial['ms']} ms", flush=True)
 
-    return _fastest(row, "forward", tried, lambda config: timer(row._replace(forward=config)), told)
+    return _fastest(row, "forward", tried, _timed(row, "forward", timer), told)
+
+
+def _timed(row: Row, kernel: str, timer: Timer) -> Callable[[Config], float | None]:
+    """What times a configuration of one kernel."""
+    return lambda config: timer(row._replace(**{kernel: config}))
 
 
 def switched(config: Config, architecture: int) -> Iterator[Config]:
