@@ -64,14 +64,16 @@ def _row(text: str, grid: TokenGrid, tensors: list[Tensor], repeats: int) -> dic
     from torch.nn.functional import scaled_dot_product_attention
 
     from dattn.attention import attention
+    from dattn.block_mask import MaskCache
     from dattn.registry import pattern_from_string
 
     pattern: Any = pattern_from_string(text).at(2, 3, 0, 1)  # the third layer, where VMoBA's regions are boxes
     chooser: Dynamic = pattern.fit(grid)[0]
     query, key, value = tensors
+    masks = MaskCache()  # what follows from the grid is worked out once, as under a handle
     calls: list[Callable[[], object]] = [
         lambda: scaled_dot_product_attention(query, key, value),
-        lambda: chooser.mask_for(query, key, grid),
+        lambda: chooser.mask_for(query, key, grid, {"masks": masks}),
         lambda: attention(query, key, value, chooser, grid),
     ]
     with torch.no_grad():

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-CACHED = 1 << 19  # numbers that its second cache holds
+CACHED = 1 << 18  # numbers: half of what a second cache of 2 MiB holds
 
 
 def at_once(numbers: int, device: torch.device) -> int:

@@ -42,10 +42,14 @@ class Supers(NamedTuple):
     Attributes:
         of_block: int64 [blocks], the super-block of each.
         region: bool [supers, blocks], the blocks of keys in each anchor region.
+        near: bool [supers, visual], its keys.
+        places: for every super-block int64 [keys], its keys again, and the text, which lies behind the visual ones.
     """
 
     of_block: Tensor
     region: Tensor
+    near: Tensor
+    places: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -104,8 +108,10 @@ class Anchor(Dynamic):
 
         def make() -> BlockMask:
             sides = sides_of(given, self.order, self.block_size)
-            supers = self.supers(sides.partition)
-            return _mask(sides.partition, supers, self.stripes(given, sides, supers))
+            partition = sides.partition
+            key = self, partition.grid, partition.blocks.device
+            supers = sides.masks.keep(key, lambda: self.supers(partition))
+            return _mask(partition, supers, self.stripes(given, sides, supers))
 
         return for_steps(given.state, (self, *given.terms), self.reuse, make)
 
@@ -115,41 +121,43 @@ class Anchor(Dynamic):
         of_block = torch.arange(blocks, device=partition.blocks.device) // self.step
         members = of_block == torch.arange(-(-blocks // self.step), device=of_block.device)[:, None]
         kept = partition.always(self.keep).index_select(1, partition.region)
-        return Supers(of_block, members | (members.double() @ kept.double() > 0))
+        region = members | (members.double() @ kept.double() > 0)
+        near = region.repeat_interleave(partition.blocks, 1)
+        text = partition.grid.tokens - partition.grid.visual
+        places = tuple(keys.nonzero()[:, 0] for keys in pad(near, (0, text), value=True))
+        return Supers(of_block, region, near, places)
 
     def stripes(self, given: Given, sides: Sides, supers: Supers) -> Tensor:
         """bool [batch, heads, supers, visual]: the keys outside of its region that each super-block keeps, in order."""
-        part, key, scale = sides.partition, sides.key, sides.query.shape[-1] ** -0.5
-        near, hidden = supers.region.repeat_interleave(part.blocks, 1), _hidden(given, part)
-        more = len(near) * self.step - len(part.blocks)  # blocks that the last super-block lacks
-        anchors = means(self._tops(given, sides, near, hidden), part.blocks) * scale
-        anchors, typical = pad(anchors, (0, 0, 0, more), value=torch.inf), pad(sides.query_means(), (0, 0, 0, more))
-        few = max(1, at_once(CHUNK, key.device) // anchors.numel())
+        part, scale = sides.partition, sides.query.shape[-1] ** -0.5
+        more = len(supers.places) * self.step - len(part.blocks)  # blocks that the last super-block lacks
+        anchors = means(self._tops(given, sides, supers), part.blocks) * scale
+        anchors = pad(anchors, (0, 0, 0, more), value=torch.inf)
+        typical = pad(sides.query_means() * scale, (0, 0, 0, more))
+        few = max(1, at_once(CHUNK, anchors.device) // anchors.numel())
         found = []
-        for keys in key.split(few, 2):
-            gaps = anchors - typical @ keys.mT * scale
-            found.append(gaps.unflatten(2, (-1, self.step)).amin(3) <= self.theta)
-        return torch.cat(found, -1) & ~near & ~hidden[:, None, None]
+        for keys in sides.key.split(few, 2):
+            above = (typical @ keys.mT).sub_(anchors).unflatten(2, (-1, self.step)).amax(3)
+            found.append(above >= -self.theta)
+        return torch.cat(found, -1) & ~supers.near & ~_hidden(given, part)[:, None, None]
 
-    def _tops(self, given: Given, sides: Sides, near: Tensor, hidden: Tensor) -> Tensor:
-        """[batch, heads, visual, 1]: the largest product of every query in its region; inf where that is everything.
-
-        ``near`` is bool [supers, visual], the keys of each region.
-        """
+    def _tops(self, given: Given, sides: Sides, supers: Supers) -> Tensor:
+        """[batch, heads, visual, 1]: the largest product of every query in its region; inf where that is everything."""
         text, text_hidden = _text(given)
         keys = torch.cat([sides.key, text], 2) if text.shape[2] else sides.key
-        hidden = torch.cat([hidden, text_hidden], 1)
+        hidden = torch.cat([_hidden(given, sides.partition), text_hidden], 1)
         tokens = [int(blocks.sum()) for blocks in sides.partition.blocks.split(self.step)]
         tops = torch.full_like(sides.query[..., :1], torch.inf)
-        for region, queries, own in zip(near, sides.query.split(tokens, 2), tops.split(tokens, 2), strict=True):
-            if region.all():
+        parts = zip(supers.places, sides.query.split(tokens, 2), tops.split(tokens, 2), strict=True)
+        for places, queries, own in parts:
+            if len(places) == keys.shape[2]:
                 continue
-            places = pad(region, (0, text.shape[2]), value=True).nonzero()[:, 0]
-            known, unseen = keys.index_select(2, places).mT, hidden[:, places][:, None, None]
+            known = keys.index_select(2, places).mT
             few = max(1, at_once(CHUNK, keys.device) // known[:, :, 0].numel())
             for some, top in zip(queries.split(few, 2), own.split(few, 2), strict=True):
                 products = some @ known
-                products = products.masked_fill_(unseen, -torch.inf) if unseen.any() else products
+                if given.key_mask is not None:
+                    products.masked_fill_(hidden[:, None, None, places], -torch.inf)
                 top.copy_(products.amax(-1, keepdim=True))
         return tops
 
