@@ -27,7 +27,8 @@ EXAMPLES = """\
   dattn evaluate --model ./my-wan --captions captions.txt --lengths 1 2 --steps 30
   dattn evaluate --model assets/models/shapes-flux --patterns "Grouped(4, 'cross')" "Agent(0.75)"
 
-A row may have a LoRA of its own, of dattn train-lora or others: "Radial() + my-lora", "stock + my-lora".
+A row may have a LoRA of its own, of dattn train-lora or others: "Radial() + my-lora", "stock + my-lora",
+and "Radial() + my-lora from 0.25" where it is to act in the last three quarters of the steps alone.
 Interrupted, it goes on where it stopped: run the same command again. More patterns, lengths, captions or
 seeds add to what is there."""
 PATTERNS = (
@@ -94,7 +95,7 @@ def main(argv: Sequence[str]) -> int:
             f"find out with --preset screening which patterns are worth it"
         )
     for name in sparse:
-        applied, _ = parts(name)
+        applied = parts(name).attention
         if not is_stock(applied):
             read_attention(applied)
     resolve(options.model)

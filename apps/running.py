@@ -160,11 +160,13 @@ def run(
     Raises:
         ValueError: what the pipeline or the pattern refuses.
     """
-    applied, lora = parts(attention)
-    with with_lora(loaded.pipe, lora):
-        if is_stock(applied):
-            return _timed(loaded, request, "stock" if lora is None else attention, on_step)
-        with dattn.apply(loaded.pipe, read_attention(applied), **(options or {})) as handle:
+    row = parts(attention)
+    with with_lora(loaded.pipe, row.lora):
+        if is_stock(row.attention):
+            with row.acting(loaded.pipe):
+                return _timed(loaded, request, "stock" if row.lora is None else attention, on_step)
+        asked = read_attention(row.attention)
+        with dattn.apply(loaded.pipe, asked, **(options or {})) as handle, row.acting(loaded.pipe):
             result = _timed(loaded, request, attention, on_step)
             report = handle.report()
     result.report, result.table = report.to_dict(), str(report)
@@ -192,7 +194,7 @@ def check(loaded: Loaded, request: Request, attention: str, options: dict[str, A
     ``dattn.apply`` clamps a window to the grid, which is what a UNet's many levels need. Where a model has a
     single grid, a window that is larger is a mistake, if it was asked for; presets and recipes say what they became.
     """
-    applied, lora = parts(attention)
+    applied, lora, _ = parts(attention)
     if is_stock(applied):
         with with_lora(loaded.pipe, lora):
             return

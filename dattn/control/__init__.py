@@ -10,6 +10,7 @@ from dattn.control.heat_maps import HeatMaps
 from dattn.control.isolation import Isolation
 from dattn.control.key_bank import KeyBank
 from dattn.control.local_blend import LocalBlend
+from dattn.control.lora_window import LoRAWindow
 from dattn.control.order_shift import OrderShift
 from dattn.control.perturb import Perturb
 from dattn.control.refine import Refine
@@ -33,6 +34,7 @@ __all__ = [
     "HeatMaps",
     "Isolation",
     "KeyBank",
+    "LoRAWindow",
     "LocalBlend",
     "OrderShift",
     "Perturb",

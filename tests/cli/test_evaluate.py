@@ -130,12 +130,13 @@ def test_rows_with_a_lora_of_their_own(evaluate, made, shapes_lora, tmp_path):
     place = tmp_path / "mine"
     shutil.copytree(shapes_lora[0].parent, place)
     one = "--lengths", "1", "--captions", "1", "--patterns", LOCAL
-    names = [LOCAL, f"stock + {place}", f"{LOCAL} + {place}"]
+    names = [LOCAL, f"stock + {place}", f"{LOCAL} + {place}", f"{LOCAL} + {place} from 0.9"]
     assert evaluate(*one, *names[1:]).code == 0
     rows = {row["pattern"]: row for row in results(tmp_path)["rows"]}
     assert list(rows) == ["stock", *names]
     assert rows[names[1]]["psnr"] is not None, "compared with stock attention and no LoRA"
     assert len({row["psnr"] for row in rows.values()}) == 4
+    assert rows[names[3]]["psnr"] == rows[LOCAL]["psnr"], "of one step, it acts in none"
     assert rows[names[2]]["density"] == rows[LOCAL]["density"] < 1
     made.clear()
     tensors = load_file(place / shapes_lora[0].name)
@@ -150,6 +151,8 @@ def test_a_lora_of_a_row_that_cannot_be(evaluate, shapes_lora, tmp_path):
     assert outcome.code == 2 and "nowhere: no such folder" in outcome.err
     outcome = evaluate(*one, f"stock + {shapes_lora[0]}", "--lora", shapes_lora[0])
     assert outcome.code == 2 and "has one already" in outcome.err
+    outcome = evaluate(*one, f"{PATTERN} + {shapes_lora[0]} from 2")
+    assert outcome.code == 2 and "below 1" in outcome.err
     outcome = evaluate(*one, f"Radail() + {shapes_lora[0]}")
     assert outcome.code == 2 and "Radail" in outcome.err
 
