@@ -88,9 +88,9 @@ def twelve(tmp_path_factory):
 def test_a_run_never_trains_on_it(twelve, tmp_path, monkeypatch, capsys):
     batch, seen = Trainer._batch, {True: set(), False: set()}
 
-    def noting(self, examples, number, levels=None):
+    def noting(self, examples, number, levels=None, indices=()):
         seen[number >= VALIDATION].update(one.caption for one in examples)
-        return batch(self, examples, number, levels)
+        return batch(self, examples, number, levels, indices)
 
     monkeypatch.setattr(Trainer, "_batch", noting)
     options = ["--train_batch_size", "4", "--validation_steps", "6"]
