@@ -62,8 +62,9 @@ def fingerprint(folder: Path | None, files: str = "**/*.safetensors") -> str | N
 
 
 def provenance(command: str, argv: Sequence[str]) -> dict[str, Any]:
-    """The command as it was typed, the versions and the machine."""
-    return {"command": shlex.join(["dattn", command, *argv]), "versions": versions(), "machine": machine()}
+    """The command as it was typed, the versions and the machine; a module's has dots in its name."""
+    start = ["python", "-m", command] if "." in command else ["dattn", command]
+    return {"command": shlex.join([*start, *argv]), "versions": versions(), "machine": machine()}
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -68,26 +68,14 @@ def train(
         ValueError: data or model that cannot be trained; a LoRA that does not load as it was trained.
     """
     _check_output(options)
-    if options.push_to_hub:
-        sharing.check(options)
     accelerator = _accelerator(options)
-    torch.backends.cuda.matmul.allow_tf32 |= options.allow_tf32
     optimizing = optimizing_of(options, accelerator.num_processes)
     first = accelerator.is_main_process
     options.output.mkdir(parents=True, exist_ok=True)
     subject = subject_of(options, attention, str(accelerator.device), DTYPES[accelerator.mixed_precision])
     names, objective, noise = _checked(options, subject)
     personal = personal_of(options, subject)
-    with accelerator.main_process_first():
-        cache = Cache(
-            options.cache_dir or options.output / "cache", subject.pipeline, subject.model, subject.call, options.fps
-        )
-        prepared = cache.prepare(items, buckets, quiet=not first)
-        others = cache.prepare(validated, buckets, quiet=not first) if validated else None
-    if others is not None:
-        prepared = validated_on(prepared, others)
-    elif options.validation_steps:
-        prepared = hold_out(prepared, options.validation_split, options.seed)
+    prepared = _prepared(options, subject, buckets, items, validated, accelerator)
     _check_captions(prepared, options)
     options.max_train_steps = _steps(options, prepared, accelerator.num_processes)
     done = step_of(options.output, options.resume_from_checkpoint)
@@ -123,10 +111,31 @@ def train(
     accelerator.end_training()
 
 
+def _prepared(
+    options: Any,
+    subject: Subject,
+    buckets: Sequence[Size],
+    items: Sequence[Item],
+    validated: Sequence[Item],
+    accelerator: Any,
+) -> Prepared:
+    """Data to train on and, unless nothing is validated, to validate on; one process makes what is not there yet."""
+    quiet = not accelerator.is_main_process
+    with accelerator.main_process_first():
+        cache = Cache(
+            options.cache_dir or options.output / "cache", subject.pipeline, subject.model, subject.call, options.fps
+        )
+        prepared = cache.prepare(items, buckets, quiet=quiet)
+        if validated:
+            return validated_on(prepared, cache.prepare(validated, buckets, quiet=quiet))
+    return hold_out(prepared, options.validation_split, options.seed) if options.validation_steps else prepared
+
+
 def _accelerator(options: Any) -> Any:
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
     from accelerate.utils import ProjectConfiguration, is_tensorboard_available, is_wandb_available
 
+    torch.backends.cuda.matmul.allow_tf32 |= options.allow_tf32
     there = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
     if options.report_to and not there[options.report_to]():
         raise ValueError(f"--report_to {options.report_to}: not installed; pip install {options.report_to}")
@@ -150,6 +159,8 @@ def _check_output(options: Any) -> None:
             f"--output {options.output} has {found[-1].name} of an earlier run: go on with --resume_from_checkpoint "
             "latest, or name another folder"
         )
+    if options.push_to_hub:
+        sharing.check(options)
 
 
 def _checked(options: Any, subject: Subject) -> tuple[list[str], Objective, Noise]:

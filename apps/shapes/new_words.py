@@ -182,7 +182,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> None:
         found += rows(method, pictured, asked)
         shown.append({f"{method}: {asked[i]}": (pictured[i] * 255).round().astype(np.uint8) for i in spread})
         record = {"rows": found, "methods": {name: METHODS[name] for name in args.methods}}
-        write_json(args.output / "results.json", record | provenance("shapes.new_words", argv))
+        write_json(args.output / "results.json", record | provenance("dattn.apps.shapes.new_words", argv))
         pictures(shown, "two textures learned from one picture", cell=112).save(args.output / "results.png")
 
 

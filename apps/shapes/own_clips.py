@@ -1,5 +1,5 @@
 """Write a folder of clips that the video model itself makes, for LoRAs that learn from it with ``--distill``:
-``python -m dattn.apps.shapes.own_clips clips --count 40 --frames 129``. Only what the judge accepts is kept.
+``python -m dattn.apps.shapes.own_clips clips --count 25 --frames 129 --steps 12``. Only what the judge accepts is kept.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from diffusers import WanPipeline
 
 OWN = 30_000_000
-"""Captions of scenes with seeds from here on: neither trained on nor scored."""
+"""Captions are those of scenes with seeds from here on, which the model has not seen and is not scored by."""
+PATIENCE = 20
+"""Clips in a row that may be wrong."""
 
 
 def write_own_clips(
@@ -32,16 +34,25 @@ def write_own_clips(
     Args:
         folder: made where it is not there; clips and ``metadata.jsonl``, a line for each as it is made.
         frames: of each clip.
+
+    Raises:
+        RuntimeError: ``PATIENCE`` clips in a row are wrong: the model makes none of such a length.
     """
     folder.mkdir(parents=True, exist_ok=True)
     listing = folder / "metadata.jsonl"
     made = [json.loads(line)["file_name"] for line in listing.read_text().splitlines()] if listing.exists() else []
     number = 1 + max((int(Path(name).stem) for name in made), default=-1)
+    wrong = 0
     while len(made) < count:
+        if wrong == PATIENCE:
+            raise RuntimeError(
+                f"{PATIENCE} clips of {frames} frames in a row are wrong; {len(made)} are kept in {folder}"
+            )
         caption = sample_scene(OWN + number, 1).caption()
         clip = generate(pipe, [caption], frames, steps, guidance, OWN + number)[0]
         verdict = judge(clip, caption)
         print(number, verdict, flush=True)
+        wrong = 0 if verdict.ok else wrong + 1
         if verdict.ok:
             path = write_clip(np.rint(clip * 255).astype(np.uint8), folder, f"{number:05}")
             with listing.open("a") as lines:
