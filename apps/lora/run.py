@@ -152,7 +152,7 @@ def _accelerator(options: Any) -> Any:
 
 
 def _check_output(options: Any) -> None:
-    """Raise where an earlier run's checkpoints are in the way."""
+    """Raise where an earlier run's checkpoints are in the way, or the hub takes nothing from here."""
     found = checkpoints(options.output)
     if found and options.resume_from_checkpoint is None:
         raise ValueError(
