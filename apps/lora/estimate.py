@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,13 +13,14 @@ from torch import nn
 from dattn import presets
 from dattn.adapters import Adapter, adapter_for
 from dattn.adapters.base import Inputs
+from dattn.control.base import check_window
 from dattn.grid import TokenGrid
 
 from .adapting import targets
 from .asking import Manner, Size, listen
 from .latents import takes_clips
 from .live import peak
-from .subject import subject_of
+from .subject import STEPS, subject_of
 
 LINEAR, ATTENTION = 2.0, 3.5
 """Forward and backward pass in forward passes: frozen weights need no gradient; attention's backward has 5 products."""
@@ -41,23 +43,34 @@ class Cost(NamedTuple):
     sparse: float
 
 
-def cost_of(model: nn.Module, manner: Manner, attention: Any, again: bool = False, taught: bool = False) -> Cost:
+def cost_of(
+    model: nn.Module,
+    manner: Manner,
+    attention: Any,
+    again: bool = False,
+    taught: bool = False,
+    window: tuple[float, float] = (0.0, 1.0),
+) -> Cost:
     """What a step on one example costs, forward and backward.
 
     Args:
+        attention: a pattern or operator; one that changes over the denoising steps counts with their mean.
+        window: the denoising steps that are trained, as shares.
         again: the forward pass is computed twice, by gradient checkpointing.
         taught: there is a forward pass of the stock model besides.
     """
     adapter = adapter_for(model)
     grids = _grids(adapter, model, manner)
     dense = sparse = 0.0
-    for site in adapter.sites(model):
+    sites = adapter.sites(model)
+    for number, site in enumerate(sites):
         grid = grids[site.level]
         if not isinstance(grid, TokenGrid):
             continue
         width = _projection(site.module).out_features
         whole = 4.0 * grid.tokens**2 * width
-        density = 1.0 if attention is None or site.why else _density(attention, grid)
+        still = attention is None or site.why
+        density = 1.0 if still else _mean_density(attention, number, len(sites), window, grid)
         dense, sparse = dense + whole, sparse + whole * density
     tokens = next(grid for grid in grids.values() if isinstance(grid, TokenGrid)).tokens
     linear = 2.0 * tokens * sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
@@ -69,6 +82,13 @@ def _grids(adapter: Adapter, model: nn.Module, manner: Manner) -> Mapping[str, A
     told = {name: tensor[:1] for name, tensor in manner.sample.items()}
     arguments = manner.arguments(torch.zeros(1, *manner.shape), torch.zeros(1), told)
     return adapter.grids(model, Inputs((), arguments))
+
+
+def _mean_density(attention: Any, layer: int, layers: int, window: tuple[float, float], grid: TokenGrid) -> float:
+    """Over the denoising steps of a window, in one layer."""
+    first, last = (int(share * STEPS) for share in window)
+    over = Counter(attention.at(layer, layers, step, STEPS) for step in range(first, max(last, first + 1)))
+    return sum(count * _density(pattern, grid) for pattern, count in over.items()) / over.total()
 
 
 def _density(attention: Any, grid: TokenGrid) -> float:
@@ -93,9 +113,10 @@ def lines(options: Any, attention: Any, buckets: Sequence[Size], files: int) -> 
     lora = sum(_lora(model.get_submodule(name), options.rank) for name in targets(model, options.target_modules))
     parts = f"{weights / 1e6:,.1f} M parameters, {lora / 1e6:,.2f} M to train (rank {options.rank})"
     told = [f"{type(model).__name__}: {parts}; {files} files"]
+    window = check_window("train_window", tuple(options.train_window))
     for size in buckets:
         manner = listen(subject.pipeline, model, size, subject.call)
-        cost = cost_of(model, manner, pattern, options.gradient_checkpointing, options.distill)
+        cost = cost_of(model, manner, pattern, options.gradient_checkpointing, options.distill, window)
         dense, sparse = cost.linear + cost.dense, cost.linear + cost.sparse
         memory = {
             "preparation": _preparation(subject.pipeline, size, adapter.video) / GIB,

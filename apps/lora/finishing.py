@@ -54,9 +54,14 @@ def finish(
     use = f"pipe.load_lora_weights({str(output)!r})"
     if (output / NORMS).is_file():
         use += f" and dattn.load_norms(pipe, {str(output)!r})"
+    start, end = options.train_window
     if subject.attention is not None:
-        subject.write_recipe(output / "recipe.json", arguments)
-        use += f" and dattn.apply(pipe, {str(output / 'recipe.json')!r})"
+        subject.write_recipe(output / "recipe.json", arguments, start)
+    recipe = None if subject.attention is None else str(output / "recipe.json")
+    if (start, end) != (0, 1):
+        use += f" and dattn.apply(pipe, {recipe!r}, control=dattn.control.LoRAWindow(({start:g}, {end:g})))"
+    elif recipe is not None:
+        use += f" and dattn.apply(pipe, {recipe!r})"
     record = {
         "options": {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()},
         "examples": len(prepared.examples),

@@ -43,6 +43,7 @@ class Objective:
         shift: of the noise levels of flow: s -> shift s / (1 + (shift - 1) s); see ``shifted``.
         times: how many there are.
         between: the noise levels that the model is asked for, where two models share them.
+        window: the denoising steps that are trained, as shares of all.
     """
 
     kind: str
@@ -50,13 +51,26 @@ class Objective:
     shift: float
     times: int
     between: tuple[float, float] = (0.0, 1.0)
+    window: tuple[float, float] = (0.0, 1.0)
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The lowest and the highest noise level that are trained."""
+        start, end = (self._level(1 - share) for share in self.window)
+        return max(self.between[0], end), min(self.between[1], start)
 
     def shifted(self, shift: float | None) -> Objective:
         """The same with another shift, where there is one: that of a size."""
         return self if shift is None else replace(self, shift=shift)
 
     def check(self, noise: Noise) -> None:
-        """Raise ``ValueError`` where losses cannot be weighted so."""
+        """Raise ``ValueError`` where losses cannot be weighted so, or no level is trained."""
+        low, high = self.bounds
+        if low >= high:
+            raise ValueError(
+                f"--train_window {self.window[0]:g} {self.window[1]:g}: this model is asked for noise levels from "
+                f"{self.between[0]:g} to {self.between[1]:g}, and none of them is in these steps; widen it"
+            )
         if noise.gamma is not None and self.kind == "flow":
             raise ValueError(
                 f"--snr_gamma {noise.gamma:g}: for models that predict epsilon, v or samples, this one learns flow; "
@@ -84,17 +98,17 @@ class Objective:
         return most / (ratio + 1) if self.kind == "v_prediction" else most
 
     def levels(self, count: int, noise: Noise, generator: torch.Generator) -> Tensor:
-        """Noise levels in (0, 1), float32 [count]; those that another model is asked for are drawn again."""
+        """Noise levels in (0, 1), float32 [count]; those that are not trained are drawn again."""
         from diffusers.training_utils import compute_density_for_timestep_sampling
 
+        low, high = self.bounds
         found = torch.empty(0)
         while len(found) < count:
             drawn = compute_density_for_timestep_sampling(
                 noise.scheme, count, noise.mean, noise.deviation, noise.scale, generator=generator
             )
-            level = 1 - drawn.float()
-            level = self.shift * level / (1 + (self.shift - 1) * level) if self.kind == "flow" else level
-            found = torch.cat([found, level[(level >= self.between[0]) & (level <= self.between[1])]])
+            level = self._level(1 - drawn.float())
+            found = torch.cat([found, level[(level >= low) & (level <= high)]])
         return found[:count]
 
     def done(self, levels: Tensor) -> float:
@@ -103,8 +117,8 @@ class Objective:
         return 1 - float(even.mean())
 
     def fixed(self, share: float) -> Tensor:
-        """The level at a share of those that the model is asked for, float32 [1]."""
-        low, high = self.between
+        """The level at a share of those that are trained, float32 [1]."""
+        low, high = self.bounds
         return torch.tensor([low + share * (high - low)])
 
     def noisy(self, clean: Tensor, noise: Tensor, levels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -117,6 +131,10 @@ class Objective:
         signal, rest = _over(a.sqrt(), clean), _over((1 - a).sqrt(), clean)
         targets = {"epsilon": noise, "v_prediction": signal * noise - rest * clean, "sample": clean}
         return signal * clean + rest * noise, times.float(), targets[self.kind]
+
+    def _level(self, even: Any) -> Any:
+        """The noise level, numbers or tensors, where a share of the denoising steps is still to come."""
+        return self.shift * even / (1 + (self.shift - 1) * even) if self.kind == "flow" else even
 
     def _times(self, levels: Tensor) -> Tensor:
         """The scheduler's whole times at noise levels."""

@@ -219,6 +219,15 @@ def _noise(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--logit_std", type=positive, default=1.0, help="of logit_normal (default: %(default)s)")
     group.add_argument("--mode_scale", type=float, default=1.29, help="of mode (default: %(default)s)")
     group.add_argument(
+        "--train_window",
+        nargs=2,
+        type=float,
+        default=[0.0, 1.0],
+        metavar=("START", "END"),
+        help="train the noise levels of these denoising steps alone, as shares: 0.25 1 leaves out a first quarter, "
+        "which the recipe then has dense; LoRAWindow lets the LoRA act in the same steps",
+    )
+    group.add_argument(
         "--snr_gamma", type=positive, help="clip the weight of low noise (Min-SNR, 5 is usual); not for flow"
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 import dattn
+from dattn.control.base import check_window
 
 from . import sharing
 from .adapting import add_lora, targets
@@ -46,7 +48,10 @@ KEPT = (
     *("caption_dropout", "weighting_scheme", "distill"),
 )
 """Options that stay the same where any run goes on, or it would not be the unbroken one."""
-CHOSEN = ("lora_dropout", "logit_mean", "logit_std", "mode_scale", "snr_gamma", "use_8bit_adam", "train_norms")
+CHOSEN = (
+    *("lora_dropout", "logit_mean", "logit_std", "mode_scale", "snr_gamma", "use_8bit_adam", "train_norms"),
+    "train_window",
+)
 """More of them, which are told only where they are another than the default."""
 DTYPES = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
@@ -171,7 +176,8 @@ def _checked(options: Any, subject: Subject) -> tuple[list[str], Objective, Nois
         names = targets(subject.model, options.target_modules)
     if options.train_norms:
         normalising(subject.model)
-    objective = objective_of(subject.pipeline.scheduler, subject.between)
+    window = check_window("train_window", tuple(options.train_window))
+    objective = replace(objective_of(subject.pipeline.scheduler, subject.between), window=window)
     scheme = options.weighting_scheme or ("logit_normal" if objective.kind == "flow" else "none")
     noise = Noise(scheme, options.logit_mean, options.logit_std, options.mode_scale, options.snr_gamma)
     objective.check(noise)

@@ -71,9 +71,10 @@ class Subject:
 
         return place
 
-    def write_recipe(self, path: Path, arguments: Arguments) -> None:
-        """The pattern as a recipe, with the grid of a forward pass."""
-        with dattn.apply(self.model, self.attention, dense_steps=0, **self.schedule) as handle:
+    def write_recipe(self, path: Path, arguments: Arguments, dense_steps: float) -> None:
+        """The pattern as a recipe, after a share of dense steps, with the grid of a forward pass."""
+        with dattn.apply(self.model, self.attention, dense_steps=dense_steps, **self.schedule) as handle:
+            handle.step(STEPS - 1, STEPS)
             with torch.no_grad():
                 self.model(**arguments, return_dict=False)
             handle.save_recipe(path)

@@ -4,6 +4,7 @@ import re
 from copy import deepcopy
 from functools import partial
 
+import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import DiffusionPipeline
@@ -63,3 +64,19 @@ def test_the_larger_is_the_need(pictures, tmp_path, capsys):
         r"memory \(estimate, bf16\): ([\d.]+) GiB, the larger of ([\d.]+) in preparation and ([\d.]+) in training", said
     ).groups())  # fmt: skip
     assert need == max(before, training) > 0
+
+
+def test_patterns_of_steps_count_with_the_steps_that_are_trained(capsys, pictures, tmp_path):
+    """Half of the steps dense: half of what the pattern saves; all of it where the other half is trained alone."""
+
+    def attention(*more):
+        words = ["train-lora", "--model", "shapes-wan", "--data", str(pictures), "--buckets", "129x64x64", "--estimate"]
+        assert main([*words, "--output", str(tmp_path / "out"), *more]) == 0
+        dense, sparse = re.search(r"dense ([\d.e+]+) .* ([\d.e+]+): at most", capsys.readouterr().out).groups()
+        return float(dense) - float(sparse)
+
+    pattern = "Radial(block_size=64)"
+    steps = f"PerStep({{0: Dense(), 0.5: {pattern}}})"
+    whole = attention("--attention", pattern)
+    assert attention("--attention", steps) == pytest.approx(whole / 2, rel=0.03)
+    assert attention("--attention", steps, "--train_window", "0.5", "1") == pytest.approx(whole, rel=0.03)

@@ -4,6 +4,9 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+from diffusers import DiffusionPipeline
+
+import dattn
 from dattn.apps.lora.cache import Example
 from dattn.apps.lora.finishing import _data, _model
 from dattn.apps.record import fingerprint
@@ -43,3 +46,16 @@ def test_a_run_records_both(pictures, tmp_path):
     assert run["data"]["examples"] == 5 and len(run["data"]["sha256"]) == 64
     assert run["model"]["weights"] == fingerprint(Path(f"{MODELS}/shapes-flux"))
     assert run["versions"]["diffusers"] and run["versions"]["torch"]
+
+
+def test_a_run_says_how_to_use_it(pictures, tmp_path, capsys):
+    """What it prints is Python that makes the run's setting: the recipe, and the LoRA in the steps that were trained."""
+    words = ["--attention", "Neighborhood(3)", "--train_window", "0.75", "1"]
+    assert train(pictures, tmp_path, 1, "--validation_steps", "0", *words) == 0
+    said = capsys.readouterr().out.split("use it with ")[1].strip()
+    pipe = DiffusionPipeline.from_pretrained(f"{MODELS}/shapes-flux")
+    load, apply = said.split(" and ")
+    eval(load)
+    handle = eval(apply)
+    assert "Neighborhood" in str(handle.settings.attention) and handle.settings.dense_steps == 0.75
+    assert [control.window for control in handle.controls] == [(0.75, 1.0)]

@@ -1,6 +1,7 @@
 """Options under the names that people know: read in any spelling, refused where they would not act, and acting."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -63,6 +64,13 @@ def test_every_option_in_every_way(kind, tmp_path):
         words = [name if value is True else f"{name}={value}" for name, value in spelled.items()]
     found = vars(read_options([*ASKED, *words]))
     assert {name: str(found[name]) for name in EVERY} == {name: str(value) for name, value in EVERY.items()}
+
+
+def test_a_window_in_a_file(tmp_path):
+    (tmp_path / "run.toml").write_text("train_window = [0.25, 1]")
+    found = [read_options([*ASKED, "--config", str(tmp_path / "run.toml")])]
+    found.append(read_options([*ASKED, "--train-window", "0.25", "1"]))
+    assert [one.train_window for one in found] == [[0.25, 1.0]] * 2
 
 
 def test_names_of_the_same():
@@ -205,6 +213,30 @@ def test_weights_of_flow():
     assert not torch.equal(draw(Noise("mode", scale=0.5)), draw(Noise("mode")))
 
 
+@pytest.mark.parametrize(
+    ("scheduler", "window", "bounds"),
+    [
+        (DDIMScheduler(), (0.25, 1.0), (0.0, 0.75)),
+        (FlowMatchEulerDiscreteScheduler(), (0.0, 0.4), (0.6, 1.0)),
+        (FlowMatchEulerDiscreteScheduler(shift=3.0), (0.25, 1.0), (0.0, 0.9)),  # 3 x 0.75 / (1 + 2 x 0.75)
+    ],
+)
+def test_noise_of_some_of_the_steps(scheduler, window, bounds):
+    whole = objective_of(scheduler)
+    part = replace(whole, window=window)
+    draw = lambda objective: objective.levels(2000, Noise(), torch.Generator().manual_seed(0))
+    drawn, low, high = draw(part), *bounds
+    assert low <= drawn.min() < low + 0.05 and high - 0.05 < drawn.max() <= high + 1e-6
+    assert draw(whole).min() < 0.05 and draw(whole).max() > 0.95
+    assert window[0] - 1e-6 <= part.done(drawn.min()[None]) <= window[1] + 1e-6
+    assert part.fixed(0.5).item() == pytest.approx((low + high) / 2)
+
+
+def test_noise_of_no_step():
+    with pytest.raises(ValueError, match="--train_window 0 0.1: .* from 0 to 0.875"):
+        replace(objective_of(FlowMatchEulerDiscreteScheduler(), (0.0, 0.875)), window=(0.0, 0.1)).check(Noise())
+
+
 def test_weights_that_do_not_fit():
     with pytest.raises(ValueError, match="--snr_gamma 5: .* learns flow"):
         objective_of(FlowMatchEulerDiscreteScheduler()).check(Noise(gamma=5.0))
@@ -220,6 +252,7 @@ def test_weights_that_do_not_fit():
         ("--lora_dropout", "0.5"),
         ("--weighting_scheme", "cosmap"),
         ("--logit_mean", "1"),
+        ("--train_window", "0.5", "1"),
         ("--adam_beta1", "0.5"),
         ("--scale_lr", "--gradient_accumulation_steps", "2"),
     ],
