@@ -49,13 +49,14 @@ def test_a_run_records_both(pictures, tmp_path):
 
 
 def test_a_run_says_how_to_use_it(pictures, tmp_path, capsys):
-    """What it prints is Python that makes the run's setting: the recipe, and the LoRA in the steps that were trained."""
+    """What it prints is Python: the recipe, dense before the steps that were trained, and the LoRA in these."""
     words = ["--attention", "Neighborhood(3)", "--train_window", "0.75", "1"]
     assert train(pictures, tmp_path, 1, "--validation_steps", "0", *words) == 0
     said = capsys.readouterr().out.split("use it with ")[1].strip()
     pipe = DiffusionPipeline.from_pretrained(f"{MODELS}/shapes-flux")
     load, apply = said.split(" and ")
-    eval(load)
-    handle = eval(apply)
+    there = {"pipe": pipe, "dattn": dattn}
+    eval(load, there)
+    handle = eval(apply, there)
     assert "Neighborhood" in str(handle.settings.attention) and handle.settings.dense_steps == 0.75
     assert [control.window for control in handle.controls] == [(0.75, 1.0)]
