@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations_with_replacement
+from itertools import combinations_with_replacement, product
 
 import numpy as np
 
@@ -86,11 +86,23 @@ def choices(places: Sequence[Place]) -> list[Choice]:
     """What the prices lead to, from no loss on, each faster and worse than the one before."""
     found: list[Choice] = []
     for price in _prices(places):
-        heads = tuple(place.best(price) for place in places)
-        pairs = list(zip(places, heads, strict=True))
-        one = Choice(heads, sum(p.loss_of(h) for p, h in pairs), sum(p.seconds_of(h) for p, h in pairs))
+        one = _choice(places, [place.best(price) for place in places])
         if not found or one.seconds < found[-1].seconds:
             found.append(one)
+    return found
+
+
+def uniform(places: Sequence[Place], ranges: Sequence[int]) -> list[Choice]:
+    """One candidate in all places of a range of steps and of the later ones, dense attention before: each there is.
+
+    Args:
+        ranges: that of each place.
+    """
+    found = []
+    for begin, one in product(sorted(set(ranges)), range(1, len(places[0].fixed))):
+        serves = [n >= begin and bool((p.error[one] < NEVER).all()) for p, n in zip(places, ranges, strict=True)]
+        heads = [(one if here else 0,) * p.error.shape[1] for p, here in zip(places, serves, strict=True)]
+        found.append(_choice(places, heads))
     return found
 
 
@@ -104,6 +116,11 @@ def least_loss(found: Sequence[Choice], seconds: float) -> Choice:
     """The best choice that takes at most ``seconds``; the fastest where none does."""
     allowed = [one for one in found if one.seconds <= seconds]
     return min(allowed, key=lambda one: one.loss) if allowed else min(found, key=lambda one: one.seconds)
+
+
+def _choice(places: Sequence[Place], heads: Sequence[tuple[int, ...]]) -> Choice:
+    pairs = list(zip(places, heads, strict=True))
+    return Choice(tuple(heads), sum(p.loss_of(h) for p, h in pairs), sum(p.seconds_of(h) for p, h in pairs))
 
 
 def _prices(places: Sequence[Place]) -> np.ndarray:

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dattn.metrics import WINDOW
-from dattn.tuning.choose import Choice, choices, least_loss, least_time
-from dattn.tuning.tables import Tables
+from dattn.tuning.choose import Choice, least_loss, least_time
 
 DEFAULT = 0.95
 SLACK = 0.5, 1.15
@@ -67,15 +66,18 @@ class Goal:
                 f"quality: SSIM needs {WINDOW} x {WINDOW} pixels, these are {shape[1]} x {shape[2]}; give psnr"
             )
 
-    def choose(self, tables: Tables, dense: float, wary: float = 1.0) -> tuple[Choice, list[Choice]]:
-        """The choice for the bound, where stock attention takes ``dense`` seconds, and all that it was chosen among.
+    def choose(self, options: Sequence[Choice], other: float, dense: float, wary: float = 1.0) -> Choice:
+        """The choice for the bound.
 
-        With ``wary`` for a bound so many times as hard: on what may be lost, or on the speed.
+        Args:
+            options: to choose from.
+            other: seconds of a call beside attention.
+            dense: seconds of a call with stock attention.
+            wary: how much harder than the bound is asked for: on what may be lost, or on the speed.
         """
-        found = choices(tables.places)
         if self.kind == "speed_up":
-            return least_loss(found, dense / (self.value * wary) - tables.other), found
-        return least_time(found, self._most / wary), found
+            return least_loss(options, dense / (self.value * wary) - other)
+        return least_time(options, self._most / wary)
 
     @property
     def _most(self) -> float:
@@ -103,13 +105,13 @@ class Goal:
             return figures["speed_up"] > self.value * SLACK[1]
         return figures[self.loss] < self._most * SLACK[0]
 
-    def best(self, tried: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Of what was checked: among those that reach the bound the best in the other respect, else the nearest."""
-        there = [one for one in tried if self.met(one["measured"])]
+    def best(self, several: Sequence[dict[str, Any]], figures: str) -> dict[str, Any]:
+        """By their ``figures``: among those that reach the bound the best in the other respect, else the nearest."""
+        there = [one for one in several if self.met(one[figures])]
         if not there:
-            return max(tried, key=lambda one: self.reached(one["measured"]))
+            return max(several, key=lambda one: self.reached(one[figures]))
         other = "seconds" if self.kind != "speed_up" else self.loss
-        return min(there, key=lambda one: one["measured"][other])
+        return min(there, key=lambda one: one[figures][other])
 
 
 def decibels(mse: float) -> float:

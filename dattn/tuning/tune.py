@@ -24,6 +24,7 @@ from dattn.spec import Spec
 from dattn.tuning.assemble import assembled
 from dattn.tuning.candidates import DENSE, candidates
 from dattn.tuning.goal import Goal
+from dattn.tuning.manners import MANNERS, Manner
 from dattn.tuning.passes import Again, heard
 from dattn.tuning.provenance import check_call, made_with, plain
 from dattn.tuning.store import Store
@@ -34,9 +35,6 @@ FORMAT = 2
 """Of measurements: those of another format are refused."""
 STAND_IN_COST = 0.3
 """The candidate whose harm is measured costs about this share of dense attention."""
-OPTIMISM = {"ssim": (1.2, 1.5, 2.6), "mse": (0.6, 1.0, 1.7)}
-"""What is lost ÷ the sum of what was measured, by measure: at least, usually and at most in trials with ``shapes-wan``
-at 4 and 8 times its length. What is chosen is what looked best, and errors of several ranges of steps meet."""
 WARY = 1.3
 """After a check that fell short, so much more than the bound is asked for."""
 Tell = Callable[[str, int, int], None]
@@ -187,7 +185,7 @@ class _Tuning:
             wary = 1.0 if self.goal.met(first) else WARY
             second = self._try(measured, dense, off[self.goal.loss], pace * off["seconds"], wary)
             tried += [second] if second["spec"] != tried[0]["spec"] else []
-        best = self.goal.best(tried)
+        best = self.goal.best(tried, "measured")
         if not self.goal.met(best["measured"]):
             nearest = self.goal.said(best["measured"])
             warnings.warn(f"dattn.tune: {self.goal} was not reached; the nearest: {nearest}", stacklevel=3)
@@ -254,25 +252,33 @@ class _Tuning:
             pace: of all times, likewise.
             wary: how much more than the bound is asked for.
         """
-        scale = {loss: off * usual for loss, (_, usual, _) in OPTIMISM.items()}
+        plans = [self._plan(manner, measured, dense, off, pace, wary) for manner in MANNERS.values()]
+        plan = self.goal.best(plans, "predicted")
+        self._say(f"check: {self.goal.said(plan['predicted'])} expected")
+        check = lambda: self._apart().check(self.prompts[-1], plan["spec"], self.store.array("apart"))
+        result = self.store.do(f"check-{_key(plan['spec'])}", check)
+        return plan | {"measured": result | {"speed_up": dense / result["seconds"]}}
+
+    def _plan(
+        self, manner: Manner, measured: Measured, dense: float, off: float, pace: float, wary: float
+    ) -> dict[str, Any]:
+        """What one manner of choosing leads to, and what is expected of it."""
+        scale = {loss: off * usual for loss, (_, usual, _) in manner.optimism.items()}
         tables = {loss: measured.tables(loss, scale=scale[loss], pace=pace) for loss in LOSSES}
         own = tables[self.goal.loss]
-        chosen, found = self.goal.choose(own, dense, wary)
+        found = manner.options(own)
+        chosen = self.goal.choose(found, own.other, dense, wary)
         names = own.by_name(chosen)
         spec = assembled({key: tuple(self.study.specs[n] for n in heads) for key, heads in names.items()}, RANGES)
         predicted: dict[str, Any] = {loss: table.loss(chosen) for loss, table in tables.items()}
         seconds = own.other + chosen.seconds
         predicted |= {"seconds": seconds, "speed_up": dense / seconds}
         over = [measured.tables(self.goal.loss, [one], scale[self.goal.loss]).loss(chosen) for one in measured.observed]
-        least, usual, most = OPTIMISM[self.goal.loss]
+        least, usual, most = manner.optimism[self.goal.loss]
         predicted["interval"] = [least / usual * min(over), most / usual * max(over)]  # over prompts and trials
-        self._say(f"check: {self.goal.said(predicted)} expected")
-        check = lambda: self._apart().check(self.prompts[-1], spec, self.store.array("apart"))
-        result = self.store.do(f"check-{_key(spec)}", check)
         return {
             "spec": spec,
             "predicted": predicted,
-            "measured": result | {"speed_up": dense / result["seconds"]},
             "places": [
                 {"range": key[0], "layer": key[1], "heads": list(heads), **measured.seen(key, heads)}
                 for key, heads in names.items()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dattn.tuning.choose import NEVER, Place, choices, least_loss, least_time
+from dattn.tuning.choose import NEVER, Place, choices, least_loss, least_time, uniform
 
 
 def places_of(seed, count=2, candidates=3, heads=2, fixed=0.1):
@@ -81,9 +81,29 @@ def test_launches_count():
     assert cheap.best(1.0) == (1, 0) and dear.best(1.0) == (0, 0)
 
 
+@pytest.mark.parametrize("ranges", [(0, 0, 1, 1), (0, 1, 2, 3)])
+def test_one_for_all_from_a_range_on(ranges):
+    """Every candidate but dense attention, from every range on: by hand."""
+    places = places_of(5, 4)
+    found = {one.heads: (one.loss, one.seconds) for one in uniform(places, ranges)}
+    assert len(found) == 2 * len(set(ranges))
+    for begin, one in product(set(ranges), (1, 2)):
+        heads = tuple((one if number >= begin else 0,) * 2 for number in ranges)
+        pairs = list(zip(places, heads, strict=True))
+        by_hand = sum(p.loss_of(h) for p, h in pairs), sum(p.seconds_of(h) for p, h in pairs)
+        assert found[heads] == pytest.approx(by_hand)
+
+
+def test_where_it_was_not_looked_at_attention_stays_dense():
+    seen, unseen = places_of(1)
+    unseen.error[1] = NEVER
+    assert [one.heads for one in uniform([seen, unseen], [0, 0])] == [((1, 1), (0, 0)), ((2, 2), (2, 2))]
+
+
 def test_nothing_to_choose():
     place = Place(np.zeros((1, 2)), 1.0, np.zeros(1), np.ones(1), 3)
     assert choices([place])[0].heads == ((0, 0),)
+    assert uniform([place], [0]) == []
 
 
 @pytest.mark.parametrize("harm", [0.0, 1.0])
