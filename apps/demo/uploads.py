@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import Any, NoReturn
 
+import gradio as gr
+from gradio import processing_utils
 from PIL import Image
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -55,6 +57,16 @@ def open_only_pictures() -> None:
     """Let PIL open what may be sent, and no other format of the many that it knows."""
     Image.init()
     Image.ID[:] = [name for name in Image.ID if name in PICTURES]
+
+
+def refuse_addresses() -> None:
+    """Let Gradio fetch nothing from addresses in calls, as it does before any handler runs, whatever is there."""
+    for name in ("async_ssrf_protected_download", "ssrf_protected_download", "save_url_to_cache"):
+        setattr(processing_utils, name, _refuse)
+
+
+def _refuse(*_: Any, **__: Any) -> NoReturn:
+    raise gr.Error("Addresses are not opened here: upload the picture", print_exception=False)
 
 
 async def _body(receive: Receive) -> bytes:

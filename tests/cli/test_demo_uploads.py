@@ -6,6 +6,7 @@ import httpx
 import pytest
 from PIL import Image, UnidentifiedImageError
 
+gradio_client = pytest.importorskip("gradio_client")
 pytest.importorskip("gradio")
 
 from dattn.apps.demo import app, defaults, uploads
@@ -66,3 +67,19 @@ def test_the_command_opens_pictures_of_these_kinds_alone(shapes_folder, monkeypa
             Image.open(gif)
     finally:
         Image.ID[:] = known
+
+
+@pytest.mark.parametrize("place", ["background", "layers", "composite"])
+def test_what_is_at_an_address_is_not_fetched(client, sd_folder, monkeypatch, place):
+    asked = []
+
+    async def get(url):
+        asked.append(url)
+        raise OSError
+
+    monkeypatch.setattr("gradio.processing_utils.async_ssrf_protected_get", get)
+    file = gradio_client.handle_file("https://example.com/a.png")
+    canvas = {"background": None, "layers": [], "composite": None} | {place: [file] if place == "layers" else file}
+    with pytest.raises(gradio_client.exceptions.AppError, match="Addresses are not opened here: upload the picture"):
+        client.predict(model=str(sd_folder), prompt="two things", canvas=canvas, api_name="/regions")
+    assert not asked
