@@ -20,7 +20,7 @@ from .look import IN_STEP, STYLES, theme
 from .regions import RegionsTab
 from .serving import ASIDE, QUIET, note_time, served
 from .studio import Studio
-from .uploads import LARGEST, LARGEST_PICTURE, PicturesOnly, open_only_pictures, refuse_addresses
+from .uploads import LARGEST, LARGEST_PICTURE, PicturesOnly, keep_few_canvases, open_only_pictures, refuse_addresses
 from .visits import Visits
 
 KEPT = 24 * 3600
@@ -64,6 +64,7 @@ def launch(demo: gr.Blocks, options: argparse.Namespace, **more: Any) -> Any:
         raise ValueError('--mcp: the package mcp is not installed; pip install "gradio[mcp]"')
     Image.MAX_IMAGE_PIXELS = LARGEST_PICTURE  # a small file may hold a picture that fills the memory
     refuse_addresses()
+    keep_few_canvases()
     demo.queue(max_size=options.queue)
     app = {"dependencies": [fastapi.Depends(note_time)], "middleware": [Middleware(PicturesOnly)]}
     return demo.launch(

@@ -7,11 +7,15 @@ from typing import Any, NoReturn
 
 import gradio as gr
 from gradio import processing_utils
+from gradio.components.base import server
 from PIL import Image
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
+
+from .painting import MOST_LAYERS
+from .visits import MOST_VISITS
 
 LARGEST = 20 * 2**20
 """Bytes of a call."""
@@ -20,6 +24,8 @@ LARGEST_PICTURE = 2**22
 PICTURES = ("PNG", "JPEG", "WEBP")
 BEGINNINGS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF")
 LONGEST = max(map(len, BEGINNINGS))
+PLACES = (None, "", "null", *map(str, range(MOST_LAYERS)))
+"""Of a layer that is sent, as Gradio's canvas writes them; the first three are of what is no layer."""
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -67,6 +73,23 @@ def refuse_addresses() -> None:
 
 def _refuse(*_: Any, **__: Any) -> NoReturn:
     raise gr.Error("Addresses are not opened here: upload the picture", print_exception=False)
+
+
+_accept_blobs = gr.ImageEditor.accept_blobs
+
+
+def keep_few_canvases() -> None:
+    """Let canvases keep the last parts that were sent, not all that no run ever took, and no list of any length."""
+    gr.ImageEditor.accept_blobs = _accept_few
+
+
+@server
+def _accept_few(canvas: gr.ImageEditor, data: Any) -> None:
+    if data.data["index"] not in PLACES:
+        raise HTTPException(400, f"Canvas: {MOST_LAYERS} layers are the most")
+    _accept_blobs(canvas, data)
+    while len(canvas.blob_storage) > MOST_VISITS:
+        canvas.blob_storage.pop(next(iter(canvas.blob_storage)), None)
 
 
 async def _body(receive: Receive) -> bytes:

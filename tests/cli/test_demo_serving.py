@@ -204,8 +204,7 @@ def test_the_command_without_gradio_says_what_to_install(dattn_command, monkeypa
 
 
 def test_mcp_tools_are_called_as_the_endpoints_are(served, monkeypatch):
-    _, studio, visits = served
-    demo = build(studio, visits)
+    demo = build(*served[1:3])
     public = [one for one in demo.fns.values() if one.api_name and one.api_visibility == "public"]
     assert {"generate", "edit", "regions", "estimate", "stop"} <= {one.api_name for one in public}
     assert all(one.fn.__name__ == one.api_name for one in public)

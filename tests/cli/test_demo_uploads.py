@@ -9,7 +9,9 @@ from PIL import Image, UnidentifiedImageError
 gradio_client = pytest.importorskip("gradio_client")
 pytest.importorskip("gradio")
 
-from dattn.apps.demo import app, defaults, uploads
+from dattn.apps.demo import app, defaults, uploads  # noqa: E402, after the check for gradio
+from dattn.apps.demo.painting import MOST_LAYERS  # noqa: E402
+from dattn.apps.demo.visits import MOST_VISITS  # noqa: E402
 
 
 def picture(kind, size=(8, 8)):
@@ -83,3 +85,34 @@ def test_what_is_at_an_address_is_not_fetched(client, sd_folder, monkeypatch, pl
     with pytest.raises(gradio_client.exceptions.AppError, match="Addresses are not opened here: upload the picture"):
         client.predict(model=str(sd_folder), prompt="two things", canvas=canvas, api_name="/regions")
     assert not asked
+
+
+@pytest.fixture
+def paint(served):
+    """Send a layer of the canvas as its script does; the answer, and what the server keeps."""
+    address = f"{served[0]}gradio_api/component_server"
+    config = httpx.get(f"{served[0]}config").json()
+    number = next(one["id"] for one in config["components"] if one["props"].get("elem_id") == "regions-canvas")
+
+    def send(index, name="a"):
+        told = {"type": "layer", "index": index, "id": name, "component_id": number, "fn_name": "accept_blobs"}
+        files = {"file": ("layer.png", picture("PNG"))}
+        answer = httpx.post(address, data={**told, "session_hash": "painter"}, files=files, timeout=60)
+        return answer.status_code, served[3].blocks[number].blob_storage
+
+    return send
+
+
+def test_a_canvas_takes_few_layers(paint):
+    for index in (0, MOST_LAYERS - 1):
+        code, kept = paint(str(index))
+        assert code == 200 and len(kept["a"].layers) == index + 1
+    for index in (MOST_LAYERS, 10**9, -1, "x"):
+        code, kept = paint(str(index), "b")
+        assert code == 400 and "b" not in kept
+
+
+def test_canvases_that_no_run_takes_are_forgotten(paint):
+    for number in range(MOST_VISITS + 2):
+        code, kept = paint("0", f"canvas {number}")
+    assert code == 200 and len(kept) == MOST_VISITS and [*kept][-1] == f"canvas {MOST_VISITS + 1}"
