@@ -252,6 +252,19 @@ def telling(on_step: OnStep) -> Callable[..., dict[str, Any]]:
     return after
 
 
+@contextmanager
+def checked(pipe: Any, check: Callable[[], None]) -> Iterator[None]:
+    """Call ``check`` before each layer of a pipeline's networks; what it raises ends the run, within a step."""
+    networks = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    lists = [part for network in networks for part in network.modules() if isinstance(part, torch.nn.ModuleList)]
+    hooks = [layer.register_forward_pre_hook(lambda *_: check()) for layers in lists for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def _now() -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()

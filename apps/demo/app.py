@@ -85,7 +85,10 @@ def launch(demo: gr.Blocks, options: argparse.Namespace, **more: Any) -> Any:
 
 def serve(options: argparse.Namespace) -> None:
     """Serve until interrupted."""
-    studio = Studio(options.model, options.device, options.dtype, options.max_pixels, options.deadline, options.data)
+    studio = Studio(
+        *(options.model, options.device, options.dtype, options.max_pixels, options.deadline, options.data),
+        tokens=options.max_tokens,
+    )
     visits = Visits()
     open_only_pictures()
     try:

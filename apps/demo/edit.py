@@ -109,7 +109,7 @@ class EditTab(Tab):
         controls = controls_of(wish.prompt, edit, keep, self._strengths(given, edit))
         words = words_of(wish.prompt, edit)
         maps = maps_of(words, self._studio.joint_layers(model, wish))
-        with self._studio.model(model, visit.lora_for(model, given["lora"])) as loaded:
+        with self._studio.at_work(model, wish, job.check, visit.lora_for(model, given["lora"])) as loaded:
             visit.edit = made = edited(loaded, wish, edit, controls, maps, job.tell)
         visit.edit_place = place = visit.place()
         files = [write_clip(clip, place, name) for name, clip in (("source", made.source), ("edit", made.edit))]

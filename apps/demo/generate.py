@@ -140,7 +140,7 @@ class GenerateTab(Tab):
         grid = self._studio.grid_now(model, request)
         if grid is None:
             return badges({"Tokens": "counted when the device is free"})
-        share = self._studio.share(attention, grid)
+        share = self._studio.share(attention, self._studio.limits.grid(grid))
         told = {"Tokens": f"{grid.tokens:,}", "Attention computed": f"about {first + (1 - first) * share:.0%}"}
         return badges(told | ({"after the dense steps": f"{share:.0%}"} if first and attention != "stock" else {}))
 
@@ -153,7 +153,7 @@ class GenerateTab(Tab):
         attention = limits.attention(given["pattern"])
         dense = self._dense(given["dense"])
         lora = job.visit.lora_for(model, given["lora"])
-        stock, made = self._studio.make(model, wish, attention, dense, job.tell, lora)
+        stock, made = self._studio.make(model, wish, attention, dense, job, lora)
         with self._studio.model(model) as loaded:
             code = snippet(loaded, wish, attention, dense, lora is not None)
         place = job.visit.place()

@@ -104,7 +104,7 @@ class InsideTab(Tab):
         assert wish.steps
         noted = sorted({round(i * (wish.steps - 1) / (NOTED - 1)) for i in range(NOTED)})
         lora = job.visit.lora_for(given["model"], given["lora"])
-        with self._studio.model(given["model"], lora) as loaded:
+        with self._studio.at_work(given["model"], wish, job.check, lora) as loaded:
             insight = Insight(noted, wish.steps, across, down, _settings(loaded.makes_video))
             call = wish.call(loaded)
             if "callback_on_step_end" in loaded.arguments:

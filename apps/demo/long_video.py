@@ -102,7 +102,7 @@ class LongTab(Tab):
         wish = self._studio.request({**given, "prompt": wanted[0].text})
         began = time.perf_counter()
         lora = job.visit.lora_for(given["model"], given["lora"])
-        with self._studio.model(given["model"], lora) as loaded:
+        with self._studio.at_work(given["model"], wish, job.check, lora) as loaded:
             segments = self._plan(loaded, wish, wanted)
             clip = _made(loaded, wish, wanted, job.tell)
         file = write_clip(clip, job.visit.place(), "long")

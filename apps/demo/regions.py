@@ -153,7 +153,8 @@ class RegionsTab(Tab):
             isolate=given["isolate"] is True,
             window=allowed.number(given["window"], "Share of the steps", 0.05, 1),
         )
-        with self._studio.model(given["model"], job.visit.lora_for(given["model"], given["lora"])) as loaded:
+        lora = job.visit.lora_for(given["model"], given["lora"])
+        with self._studio.at_work(given["model"], wish, job.check, lora) as loaded:
             plain = run(loaded, wish, "stock", on_step=partial(job.tell, "base prompt", part=0, parts=2))
             with dattn.apply(loaded.pipe, None, control=[control]):
                 made = run(loaded, wish, "stock", on_step=partial(job.tell, "regions", part=1, parts=2))

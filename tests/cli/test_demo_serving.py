@@ -2,6 +2,7 @@
 
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -12,6 +13,7 @@ from dattn.apps.demo import parser  # noqa: E402, after the check for gradio
 from dattn.apps.demo.app import build, launch  # noqa: E402
 from dattn.apps.demo.serving import Job  # noqa: E402
 from dattn.apps.demo.visits import MOST_RUNS, MOST_VISITS, Stopped, Visits  # noqa: E402
+from dattn.apps.running import run  # noqa: E402
 
 
 def test_two_visitors_do_not_see_each_other(served, wish):
@@ -85,6 +87,39 @@ def test_where_the_queue_is_unknown_a_stopped_call_ends_at_its_turn(client, visi
     with pytest.raises(gradio_client.exceptions.AppError, match="Stopped"):
         job.result(timeout=60)
     assert first.result(timeout=60)
+
+
+@pytest.mark.parametrize("model", ["shapes_folder", "sd_folder"])
+def test_a_run_ends_within_a_step(request, served, model):
+    """The check of the last layer of the first step ends it; after it, that of layers of the decoder would."""
+    name, looks, steps = str(request.getfixturevalue(model)), [], []
+    wish = served[1].request({"model": name, "frames": 5, "height": 32, "width": 32, "steps": 1})
+    served[1].grid(name, wish)
+
+    def check():
+        looks.append(0)
+        if len(looks) == left:
+            raise Stopped
+
+    def make():
+        with served[1].at_work(name, wish, check) as loaded:
+            run(loaded, wish, "stock", on_step=lambda *_: steps.append(len(looks)))
+
+    left = 0
+    make()
+    assert 3 < steps[0] < len(looks)
+    (left,) = steps
+    looks.clear()
+    with pytest.raises(Stopped):
+        make()
+    assert steps == [left]
+
+
+def test_too_many_tokens_are_refused(served, client, wish, monkeypatch):
+    monkeypatch.setattr(served[1], "limits", replace(served[1].limits, tokens=40))
+    with pytest.raises(gradio_client.exceptions.AppError, match="80 tokens: 40 are the most here; ask for fewer"):
+        client.predict(**wish())
+    assert "Speed-up" in client.predict(**wish(height=16))[0]
 
 
 def test_a_deadline_ends_a_run():
