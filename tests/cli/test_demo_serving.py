@@ -3,8 +3,11 @@
 import threading
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 
 gradio_client = pytest.importorskip("gradio_client")
 pytest.importorskip("gradio")
@@ -13,7 +16,8 @@ from dattn.apps.demo import parser  # noqa: E402, after the check for gradio
 from dattn.apps.demo.app import build, launch  # noqa: E402
 from dattn.apps.demo.serving import Job  # noqa: E402
 from dattn.apps.demo.visits import MOST_RUNS, MOST_VISITS, Stopped, Visits  # noqa: E402
-from dattn.apps.running import run  # noqa: E402
+from dattn.apps.loading import Loaded  # noqa: E402
+from dattn.apps.running import Request, run  # noqa: E402
 
 
 def test_two_visitors_do_not_see_each_other(served, wish):
@@ -113,6 +117,38 @@ def test_a_run_ends_within_a_step(request, served, model):
     with pytest.raises(Stopped):
         make()
     assert steps == [left]
+
+
+class OnAnotherDevice:
+    """A pipeline of 3 steps that is on no CPU; the numbers of steps that it was called for."""
+
+    device, num_timesteps = torch.device("meta"), 3
+
+    def __init__(self):
+        self.calls = []
+
+    def set_progress_bar_config(self, **options):
+        pass
+
+    def __call__(self, prompt, num_inference_steps, generator, output_type, callback_on_step_end):
+        self.calls.append(num_inference_steps)
+        for step in range(num_inference_steps):
+            callback_on_step_end(self, step, None, {})
+        return SimpleNamespace(images=[np.zeros((8, 8, 3))])
+
+
+def test_a_stop_ends_the_first_call_on_a_gpu_too():
+    loaded, told = Loaded(OnAnotherDevice(), "", None, None), []
+    run(loaded, Request("a", steps=3), "stock", on_step=lambda *done: told.append(done))
+    assert loaded.pipe.calls == [2, 3] and told == [(0, 3), (0, 3), (1, 3), (2, 3), (3, 3)]
+
+    def stop(done, of):
+        raise Stopped
+
+    loaded = Loaded(OnAnotherDevice(), "", None, None)
+    with pytest.raises(Stopped):
+        run(loaded, Request("a", steps=3), "stock", on_step=stop)
+    assert loaded.pipe.calls == [2]
 
 
 def test_too_many_tokens_are_refused(served, client, wish, monkeypatch):
