@@ -102,10 +102,13 @@ class Studio:
         """
         if not isinstance(name, str) or name not in self._places:
             raise ValueError(f"Model {str(name)[:60]!r}: choose one of {', '.join(self.models)}")
-        with self._loading:
-            if name not in self._loaded:
-                self._loaded[name] = load(self._places[name], self.device, self._dtype)
-            return self._loaded[name]
+        if name not in self._loaded:
+            with (
+                self._loading
+            ):  # one at a time: Diffusers builds networks under patches of PyTorch that all threads see
+                if name not in self._loaded:
+                    self._loaded[name] = load(self._places[name], self.device, self._dtype)
+        return self._loaded[name]
 
     @contextmanager
     def model(self, name: Any, lora: Path | None = None) -> Iterator[Loaded]:

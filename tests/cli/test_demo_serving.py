@@ -2,6 +2,7 @@
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -45,6 +46,27 @@ def test_a_run_stops_within_a_step_and_leaves_the_model_as_it_was(served, client
     assert time.time() - began < 10
     assert client.predict(**wish())[0].count("badge") == before.count("badge")
     assert all("_dattn" not in name for x in studio._loaded.values() for name in vars(x.denoisers[0]))
+
+
+def test_a_model_that_is_there_does_not_wait_for_one_that_is_loaded(shapes_folder, sd_folder, monkeypatch):
+    from dattn.apps.demo import studio as module
+
+    studio = module.Studio([str(shapes_folder), str(sd_folder)], device="cpu")
+    began, go = threading.Event(), threading.Event()
+    there = studio.loaded(str(shapes_folder))
+
+    def slow(*_, **__):
+        began.set()
+        assert go.wait(60)
+        return "slow"
+
+    monkeypatch.setattr(module, "load", slow)
+    with ThreadPoolExecutor() as threads:
+        slowly = threads.submit(studio.loaded, str(sd_folder))
+        assert began.wait(60)
+        assert threads.submit(studio.loaded, str(shapes_folder)).result(10) is there
+        go.set()
+        assert slowly.result(60) == "slow"
 
 
 @pytest.fixture
