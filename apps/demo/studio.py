@@ -103,11 +103,9 @@ class Studio:
         if not isinstance(name, str) or name not in self._places:
             raise ValueError(f"Model {str(name)[:60]!r}: choose one of {', '.join(self.models)}")
         if name not in self._loaded:
-            with (
-                self._loading
-            ):  # one at a time: Diffusers builds networks under patches of PyTorch that all threads see
+            with self._loading:  # one at a time, since Diffusers patches PyTorch for all threads meanwhile
                 if name not in self._loaded:
-                    self._loaded[name] = load(self._places[name], self.device, self._dtype)
+                    self._loaded[name] = load(self._places[name], self.device, self._dtype, safe=True)
         return self._loaded[name]
 
     @contextmanager

@@ -1,5 +1,6 @@
 """How the demo serves: visitors that do not meet, the queue and its end, files that go with their visit."""
 
+import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 gradio_client = pytest.importorskip("gradio_client")
 pytest.importorskip("gradio")
@@ -16,8 +18,9 @@ pytest.importorskip("gradio")
 from dattn.apps.demo import parser  # noqa: E402, after the check for gradio
 from dattn.apps.demo.app import build, launch  # noqa: E402
 from dattn.apps.demo.serving import Job  # noqa: E402
+from dattn.apps.demo.studio import Studio  # noqa: E402
 from dattn.apps.demo.visits import MOST_RUNS, MOST_VISITS, Stopped, Visits  # noqa: E402
-from dattn.apps.loading import Loaded  # noqa: E402
+from dattn.apps.loading import Loaded, load  # noqa: E402
 from dattn.apps.running import Request, run  # noqa: E402
 
 
@@ -67,6 +70,19 @@ def test_a_model_that_is_there_does_not_wait_for_one_that_is_loaded(shapes_folde
         assert threads.submit(studio.loaded, str(shapes_folder)).result(10) is there
         go.set()
         assert slowly.result(60) == "slow"
+
+
+@pytest.mark.parametrize("part", ["transformer", "text_encoder"])
+def test_no_pickle_is_read(shapes_folder, tmp_path, part):
+    folder = tmp_path / "pickled"
+    shutil.copytree(shapes_folder, folder)
+    (file,) = (folder / part).glob("*.safetensors")
+    weights = {"transformer": "diffusion_pytorch_model.bin", "text_encoder": "pytorch_model.bin"}
+    torch.save(load_file(file), folder / part / weights[part])
+    file.unlink()
+    assert load(str(folder), "cpu").name == "pickled"
+    with pytest.raises(ValueError, match="cannot be loaded .*safetensors"):
+        Studio([str(folder)], device="cpu").loaded(str(folder))
 
 
 @pytest.fixture
