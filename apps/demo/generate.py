@@ -12,7 +12,7 @@ from ..running import Request, Result
 from . import knobs, limits
 from .look import badges
 from .parts import Pair, SizeControls, Update, lora_choice
-from .serving import ASIDE, QUIET, Given, Job, named, served
+from .serving import ASIDE, QUIET, Given, Job, named, served, while_typing
 from .snippet import snippet
 from .tab import Tab
 from .wishes import Wishes
@@ -85,8 +85,8 @@ class GenerateTab(Tab):
             slider.change(served(self.retell), [self.kind, self.pattern, *self.sliders], self.pattern, **QUIET)
         self.on_model(self.choose_model, [self.prompt, self.kind, *self.size.fitted, *self.pair.either, self.examples])
         gr.on(  # when the page is loaded, and when one of them changes
-            None, named("estimate", served(self.guess)), list(told.values()), self.estimate, trigger_mode="always_last",
-            api_name="estimate", show_progress="hidden",
+            None, named("estimate", while_typing(self.guess)), list(told.values()), self.estimate,
+            trigger_mode="always_last", api_name="estimate", show_progress="hidden",
             api_description="Tokens of a clip, and the share of attention that a pattern computes.", **ASIDE,
         )  # fmt: skip
         self.on_go(
@@ -134,7 +134,11 @@ class GenerateTab(Tab):
         ]
 
     def guess(self, model: Any, pattern: Any, frames: Any, height: Any, width: Any, dense: Any) -> str:
-        """Tokens and work of what would be made, before it is."""
+        """Tokens and work of what would be made, before it is.
+
+        Raises:
+            ValueError: what is wrong with it.
+        """
         request = self._studio.request({"model": model, "frames": frames, "height": height, "width": width})
         attention, first = limits.attention(pattern), self._dense(dense)
         grid = self._studio.grid_now(model, request)

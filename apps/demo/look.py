@@ -9,6 +9,7 @@ STYLES = """
 .badge { border: 1px solid var(--border-color-primary); border-radius: 999px; padding: .15rem .7rem;
   background: var(--background-fill-secondary); color: var(--body-text-color); font-size: .9rem; white-space: nowrap; }
 .badge b { color: var(--primary-600); } .dark .badge b { color: var(--primary-400); }
+.not-yet { overflow-wrap: anywhere; }
 .clip video, .clip img { image-rendering: pixelated; width: 100%; object-fit: contain; }
 .monospace textarea { font-family: monospace; font-size: .75rem; white-space: pre; overflow-x: auto; }
 .timeline .bar { background: var(--primary-600); color: white; border-radius: 6px; padding: .2rem .6rem;
@@ -67,6 +68,13 @@ def theme() -> Any:
         block_info_text_color="*neutral_600",
         block_info_text_color_dark="*neutral_300",
     )
+
+
+def not_yet(error: ValueError) -> str:
+    """What is still wrong, in place of what would be told."""
+    from html import escape
+
+    return f'<div class="not-yet" role="status">Not yet: {escape(str(error))}</div>'
 
 
 def badges(facts: dict[str, str]) -> str:

@@ -18,6 +18,7 @@ import fastapi
 import gradio as gr
 import torch
 
+from .look import not_yet
 from .visits import Stopped, Visit, Visits
 from .waiting import STOPPED
 
@@ -129,6 +130,19 @@ def _served_later(handler: Callable[..., Any]) -> Callable[..., Any]:
             return await handler(*args, **kwargs)
 
     return safe
+
+
+def while_typing(handler: Callable[..., str]) -> Callable[..., str]:
+    """A handler of what may be half written: what is wrong is told in place, not as an error at each letter."""
+
+    @functools.wraps(handler)
+    def patient(*args: Any) -> str:
+        try:
+            return handler(*args)
+        except ValueError as error:
+            return not_yet(error)
+
+    return served(patient)
 
 
 def named(name: str, handler: Callable[..., Any]) -> Callable[..., Any]:

@@ -90,6 +90,23 @@ def test_an_estimate_before_anything_is_made(client, wish, shapes_folder):
     assert "100%" in none and part != told
 
 
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"pattern": "Radial("}, "write it as in code"),
+        ({"pattern": "Radial(<b>"}, "Radial(&lt;b&gt;"),
+        ({"height": 12}, "whole number from 16"),
+        ({"height": 40}, "multiples of"),
+        ({"height": None}, "whole number"),
+        ({"height": 4096, "width": 4096}, "are the most here"),
+    ],
+)
+def test_what_is_wrong_while_one_types_is_told_in_place(client, shapes_folder, changed, says):
+    given = {"model": str(shapes_folder), "pattern": "Dense()", "frames": 9, "height": 32, "width": 32, **changed}
+    told = client.predict(**given, api_name="/estimate")
+    assert "Not yet: " in told and says in told and "<b>" not in told
+
+
 BAD = [
     ({"prompt": "  "}, "say what to show"),
     ({"prompt": "x" * 5000}, "1000 are the most"),

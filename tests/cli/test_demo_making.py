@@ -12,6 +12,7 @@ gr = pytest.importorskip("gradio")
 from dattn.apps.demo.generate import GenerateTab  # noqa: E402, after the check for gradio
 from dattn.apps.demo.long_video import LongTab  # noqa: E402, after the check for gradio
 from dattn.apps.demo.painting import COLORS, MOST_LAYERS, SHOWN, painted, zoom  # noqa: E402
+from dattn.apps.demo.serving import while_typing  # noqa: E402
 from dattn.apps.demo.visits import MOST_RUNS  # noqa: E402
 
 
@@ -126,6 +127,13 @@ def test_a_timeline_shows_which_prompt_lasts_longer(served):
     assert first > 1.5 * second
     even = shares(tab.preview("shapes-wan", "a\nb", 9, 32, 32))
     assert even[0] == even[1]
+
+
+def test_a_timeline_waits_for_the_end_of_a_line(served):
+    tab = LongTab(served[1], served[2])
+    told = while_typing(tab.preview)
+    assert "Not yet: Prompts: &#x27;a |&#x27;: write a whole number" in told("shapes-wan", "a |", 9, 32, 32)
+    assert told("shapes-wan", "a | 2", 9, 32, 32) == tab.preview("shapes-wan", "a | 2", 9, 32, 32)
 
 
 @pytest.mark.parametrize(
