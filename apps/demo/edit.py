@@ -46,6 +46,7 @@ class EditTab(Tab):
         )  # fmt: skip
         with gr.Accordion("Strength of words", open=True, elem_id="edit-strengths"):
             self.strengths = [_strength(word, i) for i, word in enumerate(_padded(edit))]
+            self.words = gr.State(_padded(edit))
         self.lora = lora_choice(self.prefix)
         self.size = self.size_controls(wishes)
 
@@ -63,7 +64,8 @@ class EditTab(Tab):
 
     def connect(self) -> None:
         """Say what the controls do."""
-        self.edit.change(served(self.name_strengths), self.edit, self.strengths, **QUIET)
+        sliders = [self.words, *self.strengths]
+        self.edit.change(served(self.name_strengths), [self.edit, *sliders], sliders, **QUIET)
         self.on_model(
             self.choose_model,
             [self.source, self.edit, *self.size.fitted, self.pair.row, self.frame, *self.map.either],
@@ -96,9 +98,13 @@ class EditTab(Tab):
         clips, other = Pair.turn(wishes.video)
         return [*prompts, *SizeControls.fit(wishes), clips, gr.update(visible=wishes.video), clips, other]
 
-    def name_strengths(self, edit: str) -> list[Update]:
-        """A slider for each word of the edit."""
-        return [gr.update(label=word or "–", visible=bool(word), value=1) for word in _padded(edit)]
+    def name_strengths(self, edit: str, before: list[str], *values: float) -> list[Any]:
+        """The words of the edit, and a slider for each; a word that was there keeps its strength."""
+        words, known = _padded(edit), dict(zip(before, values, strict=True))
+        sliders = [
+            gr.update(label=word or "–", visible=bool(word), value=known.get(word, 1) if word else 1) for word in words
+        ]
+        return [words, *sliders]
 
     def make(self, given: Given, job: Job) -> tuple[Any, ...]:
         """Make both, and the map of the first new word."""

@@ -49,7 +49,7 @@ def test_every_control_of_every_tab_is_labelled_explained_and_named(served):
     from dattn.apps.demo.app import build
 
     demo = build(served[1], served[2])
-    given = {one for fn in demo.fns.values() for one in fn.inputs if not isinstance(one, gr.Dataset)}
+    given = {one for fn in demo.fns.values() for one in fn.inputs if not isinstance(one, gr.Dataset | gr.State)}
     assert len(given) > 60
     for one in given:
         assert one.elem_id, one

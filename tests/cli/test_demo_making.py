@@ -9,6 +9,7 @@ from PIL import Image, ImageColor, ImageDraw
 gradio_client = pytest.importorskip("gradio_client")
 gr = pytest.importorskip("gradio")
 
+from dattn.apps.demo.edit import WORDS, EditTab  # noqa: E402, after the check for gradio
 from dattn.apps.demo.generate import GenerateTab  # noqa: E402, after the check for gradio
 from dattn.apps.demo.long_video import LongTab  # noqa: E402, after the check for gradio
 from dattn.apps.demo.painting import COLORS, MOST_LAYERS, SHOWN, painted, zoom  # noqa: E402
@@ -54,6 +55,17 @@ def test_words_may_be_stronger_and_an_edit_that_changes_nothing_is_the_source(cl
     assert abs(pixels(same[0]) - pixels(same[1])).max() <= 1
     strong = client.predict(**change(edit="a red circle", strength_2=5.0))[4]
     assert abs(pixels(strong[0]) - pixels(strong[1])).max() > 1
+
+
+def test_a_word_that_stays_keeps_its_strength(served):
+    tab = EditTab(served[1], served[2])
+    words, *sliders = tab.name_strengths("a red circle", [""] * WORDS, *[1] * WORDS)
+    assert words[:3] == ["a", "red", "circle"] and [one["value"] for one in sliders] == [1] * WORDS
+    values = [1, 0.5, 2.5, *[1] * (WORDS - 3)]
+    words, *sliders = tab.name_strengths("a big circle", words, *values)
+    assert words[:3] == ["a", "big", "circle"] and [one["value"] for one in sliders[:3]] == [1, 1, 2.5]
+    shown = [(one["label"], one["visible"]) for one in sliders]
+    assert shown[:4] == [("a", True), ("big", True), ("circle", True), ("–", False)]
 
 
 def test_edits_of_other_lengths_and_of_videos(client, change, shapes_folder):
