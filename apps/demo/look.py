@@ -9,6 +9,8 @@ STYLES = """
 .badge { border: 1px solid var(--border-color-primary); border-radius: 999px; padding: .15rem .7rem;
   background: var(--background-fill-secondary); color: var(--body-text-color); font-size: .9rem; white-space: nowrap; }
 .badge b { color: var(--primary-600); } .dark .badge b { color: var(--primary-400); }
+button[role=tab][aria-selected=true] { color: var(--primary-600); }
+.dark button[role=tab][aria-selected=true] { color: var(--primary-400); }
 .not-yet { overflow-wrap: anywhere; }
 .clip video, .clip img { image-rendering: pixelated; width: 100%; object-fit: contain; }
 .monospace textarea { font-family: monospace; font-size: .75rem; white-space: pre; overflow-x: auto; }

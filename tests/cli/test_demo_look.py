@@ -1,16 +1,23 @@
 """How the demo looks, as far as no browser is needed."""
 
+import re
+
 import pytest
 
 gr = pytest.importorskip("gradio")
 
-from dattn.apps.demo.look import theme  # noqa: E402, after the check for gradio
+from dattn.apps.demo.look import STYLES, theme  # noqa: E402, after the check for gradio
 from dattn.apps.demo.wishes import Wishes  # noqa: E402
 
 LEGIBLE = 4.5
 """Contrast of small letters, by WCAG 2.1 AA."""
 PAGE = {"": "#ffffff", "_dark": "#1e293b"}
 """What is behind the text of blocks."""
+BEHIND_TABS = {"": ("#ffffff", "#f8fafc"), "_dark": ("#1e293b", "#0f172a", "#0a0f1e")}
+OPEN_TAB = {
+    mode: rf"{dark}button\[role=tab\]\[aria-selected=true\]" for mode, dark in (("", ""), ("_dark", r"\.dark "))
+}
+"""Its rule in the styles."""
 
 
 def luminance(color):
@@ -43,6 +50,9 @@ def test_small_letters_are_legible(mode):
         text = color(found, f"button_primary_text_color{mode}")
         assert contrast(text, color(found, f"button_primary_background_fill{state}{mode}")) >= LEGIBLE, state
     assert contrast(color(found, f"block_info_text_color{mode}"), PAGE[mode]) >= LEGIBLE
+    (open_tab,) = re.findall(rf"^{OPEN_TAB[mode]} {{ color: var\(--(\w+-\d+)\)", STYLES, re.MULTILINE)
+    for page in BEHIND_TABS[mode]:
+        assert contrast(color(found, open_tab.replace("-", "_")), page) >= LEGIBLE
 
 
 def test_every_control_of_every_tab_is_labelled_explained_and_named(served):
