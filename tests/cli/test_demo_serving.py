@@ -257,6 +257,21 @@ def test_of_very_many_visits_the_oldest_go_but_none_whose_call_runs():
     visits.close()
 
 
+def test_calls_without_a_session_push_no_reader_out():
+    visits = Visits()
+    readers = [visits.of(str(number)) for number in range(MOST_VISITS - 1)]
+    last = visits.of(None)
+    for _ in range(3):
+        before, last = last, visits.of(None)
+        assert last.folder.exists() and not before.folder.exists()
+    assert all(reader.folder.exists() for reader in readers)
+    visits.of("one more")
+    assert not last.folder.exists() and readers[0].folder.exists()
+    visits.of("and another")
+    assert not readers[0].folder.exists()
+    visits.close()
+
+
 def test_a_wish_to_stop_makes_no_room_for_itself():
     visits = Visits()
     first = visits.of("first")
