@@ -49,7 +49,9 @@ class Job:
 
     def __init__(self, visit: Visit, asked: float, seconds: float, progress: gr.Progress) -> None:
         self.visit = visit
-        self._asked, self._seconds, self._progress, self._began = asked, seconds, progress, time.monotonic()
+        self._asked, self._seconds, self._progress = asked, seconds, progress
+        self._began = self._told = self._stage_began = time.monotonic()
+        self._stage = ""
 
     def check(self) -> None:
         """Raise where it is not to go on.
@@ -67,8 +69,11 @@ class Job:
     def tell(self, what: str, done: int, of: int, part: int = 0, parts: int = 1) -> None:
         """Check, and tell the visitor how far it is: steps done of all, in a part of so many."""
         self.check()
-        share = (part + done / of) / parts
-        left = f", {(time.monotonic() - self._began) * (1 - share) / share:.0f} s left" if share else ""
+        if what != self._stage:  # whose first step began when something was last told
+            self._stage, self._stage_began = what, self._told
+        self._told = time.monotonic()
+        share, own = (part + done / of) / parts, done / of / parts
+        left = f", {(self._told - self._stage_began) * (1 - share) / own:.0f} s left" if done else ""
         self._progress(share, desc=f"{what}: step {done} of {of}{left}")
 
 

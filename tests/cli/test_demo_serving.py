@@ -284,6 +284,46 @@ def test_a_wish_to_stop_makes_no_room_for_itself():
     visits.close()
 
 
+class Progress:
+    """Notes what a visitor reads."""
+
+    def __init__(self):
+        self.read = []
+
+    def __call__(self, share, desc):
+        self.read.append(desc)
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """Tells a job of something after so many seconds; what a visitor reads."""
+    now, progress, visits = [100.0], Progress(), Visits()
+    monkeypatch.setattr("dattn.apps.demo.serving.time", SimpleNamespace(monotonic=lambda: now[0]))
+    job = Job(visits.of("someone"), 100.0, 10_000, progress)
+
+    def tell(seconds, *what):
+        now[0] += seconds
+        job.tell(*what)
+        return progress.read[-1]
+
+    yield tell
+    visits.close()
+
+
+def test_the_time_left_goes_by_the_pace_of_what_runs(told):
+    assert told(10, "encoding", 5, 10) == "encoding: step 5 of 10, 10 s left"
+    assert told(10, "encoding", 10, 10) == "encoding: step 10 of 10, 0 s left"
+    assert told(1, "steps", 0, 100) == "steps: step 0 of 100"
+    assert told(2, "steps", 1, 100) == "steps: step 1 of 100, 297 s left"
+    assert told(2, "steps", 2, 100) == "steps: step 2 of 100, 245 s left"
+
+
+def test_the_time_left_counts_the_parts_that_follow(told):
+    assert told(10, "stock", 1, 2, 0, 2) == "stock: step 1 of 2, 30 s left"
+    told(10, "stock", 2, 2, 0, 2)
+    assert told(2, "Radial()", 1, 2, 1, 2) == "Radial(): step 1 of 2, 2 s left"
+
+
 def test_a_visit_that_runs_is_no_old_one():
     visits = Visits()
     visit = visits.of("someone")
