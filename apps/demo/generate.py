@@ -79,7 +79,7 @@ class GenerateTab(Tab):
     def connect(self) -> None:
         """Say what the controls do."""
         told = {"model": self.model, "pattern": self.pattern, **self.size.size, "dense": self.dense}
-        self.examples.click(lambda row: row[0], self.examples, self.prompt, **QUIET)
+        self.examples.click(served(lambda row: row[0]), self.examples, self.prompt, **QUIET)
         self.kind.change(served(self.choose_kind), self.kind, [self.kind, *self.sliders, self.pattern], **QUIET)
         for slider in self.sliders:
             slider.change(served(self.retell), [self.kind, self.pattern, *self.sliders], self.pattern, **QUIET)

@@ -100,10 +100,8 @@ def _as_shown(error: Exception) -> gr.Error:
     log.error("a call failed", exc_info=error)
     if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
         text = "Out of memory: ask for fewer frames or a smaller size"
-    elif isinstance(error, RuntimeError | OSError):
-        text = f"The model gave up: {error}"
-    else:
-        text = "This does not work with these settings: try others. The demo's log says why"
+    else:  # its own text may tell where things are on this machine
+        text = f"This does not work with these settings ({type(error).__name__}): try others. The demo's log says why"
     return gr.Error(text, title="That did not work", print_exception=False)
 
 
