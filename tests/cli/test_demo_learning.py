@@ -70,7 +70,8 @@ def test_a_lora_is_trained_and_used_by_its_visitor_alone(served, client, learnin
     assert seen[0] is None and None not in seen[1:]  # what is shown is not taken away
     plain, own = (client.predict(**wish(pattern="stock", lora=lora)) for lora in ("none", OWN_LORA))
     assert Path(plain[3]).read_bytes() != Path(own[3]).read_bytes()
-    assert "load_lora_weights" in own[7] and "load_lora_weights" not in plain[7]
+    assert "tab Fine-tune offers, saved where this runs.\npipe.load_lora_weights" in own[7]
+    assert "Fine-tune" not in plain[7] and "load_lora_weights" not in plain[7]
     assert Path(client.predict(**wish(pattern="stock"))[3]).read_bytes() == Path(plain[3]).read_bytes()
     charts = [client.predict(**inside(lora=lora))[5] for lora in ("none", OWN_LORA)]
     assert charts[0] != charts[1]
