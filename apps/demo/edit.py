@@ -12,7 +12,7 @@ from ..media import write_clip
 from . import limits
 from .edits import Edited, controls_of, edited, maps_of, overlaid, words_of
 from .look import badges
-from .parts import Pair, SizeControls, Update, lora_choice
+from .parts import Pair, SizeControls, Update, examples, lora_choice
 from .serving import QUIET, Given, Job, named, served
 from .tab import Tab
 from .wishes import Wishes
@@ -69,6 +69,7 @@ class EditTab(Tab):
         self.on_model(
             self.choose_model,
             [self.source, self.edit, *self.size.fitted, self.pair.row, self.frame, *self.map.either],
+            [self.source, self.edit],
         )
         strengths = {f"strength_{number}": slider for number, slider in enumerate(self.strengths, 1)}
         self.on_go(
@@ -91,12 +92,12 @@ class EditTab(Tab):
             api_description="A frame of your last edit's source and the same of the edit.",
         )  # fmt: skip
 
-    def choose_model(self, name: str) -> list[Update]:
+    def choose_model(self, name: str, *prompts: Any) -> list[Update]:
         """Another model: what it likes."""
         wishes = self.wishes(name)
-        prompts = [gr.update(value=text) for text in EDITS[wishes.video]]
+        texts = examples(prompts, EDITS, wishes.video)
         clips, other = Pair.turn(wishes.video)
-        return [*prompts, *SizeControls.fit(wishes), clips, gr.update(visible=wishes.video), clips, other]
+        return [*texts, *SizeControls.fit(wishes), clips, gr.update(visible=wishes.video), clips, other]
 
     def name_strengths(self, edit: str, before: list[str], *values: float) -> list[Any]:
         """The words of the edit, and a slider for each; a word that was there keeps its strength."""

@@ -19,7 +19,7 @@ from ..running import Request
 from ..shapes.folder import write_folder
 from . import charts, knobs, limits
 from .look import badges
-from .parts import SizeControls, Update
+from .parts import SizeControls, Update, example
 from .serving import Given, Job
 from .tab import Tab
 from .training import Training, training
@@ -93,7 +93,7 @@ class FinetuneTab(Tab):
 
     def connect(self) -> None:
         """Say what the controls do."""
-        self.on_model(self.choose_model, [self.pattern, self.prompt, *self.size.fitted])
+        self.on_model(self.choose_model, [self.pattern, self.prompt, *self.size.fitted], [self.prompt])
         self.on_go(
             self.make,
             {
@@ -105,11 +105,11 @@ class FinetuneTab(Tab):
             "Train a LoRA on a folder of the server's or on shapes; it is yours alone, until you leave.",
         )  # fmt: skip
 
-    def choose_model(self, name: str) -> list[Update]:
+    def choose_model(self, name: str, prompt: Any) -> list[Update]:
         """Another model: what it likes."""
         wishes = self.wishes(name)
         pattern = gr.update(choices=_patterns(wishes.video), value="stock")
-        return [pattern, gr.update(value=wishes.prompt), *SizeControls.fit(_small(wishes))]
+        return [pattern, example(prompt, self._studio.examples, wishes.prompt), *SizeControls.fit(_small(wishes))]
 
     def make(self, given: Given, job: Job) -> Iterator[tuple[Any, ...]]:
         """Train; what is known so far, again and again, and at last the LoRA."""

@@ -11,7 +11,7 @@ from ..media import write_clip
 from ..running import Request, Result
 from . import knobs, limits
 from .look import badges
-from .parts import Pair, SizeControls, Update, lora_choice
+from .parts import Pair, SizeControls, Update, example, lora_choice
 from .serving import ASIDE, QUIET, Given, Job, named, served, while_typing
 from .snippet import snippet
 from .tab import Tab
@@ -83,7 +83,8 @@ class GenerateTab(Tab):
         self.kind.change(served(self.choose_kind), self.kind, [self.kind, *self.sliders, self.pattern], **QUIET)
         for slider in self.sliders:
             slider.change(served(self.retell), [self.kind, self.pattern, *self.sliders], self.pattern, **QUIET)
-        self.on_model(self.choose_model, [self.prompt, self.kind, *self.size.fitted, *self.pair.either, self.examples])
+        chosen = [self.prompt, self.kind, *self.size.fitted, *self.pair.either, self.examples]
+        self.on_model(self.choose_model, chosen, [self.prompt])
         gr.on(  # when the page is loaded, and when one of them changes
             None, named("estimate", while_typing(self.guess)), list(told.values()), self.estimate,
             trigger_mode="always_last", api_name="estimate", show_progress="hidden",
@@ -120,13 +121,13 @@ class GenerateTab(Tab):
         offer = knobs.by_title(title)
         return offer.written({knob.name: value for knob, value in zip(offer.knobs, values, strict=False)})
 
-    def choose_model(self, name: str) -> list[Update]:
+    def choose_model(self, name: str, prompt: Any) -> list[Update]:
         """Another model: what it likes."""
         wishes = self.wishes(name)
         video = wishes.video
         titles = _titles(video)
         return [
-            gr.update(value=wishes.prompt),
+            example(prompt, [*self._studio.examples, *CLIPS, *PICTURES], wishes.prompt),
             gr.update(choices=titles, value=titles[0]),
             *SizeControls.fit(wishes),
             *Pair.turn(video),

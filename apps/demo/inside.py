@@ -17,7 +17,7 @@ from ..insight import ENOUGH, Insight, Seen
 from ..running import telling
 from . import charts, knobs, limits
 from .look import badges
-from .parts import SizeControls, Update, lora_choice
+from .parts import SizeControls, Update, example, lora_choice
 from .serving import QUIET, Given, Job, named, served
 from .tab import Tab
 from .wishes import Wishes
@@ -75,10 +75,7 @@ class InsideTab(Tab):
 
     def connect(self) -> None:
         """Say what the controls do."""
-        self.on_model(
-            lambda name: [gr.update(value=self.wishes(name).prompt), *SizeControls.fit(self.wishes(name))],
-            [self.prompt, *self.size.fitted],
-        )
+        self.on_model(self.choose_model, [self.prompt, *self.size.fitted], [self.prompt])
         place, shown = [self.step, self.layer, self.head], [self.charts, self.figures]
         self.on_go(
             self.make,
@@ -96,6 +93,11 @@ class InsideTab(Tab):
         )  # fmt: skip
         self.layer.input(served(self.choose_layer), place, [self.head, *shown], **QUIET)
         self.head.input(served(self.show), place, shown, **QUIET)
+
+    def choose_model(self, name: str, prompt: Any) -> list[Update]:
+        """Another model: what it likes."""
+        wishes = self.wishes(name)
+        return [example(prompt, self._studio.examples, wishes.prompt), *SizeControls.fit(wishes)]
 
     def make(self, given: Given, job: Job) -> tuple[Any, ...]:
         """Run once, and show the first layer that could be sparse."""

@@ -17,19 +17,20 @@ from ..running import run
 from . import limits
 from .look import badges
 from .painting import COLORS, around, boxed, outlined, painted, softened, zoom
-from .parts import Pair, SizeControls, Update, lora_choice
+from .parts import Pair, SizeControls, Update, examples, lora_choice
 from .serving import Given, Job
 from .tab import Tab
 from .wishes import Wishes
 
-BASE = {
-    True: "a red circle standing still and a blue square standing still",
-    False: "a red circle and a blue square",
-}
 FIRST = {
-    True: ("a red circle standing still", "a blue square standing still"),
-    False: ("a red circle", "a blue square"),
+    True: (
+        "a red circle standing still and a blue square standing still",
+        "a red circle standing still",
+        "a blue square standing still",
+    ),
+    False: ("a red circle and a blue square", "a red circle", "a blue square"),
 }
+"""Base prompt and those of two regions, of videos and of pictures."""
 ORDER = ("shapes-sd", "shapes-flux", "shapes-wan")
 BOXES = ("0, 0, 0.5, 1", "0.5, 0, 1, 1", "", "")
 MOST_SOFT = 32
@@ -53,7 +54,7 @@ class RegionsTab(Tab):
         """The prompts, and where each of them holds."""
         most = limits.LONGEST_PROMPT
         self.prompt = gr.Textbox(
-            BASE[wishes.video], label="Base prompt", info="Of the whole picture", lines=2, max_length=most,
+            FIRST[wishes.video][0], label="Base prompt", info="Of the whole picture", lines=2, max_length=most,
             elem_id="regions-prompt",
         )  # fmt: skip
         self.canvas = gr.ImageEditor(
@@ -66,7 +67,7 @@ class RegionsTab(Tab):
             elem_id="regions-paint",
         )  # fmt: skip
         gr.Markdown("Paint each region in its colour. One that is not painted is its box.", elem_id="regions-help")
-        texts = [*FIRST[wishes.video], "", ""]
+        texts = [*FIRST[wishes.video][1:], "", ""]
         rows = [self._build_region(*row) for row in zip(range(1, 5), COLORS, texts, BOXES, strict=True)]
         self.prompts, self.boxes = zip(*rows, strict=True)
         self.model = self.model_choice(name, "Any that Regions serves; others say why not")
@@ -117,8 +118,9 @@ class RegionsTab(Tab):
 
     def connect(self) -> None:
         """Say what the controls do."""
-        texts = [self.prompt, *self.prompts[:2], self.canvas]
-        self.on_model(self.choose_model, [*texts, *self.how.values(), *self.size.fitted, *self.pair.either])
+        texts = [self.prompt, *self.prompts[:2]]
+        changed = [*texts, self.canvas, *self.how.values(), *self.size.fitted, *self.pair.either]
+        self.on_model(self.choose_model, changed, texts)
         regions = {f"prompt_{number}": one for number, one in enumerate(self.prompts, 1)}
         regions |= {f"box_{number}": one for number, one in enumerate(self.boxes, 1)}
         self.on_go(
@@ -133,10 +135,10 @@ class RegionsTab(Tab):
             "of the picture, unless its colour is painted on the canvas: then that, or the box around it.",
         )  # fmt: skip
 
-    def choose_model(self, name: str) -> list[Update]:
+    def choose_model(self, name: str, *prompts: Any) -> list[Update]:
         """Another model: what it likes."""
         wishes = self.wishes(name)
-        texts = [gr.update(value=text) for text in (BASE[wishes.video], *FIRST[wishes.video])]
+        texts = examples(prompts, FIRST, wishes.video)
         how = [gr.update(value=value) for value in APART[wishes.video]]
         canvas = gr.update(value=None, canvas_size=_canvas(wishes))
         return [*texts, canvas, *how, *SizeControls.fit(wishes), *Pair.turn(wishes.video)]

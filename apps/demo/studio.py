@@ -85,6 +85,11 @@ class Studio:
         """Names that can be asked for: those of the command line, then the demo models."""
         return list(self._places)
 
+    @property
+    def examples(self) -> list[str]:
+        """The prompts that models which were loaded begin with."""
+        return [Wishes.of(loaded).prompt for loaded in list(self._loaded.values())]
+
     def place(self, name: str) -> str:
         """The folder or hub name of a model that can be asked for."""
         return self._places[name]

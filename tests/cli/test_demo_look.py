@@ -6,7 +6,12 @@ import pytest
 
 gr = pytest.importorskip("gradio")
 
-from dattn.apps.demo.look import STYLES, theme  # noqa: E402, after the check for gradio
+from dattn.apps.demo.edit import EditTab  # noqa: E402, after the check for gradio
+from dattn.apps.demo.finetune import FinetuneTab  # noqa: E402
+from dattn.apps.demo.generate import GenerateTab  # noqa: E402
+from dattn.apps.demo.inside import InsideTab  # noqa: E402
+from dattn.apps.demo.look import STYLES, theme  # noqa: E402
+from dattn.apps.demo.regions import RegionsTab  # noqa: E402
 from dattn.apps.demo.wishes import Wishes  # noqa: E402
 
 LEGIBLE = 4.5
@@ -68,6 +73,18 @@ def test_every_control_of_every_tab_is_labelled_explained_and_named(served):
         )
     names = [one.elem_id for one in demo.blocks.values() if one.elem_id]
     assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("tab", [GenerateTab, EditTab, RegionsTab, InsideTab, FinetuneTab], ids=lambda tab: tab.action)
+def test_a_prompt_that_was_typed_stays_when_the_model_changes(served, sd_folder, tab):
+    with gr.Blocks() as demo:
+        tab(*served[1:3]).build()
+    (changed,) = (one for one in demo.fns.values() if one.fn.__name__ == "choose_model")
+    prompts = changed.inputs[1:]
+    assert prompts and set(prompts) <= set(changed.outputs) and changed.show_progress == "minimal"
+    for texts, stay in (([one.value for one in prompts], False), (["my own"] * len(prompts), True)):
+        updates = dict(zip(changed.outputs, changed.fn(str(sd_folder), *texts), strict=True))
+        assert all(("value" not in updates[one]) == stay for one in prompts)
 
 
 @pytest.mark.parametrize("wish", [(81, 480, 480), (1, 4096, 4096), (513, 16, 16), (33, 64, 64)])
