@@ -18,7 +18,7 @@ from . import limits
 from .look import badges
 from .painting import COLORS, around, boxed, outlined, painted, softened, zoom
 from .parts import Pair, SizeControls, Update, examples, lora_choice
-from .serving import Given, Job
+from .serving import ASIDE, QUIET, Given, Job, served
 from .tab import Tab
 from .wishes import Wishes
 
@@ -31,6 +31,7 @@ FIRST = {
     False: ("a red circle and a blue square", "a red circle", "a blue square"),
 }
 """Base prompt and those of two regions, of videos and of pictures."""
+HELP = "Paint each region in its colour. One that is not painted is its box. Another shape empties the canvas."
 ORDER = ("shapes-sd", "shapes-flux", "shapes-wan")
 BOXES = ("0, 0, 0.5, 1", "0.5, 0, 1, 1", "", "")
 MOST_SOFT = 32
@@ -60,13 +61,14 @@ class RegionsTab(Tab):
         self.canvas = gr.ImageEditor(
             type="pil", image_mode="RGBA", sources=[], transforms=[], layers=False, fixed_canvas=True,
             brush=gr.Brush(16, [*COLORS.values()], next(iter(COLORS.values())), "fixed"), buttons=["fullscreen"],
-            canvas_size=_canvas(wishes), label="Canvas", elem_id="regions-canvas",
+            canvas_size=_canvas(wishes.height, wishes.width), label="Canvas", elem_id="regions-canvas",
         )  # fmt: skip
+        self.shape = gr.State(_canvas(wishes.height, wishes.width))
         self.paint = gr.Radio(
             [PAINTED, AROUND], value=PAINTED, label="A painted region is", info="Draw a box by a stroke across it",
             elem_id="regions-paint",
         )  # fmt: skip
-        gr.Markdown("Paint each region in its colour. One that is not painted is its box.", elem_id="regions-help")
+        gr.Markdown(HELP, elem_id="regions-help")
         texts = [*FIRST[wishes.video][1:], "", ""]
         rows = [self._build_region(*row) for row in zip(range(1, 5), COLORS, texts, BOXES, strict=True)]
         self.prompts, self.boxes = zip(*rows, strict=True)
@@ -121,6 +123,11 @@ class RegionsTab(Tab):
         texts = [self.prompt, *self.prompts[:2]]
         changed = [*texts, self.canvas, *self.how.values(), *self.size.fitted, *self.pair.either]
         self.on_model(self.choose_model, changed, texts)
+        sides = [self.size.height, self.size.width]
+        gr.on(
+            [side.change for side in sides], served(self.fit_canvas), [self.model, *sides, self.shape],
+            [self.canvas, self.shape], trigger_mode="always_last", **QUIET, **ASIDE,
+        ).then(lambda: gr.update(visible=True), None, self.canvas, **QUIET, **ASIDE)  # fmt: skip
         regions = {f"prompt_{number}": one for number, one in enumerate(self.prompts, 1)}
         regions |= {f"box_{number}": one for number, one in enumerate(self.boxes, 1)}
         self.on_go(
@@ -140,8 +147,22 @@ class RegionsTab(Tab):
         wishes = self.wishes(name)
         texts = examples(prompts, FIRST, wishes.video)
         how = [gr.update(value=value) for value in APART[wishes.video]]
-        canvas = gr.update(value=None, canvas_size=_canvas(wishes))
-        return [*texts, canvas, *how, *SizeControls.fit(wishes), *Pair.turn(wishes.video)]
+        return [*texts, gr.update(value=None), *how, *SizeControls.fit(wishes), *Pair.turn(wishes.video)]
+
+    def fit_canvas(self, model: Any, height: Any, width: Any, shape: tuple[int, int]) -> list[Any]:
+        """An empty canvas where the picture has another shape that the model makes, and its shape.
+
+        It is hidden, for it takes a size only when it is shown anew.
+        """
+        try:
+            wish = self._studio.request({"model": model, "frames": 1, "height": height, "width": width})
+        except ValueError:  # half written
+            return [gr.skip(), shape]
+        assert wish.height and wish.width
+        size = _canvas(wish.height, wish.width)
+        if size[0] * shape[1] == size[1] * shape[0]:
+            return [gr.skip(), shape]
+        return [gr.update(visible=False, value=None, canvas_size=size), size]
 
     def make(self, given: Given, job: Job) -> tuple[Any, ...]:
         """Make the base prompt alone, and with the regions."""
@@ -210,7 +231,7 @@ def _drawn(mask: Image.Image, paint: Any) -> Image.Image:
     return around(mask) if paint == AROUND else mask
 
 
-def _canvas(wishes: Wishes) -> tuple[int, int]:
+def _canvas(height: int, width: int) -> tuple[int, int]:
     """Width and height of the canvas."""
-    scale = zoom(wishes.height, wishes.width)
-    return wishes.width * scale, wishes.height * scale
+    scale = zoom(height, width)
+    return width * scale, height * scale

@@ -125,6 +125,18 @@ def test_a_painted_mask_is_the_region(page):
     assert "Regions" in page.inner_text("#regions-facts") and not page.errors
 
 
+def test_the_canvas_follows_the_size(page):
+    open_tab(page, "Regions")
+    page.wait_for_selector("#regions-canvas canvas")
+    page.click("#regions-size > button")
+    enlarged = "() => parseInt(document.querySelector('#regions-canvas')?.innerText.match(/(\\d+)%/)?.[1])"
+    page.wait_for_function(enlarged)
+    before = page.evaluate(enlarged)
+    set_number(page, "regions-height", 16)  # half as high: there is room to show it larger
+    page.wait_for_function(f"before => ({enlarged})() > 1.2 * before", arg=before)
+    assert not page.errors
+
+
 @pytest.fixture
 def edited(page):
     """The page with an edit on it."""

@@ -13,6 +13,7 @@ from dattn.apps.demo.edit import WORDS, EditTab  # noqa: E402, after the check f
 from dattn.apps.demo.generate import GenerateTab  # noqa: E402, after the check for gradio
 from dattn.apps.demo.long_video import LongTab  # noqa: E402, after the check for gradio
 from dattn.apps.demo.painting import COLORS, MOST_LAYERS, SHOWN, painted, zoom  # noqa: E402
+from dattn.apps.demo.regions import RegionsTab  # noqa: E402
 from dattn.apps.demo.serving import while_typing  # noqa: E402
 from dattn.apps.demo.visits import MOST_RUNS  # noqa: E402
 
@@ -221,6 +222,15 @@ def test_what_is_painted_may_count_as_the_box_around_it(client, regional, canvas
 def test_a_box_that_is_typed_stays_whatever_counts_of_paint(client, regional):
     one, other = (client.predict(**regional(paint=paint))[4][1] for paint in ("as painted", "the box around it"))
     assert abs(pixels(one) - pixels(other)).max() == 0
+
+
+def test_the_canvas_has_the_shape_of_the_picture(served, sd_folder):
+    tab = RegionsTab(served[1], served[2])
+    canvas, shape = tab.fit_canvas(str(sd_folder), 32, 64, (256, 256))
+    assert canvas["canvas_size"] == shape == (256, 128)
+    for height in (3, None, 32, 32.0):  # half written, or of the same shape
+        canvas, same = tab.fit_canvas(str(sd_folder), height, 64, shape)
+        assert "canvas_size" not in canvas and same == shape
 
 
 @pytest.mark.parametrize("sides", [(16, 16), (64, 64), (16, 4096), (8, 100_000), (300, 20)])
