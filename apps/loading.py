@@ -143,6 +143,7 @@ def load(
     lora: Path | None = None,
     revision: str | None = None,
     variant: str | None = None,
+    safe: bool = False,
 ) -> Loaded:
     """Load a pipeline, silently.
 
@@ -152,6 +153,7 @@ def load(
         dtype: a name such as ``bfloat16``; None is float32 on CPU, bfloat16 elsewhere.
         lora: a folder or file of a LoRA that is put on the model; None for none.
         revision, variant: of a model of the hub, and of its files.
+        safe: read weights from safetensors alone, never from pickles, which can run code.
 
     Raises:
         ValueError: what cannot be loaded, and why.
@@ -166,7 +168,9 @@ def load(
     _be_quiet()
     kind = getattr(torch, dtype or ("float32" if device == "cpu" else "bfloat16"))
     try:
-        pipe = DiffusionPipeline.from_pretrained(source, dtype=kind, revision=revision, variant=variant)
+        pipe = DiffusionPipeline.from_pretrained(
+            source, dtype=kind, revision=revision, variant=variant, use_safetensors=safe or None
+        )
     except Exception as error:  # whatever a broken folder, a missing network or a missing class raises
         raise ValueError(f"model {source}: cannot be loaded ({_first_line(error)})") from error
     if lora is not None:

@@ -227,12 +227,10 @@ def run_to_the_grid(loaded: Loaded, request: Request) -> None:
 
 def _timed(loaded: Loaded, request: Request, name: str, on_step: OnStep | None = None) -> Result:
     loaded.pipe.set_progress_bar_config(desc=name, leave=False, disable=not sys.stderr.isatty())
-    call = request.call(loaded)
-    if loaded.pipe.device.type != "cpu":
-        loaded.pipe(**{**call, "num_inference_steps": 2})  # kernels compile on the first call
-        call = request.call(loaded)
-    if on_step is not None and "callback_on_step_end" in loaded.arguments:
-        call["callback_on_step_end"] = telling(on_step)
+    if loaded.pipe.device.type != "cpu":  # kernels compile on the first call, of which nothing counts as done
+        warm = None if on_step is None else lambda done, of: on_step(0, request.steps or of)
+        loaded.pipe(**_told(loaded, replace(request, steps=2), warm))
+    call = _told(loaded, request, on_step)
     with _stopwatch(loaded.denoisers) as denoising:
         start = _now()
         output = loaded.pipe(**call)
@@ -240,6 +238,14 @@ def _timed(loaded: Loaded, request: Request, name: str, on_step: OnStep | None =
     result = Result(name, clips_of(output)[0], seconds, denoising())
     _judge(loaded, request, result)
     return result
+
+
+def _told(loaded: Loaded, request: Request, on_step: OnStep | None) -> dict[str, Any]:
+    """The arguments of a call that tells of its steps, where the pipeline can."""
+    call = request.call(loaded)
+    if on_step is not None and "callback_on_step_end" in loaded.arguments:
+        call["callback_on_step_end"] = telling(on_step)
+    return call
 
 
 def telling(on_step: OnStep) -> Callable[..., dict[str, Any]]:
@@ -250,6 +256,19 @@ def telling(on_step: OnStep) -> Callable[..., dict[str, Any]]:
         return tensors
 
     return after
+
+
+@contextmanager
+def checked(pipe: Any, check: Callable[[], None]) -> Iterator[None]:
+    """Call ``check`` before each layer of a pipeline's networks; what it raises ends the run, within a step."""
+    networks = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    lists = [part for network in networks for part in network.modules() if isinstance(part, torch.nn.ModuleList)]
+    hooks = [layer.register_forward_pre_hook(lambda *_: check()) for layers in lists for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _now() -> float:

@@ -36,6 +36,9 @@ def parser() -> Parser:
         help="of a clip, all frames together (default: by device, 2 million on a CPU)",
     )
     p.add_argument(
+        "--max-tokens", type=at_least(1), help="that a layer attends to (default: by device, 32768 on a CPU)"
+    )
+    p.add_argument(
         "--deadline", type=at_least(1), default=3600, metavar="SECONDS", help="of one call (default: %(default)s)"
     )
     p.add_argument("--queue", type=at_least(1), default=20, help="visitors that may wait (default: %(default)s)")

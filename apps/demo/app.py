@@ -20,7 +20,7 @@ from .look import IN_STEP, STYLES, theme
 from .regions import RegionsTab
 from .serving import ASIDE, QUIET, note_time, served
 from .studio import Studio
-from .uploads import LARGEST, LARGEST_PICTURE, PicturesOnly, open_only_pictures
+from .uploads import LARGEST, LARGEST_PICTURE, PicturesOnly, keep_few_canvases, open_only_pictures, refuse_addresses
 from .visits import Visits
 
 KEPT = 24 * 3600
@@ -63,6 +63,8 @@ def launch(demo: gr.Blocks, options: argparse.Namespace, **more: Any) -> Any:
     if options.mcp and find_spec("mcp") is None:
         raise ValueError('--mcp: the package mcp is not installed; pip install "gradio[mcp]"')
     Image.MAX_IMAGE_PIXELS = LARGEST_PICTURE  # a small file may hold a picture that fills the memory
+    refuse_addresses()
+    keep_few_canvases()
     demo.queue(max_size=options.queue)
     app = {"dependencies": [fastapi.Depends(note_time)], "middleware": [Middleware(PicturesOnly)]}
     return demo.launch(
@@ -83,7 +85,10 @@ def launch(demo: gr.Blocks, options: argparse.Namespace, **more: Any) -> Any:
 
 def serve(options: argparse.Namespace) -> None:
     """Serve until interrupted."""
-    studio = Studio(options.model, options.device, options.dtype, options.max_pixels, options.deadline, options.data)
+    studio = Studio(
+        *(options.model, options.device, options.dtype, options.max_pixels, options.deadline, options.data),
+        tokens=options.max_tokens,
+    )
     visits = Visits()
     open_only_pictures()
     try:

@@ -12,7 +12,7 @@ from ..media import write_clip
 from . import limits
 from .edits import Edited, controls_of, edited, maps_of, overlaid, words_of
 from .look import badges
-from .parts import Pair, SizeControls, Update, lora_choice
+from .parts import Pair, SizeControls, Update, examples, lora_choice
 from .serving import QUIET, Given, Job, named, served
 from .tab import Tab
 from .wishes import Wishes
@@ -46,6 +46,7 @@ class EditTab(Tab):
         )  # fmt: skip
         with gr.Accordion("Strength of words", open=True, elem_id="edit-strengths"):
             self.strengths = [_strength(word, i) for i, word in enumerate(_padded(edit))]
+            self.words = gr.State(_padded(edit))
         self.lora = lora_choice(self.prefix)
         self.size = self.size_controls(wishes)
 
@@ -63,10 +64,12 @@ class EditTab(Tab):
 
     def connect(self) -> None:
         """Say what the controls do."""
-        self.edit.change(served(self.name_strengths), self.edit, self.strengths, **QUIET)
+        sliders = [self.words, *self.strengths]
+        self.edit.change(served(self.name_strengths), [self.edit, *sliders], sliders, **QUIET)
         self.on_model(
             self.choose_model,
             [self.source, self.edit, *self.size.fitted, self.pair.row, self.frame, *self.map.either],
+            [self.source, self.edit],
         )
         strengths = {f"strength_{number}": slider for number, slider in enumerate(self.strengths, 1)}
         self.on_go(
@@ -89,16 +92,20 @@ class EditTab(Tab):
             api_description="A frame of your last edit's source and the same of the edit.",
         )  # fmt: skip
 
-    def choose_model(self, name: str) -> list[Update]:
+    def choose_model(self, name: str, *prompts: Any) -> list[Update]:
         """Another model: what it likes."""
         wishes = self.wishes(name)
-        prompts = [gr.update(value=text) for text in EDITS[wishes.video]]
+        texts = examples(prompts, EDITS, wishes.video)
         clips, other = Pair.turn(wishes.video)
-        return [*prompts, *SizeControls.fit(wishes), clips, gr.update(visible=wishes.video), clips, other]
+        return [*texts, *SizeControls.fit(wishes), clips, gr.update(visible=wishes.video), clips, other]
 
-    def name_strengths(self, edit: str) -> list[Update]:
-        """A slider for each word of the edit."""
-        return [gr.update(label=word or "–", visible=bool(word), value=1) for word in _padded(edit)]
+    def name_strengths(self, edit: str, before: list[str], *values: float) -> list[Any]:
+        """The words of the edit, and a slider for each; a word that was there keeps its strength."""
+        words, known = _padded(edit), dict(zip(before, values, strict=True))
+        sliders = [
+            gr.update(label=word or "–", visible=bool(word), value=known.get(word, 1) if word else 1) for word in words
+        ]
+        return [words, *sliders]
 
     def make(self, given: Given, job: Job) -> tuple[Any, ...]:
         """Make both, and the map of the first new word."""
@@ -109,7 +116,7 @@ class EditTab(Tab):
         controls = controls_of(wish.prompt, edit, keep, self._strengths(given, edit))
         words = words_of(wish.prompt, edit)
         maps = maps_of(words, self._studio.joint_layers(model, wish))
-        with self._studio.model(model, visit.lora_for(model, given["lora"])) as loaded:
+        with self._studio.at_work(model, wish, job.check, visit.lora_for(model, given["lora"])) as loaded:
             visit.edit = made = edited(loaded, wish, edit, controls, maps, job.tell)
         visit.edit_place = place = visit.place()
         files = [write_clip(clip, place, name) for name, clip in (("source", made.source), ("edit", made.edit))]

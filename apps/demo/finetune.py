@@ -19,7 +19,7 @@ from ..running import Request
 from ..shapes.folder import write_folder
 from . import charts, knobs, limits
 from .look import badges
-from .parts import SizeControls, Update
+from .parts import SizeControls, Update, example
 from .serving import Given, Job
 from .tab import Tab
 from .training import Training, training
@@ -93,7 +93,7 @@ class FinetuneTab(Tab):
 
     def connect(self) -> None:
         """Say what the controls do."""
-        self.on_model(self.choose_model, [self.pattern, self.prompt, *self.size.fitted])
+        self.on_model(self.choose_model, [self.pattern, self.prompt, *self.size.fitted], [self.prompt])
         self.on_go(
             self.make,
             {
@@ -105,11 +105,11 @@ class FinetuneTab(Tab):
             "Train a LoRA on a folder of the server's or on shapes; it is yours alone, until you leave.",
         )  # fmt: skip
 
-    def choose_model(self, name: str) -> list[Update]:
+    def choose_model(self, name: str, prompt: Any) -> list[Update]:
         """Another model: what it likes."""
         wishes = self.wishes(name)
         pattern = gr.update(choices=_patterns(wishes.video), value="stock")
-        return [pattern, gr.update(value=wishes.prompt), *SizeControls.fit(_small(wishes))]
+        return [pattern, example(prompt, self._studio.examples, wishes.prompt), *SizeControls.fit(_small(wishes))]
 
     def make(self, given: Given, job: Job) -> Iterator[tuple[Any, ...]]:
         """Train; what is known so far, again and again, and at last the LoRA."""
@@ -117,7 +117,7 @@ class FinetuneTab(Tab):
         folder = job.visit.folder / "training"
         shutil.rmtree(folder, ignore_errors=True)
         (folder / "run").mkdir(parents=True)
-        words = self._words(given, wish, folder)
+        words = self._words(given, wish, folder, job)
         steps, began = int(given["train_steps"]), time.monotonic()
         with training(words, folder / "run", self._studio.device) as run:
             for told, losses, picture in _news(run, job):
@@ -132,7 +132,7 @@ class FinetuneTab(Tab):
         told = badges({"Trained": f"{time.monotonic() - began:.0f} s", "LoRA": "choose it in the other tabs"})
         yield told, wish.seed, last, str(place / "validation.png"), str(place / WEIGHTS)
 
-    def _words(self, given: Given, wish: Request, folder: Path) -> list[str]:
+    def _words(self, given: Given, wish: Request, folder: Path, job: Job) -> list[str]:
         """The command line of a run.
 
         Raises:
@@ -143,7 +143,7 @@ class FinetuneTab(Tab):
         steps = limits.whole(given["train_steps"], "Training steps", 1, MOST_TRAINING)
         rank = limits.whole(given["rank"], "Rank", 1, MOST_RANK)
         rate = allowed.number(given["learning_rate"], "Learning rate", *RATES)
-        data = self._data(given["data"], wish, folder)
+        data = self._data(given["data"], wish, folder, job)
         with self._studio.model(given["model"]) as loaded:
             precision = PRECISIONS.get(str(loaded.pipe.dtype), "no")
         guidance = {} if wish.guidance is None else {"guidance_scale": wish.guidance}
@@ -164,8 +164,8 @@ class FinetuneTab(Tab):
         }
         return [f"--{name}={value}" for name, value in options.items()]
 
-    def _data(self, name: Any, wish: Request, folder: Path) -> Path:
-        """The folder of a data set; that of shapes is written.
+    def _data(self, name: Any, wish: Request, folder: Path, job: Job) -> Path:
+        """The folder of a data set; that of shapes is written, for as long as the job is to go on.
 
         Raises:
             ValueError: none of that name.
@@ -176,8 +176,12 @@ class FinetuneTab(Tab):
             sets = ", ".join([WHITE, SHAPES, *self._studio.data])
             raise ValueError(f"Data {escape(str(name)[:40])!r}: choose one of {sets}")
         assert wish.height and wish.width
-        size = wish.frames or 1, max(wish.height, wish.width)
-        write_folder(folder / "data", CLIPS, *size, change=_white if name == WHITE else lambda clip: clip)
+
+        def change(clip: np.ndarray) -> np.ndarray:
+            job.check()
+            return _white(clip) if name == WHITE else clip
+
+        write_folder(folder / "data", CLIPS, wish.frames or 1, (wish.height, wish.width), change=change)
         return folder / "data"
 
 

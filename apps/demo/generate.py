@@ -11,8 +11,8 @@ from ..media import write_clip
 from ..running import Request, Result
 from . import knobs, limits
 from .look import badges
-from .parts import Pair, SizeControls, Update, lora_choice
-from .serving import ASIDE, QUIET, Given, Job, named, served
+from .parts import Pair, SizeControls, Update, example, lora_choice
+from .serving import ASIDE, QUIET, Given, Job, named, served, while_typing
 from .snippet import snippet
 from .tab import Tab
 from .wishes import Wishes
@@ -79,14 +79,15 @@ class GenerateTab(Tab):
     def connect(self) -> None:
         """Say what the controls do."""
         told = {"model": self.model, "pattern": self.pattern, **self.size.size, "dense": self.dense}
-        self.examples.click(lambda row: row[0], self.examples, self.prompt, **QUIET)
+        self.examples.click(served(lambda row: row[0]), self.examples, self.prompt, **QUIET)
         self.kind.change(served(self.choose_kind), self.kind, [self.kind, *self.sliders, self.pattern], **QUIET)
         for slider in self.sliders:
             slider.change(served(self.retell), [self.kind, self.pattern, *self.sliders], self.pattern, **QUIET)
-        self.on_model(self.choose_model, [self.prompt, self.kind, *self.size.fitted, *self.pair.either, self.examples])
+        chosen = [self.prompt, self.kind, *self.size.fitted, *self.pair.either, self.examples]
+        self.on_model(self.choose_model, chosen, [self.prompt])
         gr.on(  # when the page is loaded, and when one of them changes
-            None, named("estimate", served(self.guess)), list(told.values()), self.estimate, trigger_mode="always_last",
-            api_name="estimate", show_progress="hidden",
+            None, named("estimate", while_typing(self.guess)), list(told.values()), self.estimate,
+            trigger_mode="always_last", api_name="estimate", show_progress="hidden",
             api_description="Tokens of a clip, and the share of attention that a pattern computes.", **ASIDE,
         )  # fmt: skip
         self.on_go(
@@ -120,13 +121,13 @@ class GenerateTab(Tab):
         offer = knobs.by_title(title)
         return offer.written({knob.name: value for knob, value in zip(offer.knobs, values, strict=False)})
 
-    def choose_model(self, name: str) -> list[Update]:
+    def choose_model(self, name: str, prompt: Any) -> list[Update]:
         """Another model: what it likes."""
         wishes = self.wishes(name)
         video = wishes.video
         titles = _titles(video)
         return [
-            gr.update(value=wishes.prompt),
+            example(prompt, [*self._studio.examples, *CLIPS, *PICTURES], wishes.prompt),
             gr.update(choices=titles, value=titles[0]),
             *SizeControls.fit(wishes),
             *Pair.turn(video),
@@ -134,13 +135,17 @@ class GenerateTab(Tab):
         ]
 
     def guess(self, model: Any, pattern: Any, frames: Any, height: Any, width: Any, dense: Any) -> str:
-        """Tokens and work of what would be made, before it is."""
+        """Tokens and work of what would be made, before it is.
+
+        Raises:
+            ValueError: what is wrong with it.
+        """
         request = self._studio.request({"model": model, "frames": frames, "height": height, "width": width})
         attention, first = limits.attention(pattern), self._dense(dense)
         grid = self._studio.grid_now(model, request)
         if grid is None:
             return badges({"Tokens": "counted when the device is free"})
-        share = self._studio.share(attention, grid)
+        share = self._studio.share(attention, self._studio.limits.grid(grid))
         told = {"Tokens": f"{grid.tokens:,}", "Attention computed": f"about {first + (1 - first) * share:.0%}"}
         return badges(told | ({"after the dense steps": f"{share:.0%}"} if first and attention != "stock" else {}))
 
@@ -153,7 +158,7 @@ class GenerateTab(Tab):
         attention = limits.attention(given["pattern"])
         dense = self._dense(given["dense"])
         lora = job.visit.lora_for(model, given["lora"])
-        stock, made = self._studio.make(model, wish, attention, dense, job.tell, lora)
+        stock, made = self._studio.make(model, wish, attention, dense, job, lora)
         with self._studio.model(model) as loaded:
             code = snippet(loaded, wish, attention, dense, lora is not None)
         place = job.visit.place()

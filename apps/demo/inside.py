@@ -17,7 +17,7 @@ from ..insight import ENOUGH, Insight, Seen
 from ..running import telling
 from . import charts, knobs, limits
 from .look import badges
-from .parts import SizeControls, Update, lora_choice
+from .parts import SizeControls, Update, example, lora_choice
 from .serving import QUIET, Given, Job, named, served
 from .tab import Tab
 from .wishes import Wishes
@@ -75,10 +75,7 @@ class InsideTab(Tab):
 
     def connect(self) -> None:
         """Say what the controls do."""
-        self.on_model(
-            lambda name: [gr.update(value=self.wishes(name).prompt), *SizeControls.fit(self.wishes(name))],
-            [self.prompt, *self.size.fitted],
-        )
+        self.on_model(self.choose_model, [self.prompt, *self.size.fitted], [self.prompt])
         place, shown = [self.step, self.layer, self.head], [self.charts, self.figures]
         self.on_go(
             self.make,
@@ -97,6 +94,11 @@ class InsideTab(Tab):
         self.layer.input(served(self.choose_layer), place, [self.head, *shown], **QUIET)
         self.head.input(served(self.show), place, shown, **QUIET)
 
+    def choose_model(self, name: str, prompt: Any) -> list[Update]:
+        """Another model: what it likes."""
+        wishes = self.wishes(name)
+        return [example(prompt, self._studio.examples, wishes.prompt), *SizeControls.fit(wishes)]
+
     def make(self, given: Given, job: Job) -> tuple[Any, ...]:
         """Run once, and show the first layer that could be sparse."""
         wish, allowed = self._studio.request(given), self._studio.limits
@@ -104,7 +106,7 @@ class InsideTab(Tab):
         assert wish.steps
         noted = sorted({round(i * (wish.steps - 1) / (NOTED - 1)) for i in range(NOTED)})
         lora = job.visit.lora_for(given["model"], given["lora"])
-        with self._studio.model(given["model"], lora) as loaded:
+        with self._studio.at_work(given["model"], wish, job.check, lora) as loaded:
             insight = Insight(noted, wish.steps, across, down, _settings(loaded.makes_video))
             call = wish.call(loaded)
             if "callback_on_step_end" in loaded.arguments:

@@ -8,6 +8,7 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
+from dattn.grid import TokenGrid
 from dattn.registry import pattern_from_string
 
 from ..arguments import STOCK
@@ -29,10 +30,12 @@ class Limits:
 
     Attributes:
         pixels: frames × height × width at most.
+        tokens: that a layer may attend to.
         seconds: that it may run.
     """
 
     pixels: int
+    tokens: int
     seconds: float
 
     def prompt(self, text: Any, name: str = "Prompt") -> str:
@@ -64,6 +67,17 @@ class Limits:
             shape = f"{' × '.join(map(str, numbers))} = {math.prod(numbers):,} pixels"
             raise ValueError(f"{shape}: {self.pixels:,} are the most here; ask for less")
         return numbers[0], numbers[1], numbers[2]
+
+    def grid(self, grid: TokenGrid) -> TokenGrid:
+        """Tokens that this machine may be asked for: a layer's work grows with their square.
+
+        Raises:
+            ValueError: too many.
+        """
+        if grid.tokens > self.tokens:
+            most = f"{self.tokens:,} are the most here"
+            raise ValueError(f"{grid.tokens:,} tokens: {most}; ask for fewer frames or a smaller size")
+        return grid
 
     def steps(self, value: Any) -> int:
         """Denoising steps.

@@ -19,7 +19,7 @@ from ..running import Request, clips_of, telling
 from . import limits
 from .look import badges
 from .parts import SizeControls, lora_choice
-from .serving import ASIDE, QUIET, Given, Job, served
+from .serving import ASIDE, QUIET, Given, Job, while_typing
 from .studio import OnStep
 from .tab import Tab
 from .wishes import Wishes
@@ -78,7 +78,7 @@ class LongTab(Tab):
         told = {"model": self.model, "prompts": self.prompts}
         self.on_model(lambda name: SizeControls.fit(self.wishes(name)), self.size.fitted)
         gr.on(  # when the page is loaded, and when one of them changes
-            None, served(self.preview), [*told.values(), *self.size.size.values()], self.line,
+            None, while_typing(self.preview), [*told.values(), *self.size.size.values()], self.line,
             trigger_mode="always_last", **QUIET, **ASIDE,
         )  # fmt: skip
         self.on_go(
@@ -91,7 +91,11 @@ class LongTab(Tab):
         )
 
     def preview(self, model: Any, prompts: Any, frames: Any, height: Any, width: Any) -> str:
-        """The timeline of what would be made."""
+        """The timeline of what would be made.
+
+        Raises:
+            ValueError: what is wrong with it.
+        """
         wanted = self._prompts(prompts)
         wish = self._studio.request({"model": model, "frames": frames, "height": height, "width": width})
         return timeline(wanted, self._plan(self._studio.loaded(model), wish, wanted))
@@ -102,7 +106,7 @@ class LongTab(Tab):
         wish = self._studio.request({**given, "prompt": wanted[0].text})
         began = time.perf_counter()
         lora = job.visit.lora_for(given["model"], given["lora"])
-        with self._studio.model(given["model"], lora) as loaded:
+        with self._studio.at_work(given["model"], wish, job.check, lora) as loaded:
             segments = self._plan(loaded, wish, wanted)
             clip = _made(loaded, wish, wanted, job.tell)
         file = write_clip(clip, job.visit.place(), "long")

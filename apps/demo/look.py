@@ -1,4 +1,4 @@
-"""How the demo looks: theme, styles, and the few lines of script that keep two videos in step."""
+"""How the demo looks: theme, styles, and the few lines of script for what Gradio lacks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ STYLES = """
 .badge { border: 1px solid var(--border-color-primary); border-radius: 999px; padding: .15rem .7rem;
   background: var(--background-fill-secondary); color: var(--body-text-color); font-size: .9rem; white-space: nowrap; }
 .badge b { color: var(--primary-600); } .dark .badge b { color: var(--primary-400); }
+button[role=tab][aria-selected=true] { color: var(--primary-600); }
+.dark button[role=tab][aria-selected=true] { color: var(--primary-400); }
+.not-yet { overflow-wrap: anywhere; }
 .clip video, .clip img { image-rendering: pixelated; width: 100%; object-fit: contain; }
 .monospace textarea { font-family: monospace; font-size: .75rem; white-space: pre; overflow-x: auto; }
 .timeline .bar { background: var(--primary-600); color: white; border-radius: 6px; padding: .2rem .6rem;
@@ -52,6 +55,30 @@ for (const name of ["pause", "seeked"]) document.addEventListener(name, (event) 
     if (Math.abs(other.currentTime - one.currentTime) > near) other.currentTime = one.currentTime;
   }
 }, true);
+
+// the divider of two pictures, which Gradio lets mice move alone
+const dividers = "div[data-testid=slider]", stride = { ArrowLeft: -5, ArrowDown: -5, ArrowRight: 5, ArrowUp: 5 };
+const placed = (one) => {  // percent of the width; Gradio keeps the place in the transform alone
+  const x = new DOMMatrix(getComputedStyle(one).transform).m41;
+  return Math.round(100 * x / one.parentElement.clientWidth) || 0;
+};
+new MutationObserver(() => {
+  for (const one of document.querySelectorAll(`${dividers}[role=none]`))
+    Object.assign(one, { role: "slider", tabIndex: 0, ariaLabel: "Divider of the two pictures", ariaValueNow: "50" });
+}).observe(document.documentElement, { childList: true, subtree: true });
+document.addEventListener("focusin", (event) => {
+  if (event.target.matches(dividers)) event.target.ariaValueNow = placed(event.target);
+});
+document.addEventListener("keydown", (event) => {
+  const one = event.target;
+  if (!stride[event.key] || !one.matches(dividers)) return;
+  event.preventDefault();
+  const to = Math.min(100, Math.max(0, placed(one) + stride[event.key]));
+  const box = one.parentElement.getBoundingClientRect();
+  const at = { bubbles: true, view: window, clientX: box.left + to * box.width / 100, clientY: box.top };
+  for (const kind of ["mousedown", "mouseup"]) one.dispatchEvent(new MouseEvent(kind, at));
+  one.ariaValueNow = to;
+});
 </script>
 """
 
@@ -67,6 +94,13 @@ def theme() -> Any:
         block_info_text_color="*neutral_600",
         block_info_text_color_dark="*neutral_300",
     )
+
+
+def not_yet(error: ValueError) -> str:
+    """What is still wrong, in place of what would be told."""
+    from html import escape
+
+    return f'<div class="not-yet" role="status">Not yet: {escape(str(error))}</div>'
 
 
 def badges(facts: dict[str, str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,16 @@ class SizeControls:
         """What another model wishes."""
         sides = [gr.update(value=wishes.height), gr.update(value=wishes.width), gr.update(value=wishes.steps)]
         return [gr.update(value=wishes.frames, visible=wishes.video), *sides]
+
+
+def example(prompt: Any, known: Sequence[str], other: str) -> Update:
+    """Another example in place of one that is known; what the visitor wrote stays."""
+    return dict(gr.update(value=other) if prompt in known else gr.skip())
+
+
+def examples(prompts: Sequence[Any], usual: Mapping[bool, Sequence[str]], video: bool) -> list[Update]:
+    """The same for several prompts, which all have an example for videos and one for pictures."""
+    return [example(*row) for row in zip(prompts, zip(*usual.values(), strict=True), usual[video], strict=True)]
 
 
 def lora_choice(prefix: str = "") -> gr.Dropdown:

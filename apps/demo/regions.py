@@ -17,19 +17,21 @@ from ..running import run
 from . import limits
 from .look import badges
 from .painting import COLORS, around, boxed, outlined, painted, softened, zoom
-from .parts import Pair, SizeControls, Update, lora_choice
-from .serving import Given, Job
+from .parts import Pair, SizeControls, Update, examples, lora_choice
+from .serving import ASIDE, QUIET, Given, Job, served
 from .tab import Tab
 from .wishes import Wishes
 
-BASE = {
-    True: "a red circle standing still and a blue square standing still",
-    False: "a red circle and a blue square",
-}
 FIRST = {
-    True: ("a red circle standing still", "a blue square standing still"),
-    False: ("a red circle", "a blue square"),
+    True: (
+        "a red circle standing still and a blue square standing still",
+        "a red circle standing still",
+        "a blue square standing still",
+    ),
+    False: ("a red circle and a blue square", "a red circle", "a blue square"),
 }
+"""Base prompt and those of two regions, of videos and of pictures."""
+HELP = "Paint each region in its colour. One that is not painted is its box. Another shape empties the canvas."
 ORDER = ("shapes-sd", "shapes-flux", "shapes-wan")
 BOXES = ("0, 0, 0.5, 1", "0.5, 0, 1, 1", "", "")
 MOST_SOFT = 32
@@ -53,20 +55,21 @@ class RegionsTab(Tab):
         """The prompts, and where each of them holds."""
         most = limits.LONGEST_PROMPT
         self.prompt = gr.Textbox(
-            BASE[wishes.video], label="Base prompt", info="Of the whole picture", lines=2, max_length=most,
+            FIRST[wishes.video][0], label="Base prompt", info="Of the whole picture", lines=2, max_length=most,
             elem_id="regions-prompt",
         )  # fmt: skip
         self.canvas = gr.ImageEditor(
             type="pil", image_mode="RGBA", sources=[], transforms=[], layers=False, fixed_canvas=True,
             brush=gr.Brush(16, [*COLORS.values()], next(iter(COLORS.values())), "fixed"), buttons=["fullscreen"],
-            canvas_size=_canvas(wishes), label="Canvas", elem_id="regions-canvas",
+            canvas_size=_canvas(wishes.height, wishes.width), label="Canvas", elem_id="regions-canvas",
         )  # fmt: skip
+        self.shape = gr.State(_canvas(wishes.height, wishes.width))
         self.paint = gr.Radio(
             [PAINTED, AROUND], value=PAINTED, label="A painted region is", info="Draw a box by a stroke across it",
             elem_id="regions-paint",
         )  # fmt: skip
-        gr.Markdown("Paint each region in its colour. One that is not painted is its box.", elem_id="regions-help")
-        texts = [*FIRST[wishes.video], "", ""]
+        gr.Markdown(HELP, elem_id="regions-help")
+        texts = [*FIRST[wishes.video][1:], "", ""]
         rows = [self._build_region(*row) for row in zip(range(1, 5), COLORS, texts, BOXES, strict=True)]
         self.prompts, self.boxes = zip(*rows, strict=True)
         self.model = self.model_choice(name, "Any that Regions serves; others say why not")
@@ -117,8 +120,14 @@ class RegionsTab(Tab):
 
     def connect(self) -> None:
         """Say what the controls do."""
-        texts = [self.prompt, *self.prompts[:2], self.canvas]
-        self.on_model(self.choose_model, [*texts, *self.how.values(), *self.size.fitted, *self.pair.either])
+        texts = [self.prompt, *self.prompts[:2]]
+        changed = [*texts, self.canvas, *self.how.values(), *self.size.fitted, *self.pair.either]
+        self.on_model(self.choose_model, changed, texts)
+        sides = [self.size.height, self.size.width]
+        gr.on(
+            [side.change for side in sides], served(self.fit_canvas), [self.model, *sides, self.shape],
+            [self.canvas, self.shape], trigger_mode="always_last", **QUIET, **ASIDE,
+        ).then(lambda: gr.update(visible=True), None, self.canvas, **QUIET, **ASIDE)  # fmt: skip
         regions = {f"prompt_{number}": one for number, one in enumerate(self.prompts, 1)}
         regions |= {f"box_{number}": one for number, one in enumerate(self.boxes, 1)}
         self.on_go(
@@ -133,13 +142,27 @@ class RegionsTab(Tab):
             "of the picture, unless its colour is painted on the canvas: then that, or the box around it.",
         )  # fmt: skip
 
-    def choose_model(self, name: str) -> list[Update]:
+    def choose_model(self, name: str, *prompts: Any) -> list[Update]:
         """Another model: what it likes."""
         wishes = self.wishes(name)
-        texts = [gr.update(value=text) for text in (BASE[wishes.video], *FIRST[wishes.video])]
+        texts = examples(prompts, FIRST, wishes.video)
         how = [gr.update(value=value) for value in APART[wishes.video]]
-        canvas = gr.update(value=None, canvas_size=_canvas(wishes))
-        return [*texts, canvas, *how, *SizeControls.fit(wishes), *Pair.turn(wishes.video)]
+        return [*texts, gr.update(value=None), *how, *SizeControls.fit(wishes), *Pair.turn(wishes.video)]
+
+    def fit_canvas(self, model: Any, height: Any, width: Any, shape: tuple[int, int]) -> list[Any]:
+        """An empty canvas where the picture has another shape that the model makes, and its shape.
+
+        It is hidden, for it takes a size only when it is shown anew.
+        """
+        try:
+            wish = self._studio.request({"model": model, "frames": 1, "height": height, "width": width})
+        except ValueError:  # half written
+            return [gr.skip(), shape]
+        assert wish.height and wish.width
+        size = _canvas(wish.height, wish.width)
+        if size[0] * shape[1] == size[1] * shape[0]:
+            return [gr.skip(), shape]
+        return [gr.update(visible=False, value=None, canvas_size=size), size]
 
     def make(self, given: Given, job: Job) -> tuple[Any, ...]:
         """Make the base prompt alone, and with the regions."""
@@ -153,7 +176,8 @@ class RegionsTab(Tab):
             isolate=given["isolate"] is True,
             window=allowed.number(given["window"], "Share of the steps", 0.05, 1),
         )
-        with self._studio.model(given["model"], job.visit.lora_for(given["model"], given["lora"])) as loaded:
+        lora = job.visit.lora_for(given["model"], given["lora"])
+        with self._studio.at_work(given["model"], wish, job.check, lora) as loaded:
             plain = run(loaded, wish, "stock", on_step=partial(job.tell, "base prompt", part=0, parts=2))
             with dattn.apply(loaded.pipe, None, control=[control]):
                 made = run(loaded, wish, "stock", on_step=partial(job.tell, "regions", part=1, parts=2))
@@ -207,7 +231,7 @@ def _drawn(mask: Image.Image, paint: Any) -> Image.Image:
     return around(mask) if paint == AROUND else mask
 
 
-def _canvas(wishes: Wishes) -> tuple[int, int]:
+def _canvas(height: int, width: int) -> tuple[int, int]:
     """Width and height of the canvas."""
-    scale = zoom(wishes.height, wishes.width)
-    return wishes.width * scale, wishes.height * scale
+    scale = zoom(height, width)
+    return width * scale, height * scale

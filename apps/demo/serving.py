@@ -18,6 +18,7 @@ import fastapi
 import gradio as gr
 import torch
 
+from .look import not_yet
 from .visits import Stopped, Visit, Visits
 from .waiting import STOPPED
 
@@ -48,7 +49,9 @@ class Job:
 
     def __init__(self, visit: Visit, asked: float, seconds: float, progress: gr.Progress) -> None:
         self.visit = visit
-        self._asked, self._seconds, self._progress, self._began = asked, seconds, progress, time.monotonic()
+        self._asked, self._seconds, self._progress = asked, seconds, progress
+        self._began = self._told = self._stage_began = time.monotonic()
+        self._stage = ""
 
     def check(self) -> None:
         """Raise where it is not to go on.
@@ -66,8 +69,11 @@ class Job:
     def tell(self, what: str, done: int, of: int, part: int = 0, parts: int = 1) -> None:
         """Check, and tell the visitor how far it is: steps done of all, in a part of so many."""
         self.check()
-        share = (part + done / of) / parts
-        left = f", {(time.monotonic() - self._began) * (1 - share) / share:.0f} s left" if share else ""
+        if what != self._stage:  # whose first step began when something was last told
+            self._stage, self._stage_began = what, self._told
+        self._told = time.monotonic()
+        share, own = (part + done / of) / parts, done / of / parts
+        left = f", {(self._told - self._stage_began) * (1 - share) / own:.0f} s left" if done else ""
         self._progress(share, desc=f"{what}: step {done} of {of}{left}")
 
 
@@ -94,10 +100,8 @@ def _as_shown(error: Exception) -> gr.Error:
     log.error("a call failed", exc_info=error)
     if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
         text = "Out of memory: ask for fewer frames or a smaller size"
-    elif isinstance(error, RuntimeError | OSError):
-        text = f"The model gave up: {error}"
-    else:
-        text = "This does not work with these settings: try others. The demo's log says why"
+    else:  # its own text may tell where things are on this machine
+        text = f"This does not work with these settings ({type(error).__name__}): try others. The demo's log says why"
     return gr.Error(text, title="That did not work", print_exception=False)
 
 
@@ -129,6 +133,19 @@ def _served_later(handler: Callable[..., Any]) -> Callable[..., Any]:
             return await handler(*args, **kwargs)
 
     return safe
+
+
+def while_typing(handler: Callable[..., str]) -> Callable[..., str]:
+    """A handler of what may be half written: what is wrong is told in place, not as an error at each letter."""
+
+    @functools.wraps(handler)
+    def patient(*args: Any) -> str:
+        try:
+            return handler(*args)
+        except ValueError as error:
+            return not_yet(error)
+
+    return served(patient)
 
 
 def named(name: str, handler: Callable[..., Any]) -> Callable[..., Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -16,12 +16,14 @@ from dattn.operators.per_head import cost_of
 from dattn.registry import pattern_from_string
 
 from ..loading import DEFAULT, Loaded, load, pick_device, put_on, shipped
-from ..running import Request, Result, run
+from ..running import Request, Result, checked, run
 from .grids import Grids
 from .limits import Limits, fresh_seed
+from .serving import Job
 from .wishes import Wishes
 
 CPU_PIXELS, GPU_PIXELS = 2_200_000, 120_000_000
+CPU_TOKENS, GPU_TOKENS = 2**15, 2**18
 SECONDS = 3600.0
 """That a call may take, where nobody says else."""
 GLANCE = 0.5
@@ -44,6 +46,7 @@ class Studio:
         pixels: of a clip at most; None goes by the device.
         seconds: that a call may take.
         data: folders that visitors may train on.
+        tokens: that a layer may attend to; None goes by the device.
 
     Raises:
         ValueError: no models, or no such folder.
@@ -57,6 +60,7 @@ class Studio:
         pixels: int | None = None,
         seconds: float = SECONDS,
         data: Sequence[str] = (),
+        tokens: int | None = None,
     ) -> None:
         self.device, self._dtype = pick_device(device), dtype
         demos = sorted(shipped(), key=lambda path: path.name != DEFAULT)
@@ -73,12 +77,18 @@ class Studio:
         self._loaded: dict[str, Loaded] = {}
         self._grids = Grids()
         self._loading, self._lock = threading.Lock(), threading.RLock()
-        self.limits = Limits(pixels or (CPU_PIXELS if self.device == "cpu" else GPU_PIXELS), seconds)
+        most = (CPU_PIXELS, CPU_TOKENS) if self.device == "cpu" else (GPU_PIXELS, GPU_TOKENS)
+        self.limits = Limits(pixels or most[0], tokens or most[1], seconds)
 
     @property
     def models(self) -> list[str]:
         """Names that can be asked for: those of the command line, then the demo models."""
         return list(self._places)
+
+    @property
+    def examples(self) -> list[str]:
+        """The prompts that models which were loaded begin with."""
+        return [Wishes.of(loaded).prompt for loaded in list(self._loaded.values())]
 
     def place(self, name: str) -> str:
         """The folder or hub name of a model that can be asked for."""
@@ -97,10 +107,11 @@ class Studio:
         """
         if not isinstance(name, str) or name not in self._places:
             raise ValueError(f"Model {str(name)[:60]!r}: choose one of {', '.join(self.models)}")
-        with self._loading:
-            if name not in self._loaded:
-                self._loaded[name] = load(self._places[name], self.device, self._dtype)
-            return self._loaded[name]
+        if name not in self._loaded:
+            with self._loading:  # one at a time, since Diffusers patches PyTorch for all threads meanwhile
+                if name not in self._loaded:
+                    self._loaded[name] = load(self._places[name], self.device, self._dtype, safe=True)
+        return self._loaded[name]
 
     @contextmanager
     def model(self, name: Any, lora: Path | None = None) -> Iterator[Loaded]:
@@ -122,6 +133,23 @@ class Studio:
                 yield loaded
             finally:
                 loaded.pipe.unload_lora_weights()
+
+    @contextmanager
+    def at_work(
+        self, name: Any, request: Request, check: Callable[[], None], lora: Path | None = None
+    ) -> Iterator[Loaded]:
+        """A model that makes what is asked for, if it may.
+
+        Args:
+            check: called before each layer; what it raises ends the run.
+            lora: as for ``model``.
+
+        Raises:
+            ValueError: no such model, or more tokens than may be.
+        """
+        with self.model(name, lora) as loaded, checked(loaded.pipe, check):
+            self.limits.grid(self._grids.count(name, loaded, request).grid)
+            yield loaded
 
     def wishes(self, name: str) -> Wishes:
         """What a model likes, and may be asked for here."""
@@ -186,23 +214,22 @@ class Studio:
         return beside(fitted.mask(grid).plot()) if fitted.static else None
 
     def make(
-        self, name: str, request: Request, attention: str, dense: float, on_step: OnStep, lora: Path | None = None
+        self, name: str, request: Request, attention: str, dense: float, job: Job, lora: Path | None = None
     ) -> tuple[Result | None, Result]:
         """A clip by stock attention and the same under a pattern; of stock attention alone, nothing to compare with.
 
         Args:
             dense: share of the steps, from the first on, that stay dense under the pattern.
-            on_step: told after every step.
+            job: what it raises ends the run; the model is as it was.
             lora: put on the model for both.
 
         Raises:
-            ValueError: what pattern or pipeline refuse.
-            Stopped: raised by ``on_step``; the model is as it was.
+            ValueError: what pattern or pipeline refuse, or more tokens than may be.
         """
         wanted = ["stock"] if attention == "stock" else ["stock", attention]
-        with self.model(name, lora) as loaded:
+        with self.at_work(name, request, job.check, lora) as loaded:
             results = [
-                run(loaded, request, one, {"dense_steps": dense}, partial(_at, on_step, one, part, len(wanted)))
+                run(loaded, request, one, {"dense_steps": dense}, partial(_at, job.tell, one, part, len(wanted)))
                 for part, one in enumerate(wanted)
             ]
         if attention == "stock":

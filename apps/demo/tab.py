@@ -84,9 +84,14 @@ class Tab:
         """Frames, height, width, steps and seed."""
         return SizeControls(wishes, self.prefix)
 
-    def on_model(self, choose: Callable[[str], Any], outputs: Sequence[Any]) -> None:
-        """Change controls with the model."""
-        self.model.change(served(choose), self.model, list(outputs), **QUIET, **ASIDE)
+    def on_model(self, choose: Callable[..., Any], outputs: Sequence[Any], prompts: Sequence[Any] = ()) -> None:
+        """Change controls with the model; the seconds are shown on it, since it may have to be loaded.
+
+        Args:
+            choose: given the name of the model and the prompts.
+        """
+        shown: dict[str, Any] = {**QUIET, "show_progress": "minimal", "show_progress_on": [self.model]}
+        self.model.change(served(choose), [self.model, *prompts], list(outputs), **shown, **ASIDE)
 
     def on_go(
         self,

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import Any, NoReturn
 
+import gradio as gr
+from gradio import processing_utils
+from gradio.components.base import server
 from PIL import Image
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 
+from .painting import MOST_LAYERS
+from .visits import MOST_VISITS
+
 LARGEST = 20 * 2**20
 """Bytes of a call."""
 LARGEST_PICTURE = 2**22
 """Pixels; PIL warns at more and refuses twice as many."""
 PICTURES = ("PNG", "JPEG", "WEBP")
-BEGINNINGS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF")
-LONGEST = max(map(len, BEGINNINGS))
+BEGINNING = re.compile(rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF.{4}WEBP", re.DOTALL)
+LONGEST = 12
+"""Bytes of it."""
+PLACES = (None, "", "null", *map(str, range(MOST_LAYERS)))
+"""Of a layer that is sent, as Gradio's canvas writes them; the first three are of what is no layer."""
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -57,6 +67,33 @@ def open_only_pictures() -> None:
     Image.ID[:] = [name for name in Image.ID if name in PICTURES]
 
 
+def refuse_addresses() -> None:
+    """Let Gradio fetch nothing from addresses in calls, as it does before any handler runs, whatever is there."""
+    for name in ("async_ssrf_protected_download", "ssrf_protected_download", "save_url_to_cache"):
+        setattr(processing_utils, name, _refuse)
+
+
+def _refuse(*_: Any, **__: Any) -> NoReturn:
+    raise gr.Error("Addresses are not opened here: upload the picture", print_exception=False)
+
+
+_accept_blobs = gr.ImageEditor.accept_blobs
+
+
+def keep_few_canvases() -> None:
+    """Let canvases keep the last parts that were sent, not all that no run ever took, and no list of any length."""
+    gr.ImageEditor.accept_blobs = _accept_few
+
+
+@server
+def _accept_few(canvas: gr.ImageEditor, data: Any) -> None:
+    if data.data["index"] not in PLACES:
+        raise HTTPException(400, f"Canvas: {MOST_LAYERS} layers are the most")
+    _accept_blobs(canvas, data)
+    while len(canvas.blob_storage) > MOST_VISITS:
+        canvas.blob_storage.pop(next(iter(canvas.blob_storage)), None)
+
+
 async def _body(receive: Receive) -> bytes:
     """All of a call.
 
@@ -91,7 +128,7 @@ async def _refused(scope: Message, body: bytes) -> PlainTextResponse | None:
         return None
     async with request.form() as form:
         for _, file in form.multi_items():
-            if isinstance(file, UploadFile) and not (await file.read(LONGEST)).startswith(BEGINNINGS):
+            if isinstance(file, UploadFile) and not BEGINNING.match(await file.read(LONGEST)):
                 return PlainTextResponse(f"{file.filename}: only {', '.join(PICTURES)} pictures are taken.", 415)
     return None
 

@@ -48,6 +48,7 @@ class Visit:
         seen: when the visitor last did something, or something ran, for the oldest to go first.
         away: when the page was last lost; None while it is there.
         running: calls that run now.
+        nameless: whether it is that of a call without a session, which nobody will ask for again.
     """
 
     folder: Path
@@ -61,6 +62,7 @@ class Visit:
     seen: float = 0.0
     away: float | None = None
     running: int = 0
+    nameless: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def stop(self) -> None:
@@ -143,10 +145,10 @@ class Visits:
         with self._lock:
             if name not in self._visits:
                 folder = Path(tempfile.mkdtemp(dir=self._folder))
-                self._visits[name] = Visit(folder, stopped=self._stops.pop(name, 0.0))
+                self._visits[name] = Visit(folder, stopped=self._stops.pop(name, 0.0), nameless=not session)
             visit = self._visits[name]
             visit.greet()
-            going = self._oldest() if len(self._visits) > MOST_VISITS else None
+            going = self._oldest(name) if len(self._visits) > MOST_VISITS else None
         if going is not None:
             self.leave(going)
         return visit
@@ -162,10 +164,10 @@ class Visits:
             if len(self._stops) > MOST_VISITS:
                 del self._stops[next(iter(self._stops))]
 
-    def _oldest(self) -> str | None:
-        """The session unseen for longest of those for which nothing runs."""
-        idle = [name for name, visit in self._visits.items() if not visit.running]
-        return min(idle, key=lambda name: self._visits[name].seen, default=None)
+    def _oldest(self, but: str) -> str | None:
+        """The one unseen for longest, nameless ones before sessions, of the others for which nothing runs."""
+        idle = [name for name, visit in self._visits.items() if not visit.running and name != but]
+        return min(idle, key=lambda name: (not self._visits[name].nameless, self._visits[name].seen), default=None)
 
     def lose(self, session: str | None, grace: float = GRACE) -> None:
         """The page was closed or its device sleeps: the visitor leaves, if nothing is heard until the grace is over."""

@@ -17,7 +17,7 @@ def write_folder(
     folder: Path,
     count: int,
     frames: int,
-    size: int = NATIVE_SIZE,
+    size: int | Sequence[int] = NATIVE_SIZE,
     seed: int = 0,
     change: Callable[[np.ndarray], np.ndarray] = lambda clip: clip,
 ) -> None:
@@ -25,7 +25,7 @@ def write_folder(
 
     Args:
         folder: made where it is not there.
-        size: side in pixels.
+        size: side of a square in pixels, or (height, width).
         seed: the same gives the same scenes.
         change: what becomes of each clip, uint8 [frames, height, width, 3].
     """

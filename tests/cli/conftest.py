@@ -165,7 +165,7 @@ PATTERN = "Radial(block_size=16, sink=False)"
 
 @pytest.fixture(scope="module")
 def served(shapes_folder, sd_folder):
-    """Address, studio and visits of a demo with tiny models."""
+    """Address, studio, visits and Blocks of a demo with tiny models."""
     from dattn.apps.demo import defaults
     from dattn.apps.demo.app import build, launch
     from dattn.apps.demo.studio import Studio
@@ -174,7 +174,7 @@ def served(shapes_folder, sd_folder):
     studio, visits = Studio([str(shapes_folder), str(sd_folder)], device="cpu"), Visits()
     demo = build(studio, visits)
     _, address, _ = launch(demo, defaults(), prevent_thread_lock=True, quiet=True)
-    yield address, studio, visits
+    yield address, studio, visits, demo
     demo.close()
     visits.close()
 

@@ -45,9 +45,11 @@ def written(monkeypatch):
 
 
 @pytest.mark.parametrize("changed", [{}, {"pattern": "stock"}], ids=["pattern", "stock"])
-def test_the_script_makes_the_same_frames(client, wish, shapes_folder, written, changed):
+def test_the_script_makes_the_same_frames(client, wish, shapes_folder, written, changed, monkeypatch):
     code = client.predict(**wish(dense=0.5, **changed))[7]
-    assert str(shapes_folder) in code
+    assert str(shapes_folder.parent) not in code
+    assert f"# Run this beside a copy of the folder {shapes_folder.name!r}" in code
+    monkeypatch.chdir(shapes_folder.parent)
     exec(code, {})
     assert written["dattn"].shape == (9, 32, 32, 3) and written["dattn"].std() > 1
     assert abs(written["clip.mp4"] * 255 - written["dattn"]).max() < 0.51  # which is rounded
@@ -57,6 +59,7 @@ def test_the_script_makes_the_same_frames(client, wish, shapes_folder, written, 
 def test_the_script_makes_the_same_picture(client, wish, sd_folder, tmp_path, monkeypatch):
     pictures, code = (client.predict(**wish(model=str(sd_folder), pattern="Neighborhood(3)"))[i] for i in (4, 7))
     monkeypatch.chdir(tmp_path)
+    (tmp_path / sd_folder.name).symlink_to(sd_folder)
     exec(code, {})
     mine, theirs, stock = (np.asarray(Image.open(path)) for path in ("picture.png", pictures[1], pictures[0]))
     assert (mine == theirs).all() and (theirs != stock).any()
@@ -88,6 +91,23 @@ def test_an_estimate_before_anything_is_made(client, wish, shapes_folder):
         for pattern in (wish()["pattern"], "Dense()")
     )
     assert "100%" in none and part != told
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"pattern": "Radial("}, "write it as in code"),
+        ({"pattern": "Radial(<b>"}, "Radial(&lt;b&gt;"),
+        ({"height": 12}, "whole number from 16"),
+        ({"height": 40}, "multiples of"),
+        ({"height": None}, "whole number"),
+        ({"height": 4096, "width": 4096}, "are the most here"),
+    ],
+)
+def test_what_is_wrong_while_one_types_is_told_in_place(client, shapes_folder, changed, says):
+    given = {"model": str(shapes_folder), "pattern": "Dense()", "frames": 9, "height": 32, "width": 32, **changed}
+    told = client.predict(**given, api_name="/estimate")
+    assert "Not yet: " in told and says in told and "<b>" not in told
 
 
 BAD = [

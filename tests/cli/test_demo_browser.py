@@ -125,12 +125,46 @@ def test_a_painted_mask_is_the_region(page):
     assert "Regions" in page.inner_text("#regions-facts") and not page.errors
 
 
-def test_what_another_tab_made_is_in_the_gallery(page):
+def test_the_canvas_follows_the_size(page):
+    open_tab(page, "Regions")
+    page.wait_for_selector("#regions-canvas canvas")
+    page.click("#regions-size > button")
+    enlarged = "() => parseInt(document.querySelector('#regions-canvas')?.innerText.match(/(\\d+)%/)?.[1])"
+    page.wait_for_function(enlarged)
+    before = page.evaluate(enlarged)
+    set_number(page, "regions-height", 16)  # half as high: there is room to show it larger
+    page.wait_for_function(f"before => ({enlarged})() > 1.2 * before", arg=before)
+    assert not page.errors
+
+
+@pytest.fixture
+def edited(page):
+    """The page with an edit on it."""
     open_tab(page, "Edit")
     page.click("#edit-size > button")
     set_number(page, "edit-steps", 2)
     page.click("#edit-go")
     page.wait_for_selector("#edit-facts .badge:has-text('Both')", timeout=120000)
+    return page
+
+
+def test_the_divider_of_two_pictures_is_moved_by_keyboard(edited):
+    page, divider = edited, edited.get_by_role("slider", name="Divider of the two pictures")
+    divider.wait_for()
+    assert "edit-slider" in page.evaluate(CONTROLS)
+    divider.focus()
+    seen = [divider.bounding_box()["x"]]
+    for key in ("ArrowRight", "ArrowLeft", "ArrowLeft"):
+        page.keyboard.press(key)
+        page.wait_for_timeout(200)
+        seen.append(divider.bounding_box()["x"])
+    start, right, back, left = seen
+    assert right - start == pytest.approx(start - left, abs=8) and right - start > 8 and abs(back - start) < 8
+    assert divider.get_attribute("aria-valuenow") == "45"
+
+
+def test_what_another_tab_made_is_in_the_gallery(edited):
+    page = edited
     open_tab(page, "Generate")
     page.wait_for_selector("#gallery :text('Edit ·')", timeout=20000)
 

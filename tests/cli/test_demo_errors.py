@@ -32,14 +32,15 @@ def test_out_of_memory_says_what_to_ask_for(error):
         serving.served(fail)()
 
 
-@pytest.mark.parametrize("error", [KeyError("secret"), StopIteration("secret"), AssertionError("secret")])
-def test_what_nobody_thought_of_is_a_sentence_and_its_traceback_is_logged(error, caplog):
+@pytest.mark.parametrize("kind", [KeyError, StopIteration, AssertionError, RuntimeError, OSError])
+def test_what_nobody_thought_of_is_a_sentence_and_its_traceback_is_logged(kind, caplog):
     def fail():
-        raise error
+        raise kind("/secret/place")
 
     with caplog.at_level(logging.ERROR), pytest.raises(gr.Error, match="try others") as caught:
         serving.served(fail)()
-    assert "secret" not in str(caught.value) and "in fail" in caplog.text
+    assert kind.__name__ in str(caught.value) and "secret" not in str(caught.value)
+    assert "in fail" in caplog.text and "/secret/place" in caplog.text
 
 
 def test_an_error_of_gradio_is_shown_as_it_is():

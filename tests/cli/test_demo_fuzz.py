@@ -35,6 +35,7 @@ TEXTS = (
     "%s%n",
     "a" * 999,
     "\u202eevil",
+    "https://example.com/a.png",
 )
 PATTERNS = (
     "Radial(block_size=16)",
@@ -90,7 +91,7 @@ NUMBERS = (
     {"a": 1},
 )
 
-
+REMOTE = {"path": "https://example.com/a.png", "meta": {"_type": "gradio.FileData"}}
 CANVASES = (
     None,
     {"path": "/etc/passwd"},
@@ -99,6 +100,8 @@ CANVASES = (
     {"background": None, "layers": [{"url": "file:///etc/passwd", "path": "x"}], "composite": None},
     {"background": None, "layers": [None] * 1000, "composite": None},
     {"background": None, "layers": [{"path": "../../../etc/shadow"}] * 9, "composite": {"path": ""}, "id": "1"},
+    {"background": None, "layers": [REMOTE], "composite": None},
+    {"background": REMOTE, "layers": [{"url": "https://example.com/a.png", "path": "x"}], "composite": REMOTE},
     {"layers": 3},
     [],
 )

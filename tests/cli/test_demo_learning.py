@@ -9,8 +9,11 @@ import pytest
 gradio_client = pytest.importorskip("gradio_client")
 pytest.importorskip("gradio")
 
+from dattn.apps.demo.finetune import CLIPS, SHAPES, FinetuneTab  # noqa: E402
 from dattn.apps.demo.studio import Studio  # noqa: E402
-from dattn.apps.demo.visits import OWN_LORA  # noqa: E402
+from dattn.apps.demo.visits import OWN_LORA, Stopped  # noqa: E402
+from dattn.apps.media import read_video  # noqa: E402
+from dattn.apps.running import Request  # noqa: E402
 
 
 @pytest.fixture
@@ -67,7 +70,8 @@ def test_a_lora_is_trained_and_used_by_its_visitor_alone(served, client, learnin
     assert seen[0] is None and None not in seen[1:]  # what is shown is not taken away
     plain, own = (client.predict(**wish(pattern="stock", lora=lora)) for lora in ("none", OWN_LORA))
     assert Path(plain[3]).read_bytes() != Path(own[3]).read_bytes()
-    assert "load_lora_weights" in own[7] and "load_lora_weights" not in plain[7]
+    assert "tab Fine-tune offers, saved where this runs.\npipe.load_lora_weights" in own[7]
+    assert "Fine-tune" not in plain[7] and "load_lora_weights" not in plain[7]
     assert Path(client.predict(**wish(pattern="stock"))[3]).read_bytes() == Path(plain[3]).read_bytes()
     charts = [client.predict(**inside(lora=lora))[5] for lora in ("none", OWN_LORA)]
     assert charts[0] != charts[1]
@@ -90,6 +94,27 @@ def test_training_stops_and_its_process_is_gone(served, client, learning):
     with pytest.raises(gradio_client.exceptions.AppError, match="Stopped"):
         job.result(timeout=30)
     assert children and not any("train_lora" in " ".join(one.cmdline()) for one in psutil.Process().children())
+
+
+class Checked:
+    """A job that is to go on for so many looks."""
+
+    def __init__(self, looks):
+        self.left = looks
+
+    def check(self):
+        self.left -= 1
+        if self.left < 0:
+            raise Stopped
+
+
+def test_wide_clips_are_drawn_as_they_are_learnt_and_a_stop_ends_their_drawing(served, tmp_path):
+    tab, wish = FinetuneTab(served[1], served[2]), Request("a", frames=3, height=16, width=48)
+    made = tab._data(SHAPES, wish, tmp_path / "all", Checked(CLIPS))
+    assert {read_video(clip).shape for clip in made.glob("*.mp4")} == {(3, 16, 48, 3)}
+    with pytest.raises(Stopped):
+        tab._data(SHAPES, wish, tmp_path / "few", Checked(2))
+    assert len([*(tmp_path / "few").glob("**/*.mp4")]) == 2
 
 
 @pytest.mark.parametrize(

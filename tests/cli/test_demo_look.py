@@ -1,16 +1,28 @@
 """How the demo looks, as far as no browser is needed."""
 
+import re
+
 import pytest
 
 gr = pytest.importorskip("gradio")
 
-from dattn.apps.demo.look import theme  # noqa: E402, after the check for gradio
+from dattn.apps.demo.edit import EditTab  # noqa: E402, after the check for gradio
+from dattn.apps.demo.finetune import FinetuneTab  # noqa: E402
+from dattn.apps.demo.generate import GenerateTab  # noqa: E402
+from dattn.apps.demo.inside import InsideTab  # noqa: E402
+from dattn.apps.demo.look import STYLES, theme  # noqa: E402
+from dattn.apps.demo.regions import RegionsTab  # noqa: E402
 from dattn.apps.demo.wishes import Wishes  # noqa: E402
 
 LEGIBLE = 4.5
 """Contrast of small letters, by WCAG 2.1 AA."""
 PAGE = {"": "#ffffff", "_dark": "#1e293b"}
 """What is behind the text of blocks."""
+BEHIND_TABS = {"": ("#ffffff", "#f8fafc"), "_dark": ("#1e293b", "#0f172a", "#0a0f1e")}
+OPEN_TAB = {
+    mode: rf"{dark}button\[role=tab\]\[aria-selected=true\]" for mode, dark in (("", ""), ("_dark", r"\.dark "))
+}
+"""Its rule in the styles."""
 
 
 def luminance(color):
@@ -43,13 +55,16 @@ def test_small_letters_are_legible(mode):
         text = color(found, f"button_primary_text_color{mode}")
         assert contrast(text, color(found, f"button_primary_background_fill{state}{mode}")) >= LEGIBLE, state
     assert contrast(color(found, f"block_info_text_color{mode}"), PAGE[mode]) >= LEGIBLE
+    (open_tab,) = re.findall(rf"^{OPEN_TAB[mode]} {{ color: var\(--(\w+-\d+)\)", STYLES, re.MULTILINE)
+    for page in BEHIND_TABS[mode]:
+        assert contrast(color(found, open_tab.replace("-", "_")), page) >= LEGIBLE
 
 
 def test_every_control_of_every_tab_is_labelled_explained_and_named(served):
     from dattn.apps.demo.app import build
 
     demo = build(served[1], served[2])
-    given = {one for fn in demo.fns.values() for one in fn.inputs if not isinstance(one, gr.Dataset)}
+    given = {one for fn in demo.fns.values() for one in fn.inputs if not isinstance(one, gr.Dataset | gr.State)}
     assert len(given) > 60
     for one in given:
         assert one.elem_id, one
@@ -58,6 +73,18 @@ def test_every_control_of_every_tab_is_labelled_explained_and_named(served):
         )
     names = [one.elem_id for one in demo.blocks.values() if one.elem_id]
     assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("tab", [GenerateTab, EditTab, RegionsTab, InsideTab, FinetuneTab], ids=lambda tab: tab.action)
+def test_a_prompt_that_was_typed_stays_when_the_model_changes(served, sd_folder, tab):
+    with gr.Blocks() as demo:
+        tab(*served[1:3]).build()
+    (changed,) = (one for one in demo.fns.values() if one.fn.__name__ == "choose_model")
+    prompts = changed.inputs[1:]
+    assert prompts and set(prompts) <= set(changed.outputs) and changed.show_progress == "minimal"
+    for texts, stay in (([one.value for one in prompts], False), (["my own"] * len(prompts), True)):
+        updates = dict(zip(changed.outputs, changed.fn(str(sd_folder), *texts), strict=True))
+        assert all(("value" not in updates[one]) == stay for one in prompts)
 
 
 @pytest.mark.parametrize("wish", [(81, 480, 480), (1, 4096, 4096), (513, 16, 16), (33, 64, 64)])

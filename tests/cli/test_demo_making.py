@@ -9,9 +9,12 @@ from PIL import Image, ImageColor, ImageDraw
 gradio_client = pytest.importorskip("gradio_client")
 gr = pytest.importorskip("gradio")
 
+from dattn.apps.demo.edit import WORDS, EditTab  # noqa: E402, after the check for gradio
 from dattn.apps.demo.generate import GenerateTab  # noqa: E402, after the check for gradio
 from dattn.apps.demo.long_video import LongTab  # noqa: E402, after the check for gradio
 from dattn.apps.demo.painting import COLORS, MOST_LAYERS, SHOWN, painted, zoom  # noqa: E402
+from dattn.apps.demo.regions import RegionsTab  # noqa: E402
+from dattn.apps.demo.serving import while_typing  # noqa: E402
 from dattn.apps.demo.visits import MOST_RUNS  # noqa: E402
 
 
@@ -53,6 +56,17 @@ def test_words_may_be_stronger_and_an_edit_that_changes_nothing_is_the_source(cl
     assert abs(pixels(same[0]) - pixels(same[1])).max() <= 1
     strong = client.predict(**change(edit="a red circle", strength_2=5.0))[4]
     assert abs(pixels(strong[0]) - pixels(strong[1])).max() > 1
+
+
+def test_a_word_that_stays_keeps_its_strength(served):
+    tab = EditTab(served[1], served[2])
+    words, *sliders = tab.name_strengths("a red circle", [""] * WORDS, *[1] * WORDS)
+    assert words[:3] == ["a", "red", "circle"] and [one["value"] for one in sliders] == [1] * WORDS
+    values = [1, 0.5, 2.5, *[1] * (WORDS - 3)]
+    words, *sliders = tab.name_strengths("a big circle", words, *values)
+    assert words[:3] == ["a", "big", "circle"] and [one["value"] for one in sliders[:3]] == [1, 1, 2.5]
+    shown = [(one["label"], one["visible"]) for one in sliders]
+    assert shown[:4] == [("a", True), ("big", True), ("circle", True), ("–", False)]
 
 
 def test_edits_of_other_lengths_and_of_videos(client, change, shapes_folder):
@@ -128,6 +142,13 @@ def test_a_timeline_shows_which_prompt_lasts_longer(served):
     assert even[0] == even[1]
 
 
+def test_a_timeline_waits_for_the_end_of_a_line(served):
+    tab = LongTab(served[1], served[2])
+    told = while_typing(tab.preview)
+    assert "Not yet: Prompts: &#x27;a |&#x27;: write a whole number" in told("shapes-wan", "a |", 9, 32, 32)
+    assert told("shapes-wan", "a | 2", 9, 32, 32) == tab.preview("shapes-wan", "a | 2", 9, 32, 32)
+
+
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
@@ -201,6 +222,15 @@ def test_what_is_painted_may_count_as_the_box_around_it(client, regional, canvas
 def test_a_box_that_is_typed_stays_whatever_counts_of_paint(client, regional):
     one, other = (client.predict(**regional(paint=paint))[4][1] for paint in ("as painted", "the box around it"))
     assert abs(pixels(one) - pixels(other)).max() == 0
+
+
+def test_the_canvas_has_the_shape_of_the_picture(served, sd_folder):
+    tab = RegionsTab(served[1], served[2])
+    canvas, shape = tab.fit_canvas(str(sd_folder), 32, 64, (256, 256))
+    assert canvas["canvas_size"] == shape == (256, 128)
+    for height in (3, None, 32, 32.0):  # half written, or of the same shape
+        canvas, same = tab.fit_canvas(str(sd_folder), height, 64, shape)
+        assert "canvas_size" not in canvas and same == shape
 
 
 @pytest.mark.parametrize("sides", [(16, 16), (64, 64), (16, 4096), (8, 100_000), (300, 20)])
