@@ -20,6 +20,7 @@ from .adapting import targets
 from .asking import Manner, Size, listen
 from .latents import takes_clips
 from .live import peak
+from .run import STEPS as OF_A_RUN
 from .subject import STEPS, subject_of
 
 LINEAR, ATTENTION = 2.0, 3.5
@@ -48,7 +49,7 @@ def cost_of(
     manner: Manner,
     attention: Any,
     again: bool = False,
-    taught: bool = False,
+    taught: float = 0.0,
     window: tuple[float, float] = (0.0, 1.0),
 ) -> Cost:
     """What a step on one example costs, forward and backward.
@@ -57,7 +58,7 @@ def cost_of(
         attention: a pattern or operator; one that changes over the denoising steps counts with their mean.
         window: the denoising steps that are trained, as shares.
         again: the forward pass is computed twice, by gradient checkpointing.
-        taught: there is a forward pass of the stock model besides.
+        taught: the share of the steps with a forward pass of the stock model besides.
     """
     adapter = adapter_for(model)
     grids = _grids(adapter, model, manner)
@@ -116,7 +117,7 @@ def lines(options: Any, attention: Any, buckets: Sequence[Size], files: int) -> 
     window = check_window("train_window", tuple(options.train_window))
     for size in buckets:
         manner = listen(subject.pipeline, model, size, subject.call)
-        cost = cost_of(model, manner, pattern, options.gradient_checkpointing, options.distill, window)
+        cost = cost_of(model, manner, pattern, options.gradient_checkpointing, _taught(options, files), window)
         dense, sparse = cost.linear + cost.dense, cost.linear + cost.sparse
         memory = {
             "preparation": _preparation(subject.pipeline, size, adapter.video) / GIB,
@@ -130,6 +131,14 @@ def lines(options: Any, attention: Any, buckets: Sequence[Size], files: int) -> 
             + " and ".join(f"{gib:.1f} in {when}" for when, gib in memory.items()),
         ]
     return told
+
+
+def _taught(options: Any, files: int) -> float:
+    """The share of the steps in which the teacher is asked."""
+    if not options.distill or not options.teach_epochs:
+        return float(options.distill)
+    learned = options.train_batch_size * options.gradient_accumulation_steps * (options.max_train_steps or OF_A_RUN)
+    return min(1.0, options.teach_epochs * files / learned)
 
 
 def _projection(attention: nn.Module) -> nn.Linear:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -19,6 +21,7 @@ from .adapting import restore, weights
 from .asking import Size
 from .cache import Example, Prepared, load_latents, load_told
 from .interrupts import uninterrupted
+from .lessons import Lessons
 from .norms import PREFIX as NORMS
 from .norms import Norms
 from .objective import Noise, Objective
@@ -44,12 +47,18 @@ class Settings:
     noise: Noise = field(default_factory=Noise)
     dropout: float = 0.0
     distill: bool = False
+    teach_epochs: int | None = None
     seed: int = 0
     checkpoint_every: int = 500
     checkpoint_limit: int | None = None
     validate_every: int = 100
     resume: str | None = None
     told: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """A short hash of all that tells the run from others."""
+        return hashlib.sha256(json.dumps(self.told, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class Batch:
@@ -170,6 +179,10 @@ class Trainer:
         self._rate = settings.optimizing.scheduler(optimizer, settings.steps)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self._order = Order([example.size for example in prepared.examples], settings.batch, settings.seed)
+        self._lessons = Lessons(
+            settings.output / "taught" / settings.digest,
+            settings.teach_epochs and settings.teach_epochs * self._order.per_epoch,
+        )
         self.step = 0
 
     def resume(self) -> None:
@@ -235,6 +248,10 @@ class Trainer:
             self._write_once()
             raise
 
+    def forget(self) -> None:
+        """Remove what was kept for this run alone."""
+        self._lessons.forget()
+
     def _write_once(self) -> None:
         """Write a checkpoint on the main process."""
         if self.accelerator.is_main_process:
@@ -266,10 +283,13 @@ class Trainer:
 
     def _loss(self, number: int) -> Tensor:
         """Of the batch at a position."""
-        indices = self._order[number]
-        batch = self._batch([self._prepared.examples[i] for i in indices], number, indices=indices)
+        position = self._lessons.position(number)
+        indices = self._order[position]
+        batch = self._batch([self._prepared.examples[i] for i in indices], position, indices=indices)
         torch.manual_seed(hash((self.settings.seed, 2, number)) % 2**63)  # dropout inside the model
-        target = self._teacher(batch) if self.settings.distill else batch.target
+        target = batch.target
+        if self.settings.distill:
+            target = self._lessons.target(position, lambda: self._teacher(batch)).to(target.device)
         if self._personal is not None:
             self._personal.watch(batch.captions)
         self._moment(batch.done)

@@ -185,6 +185,13 @@ def _training(group: argparse._ArgumentGroup) -> None:
         action="store_true",
         help="match the model itself without LoRA and with stock attention, in place of the data's noise",
     )
+    group.add_argument(
+        "--teach_epochs",
+        type=at_least(1),
+        metavar="N",
+        help="with --distill: ask the stock model N times through the data; then the same noise comes again, and what "
+        "it said is read from disk (default: always ask)",
+    )
     group.add_argument("--gradient_checkpointing", action="store_true", help="less memory, a third more time")
     group.add_argument("--mixed_precision", choices=("no", "bf16", "fp16"), help="(default: accelerate's config)")
     group.add_argument("--allow_tf32", action="store_true", help="faster float32 products on NVIDIA GPUs, less exact")

@@ -17,6 +17,7 @@ ONLY_OF: dict[str, tuple[str, tuple[Any, ...]]] = {
     "norm_learning_rate": ("train_norms", (True,)),
     "lr_num_cycles": ("lr_scheduler", ("cosine_with_restarts",)),
     "lr_power": ("lr_scheduler", ("polynomial",)),
+    "teach_epochs": ("distill", (True,)),
 }
 """Options that act only with some values of another."""
 
@@ -36,6 +37,8 @@ def read_options(argv: Sequence[str]) -> argparse.Namespace:
     if options.validation_data and options.validation_split is not None:
         data, split = options.validation_data, options.validation_split
         raise ValueError(f"--validation_data {data} and --validation_split {split}: give one of them")
+    if options.teach_epochs and options.placeholder_token:
+        raise ValueError(f"--teach_epochs {options.teach_epochs}: captions with new words change; leave it out")
     options.buckets = _buckets(options)
     options.validation_prompts = [p for text in options.validation_prompts for p in text.split(SEPARATOR)]
     for name in ("model", "buckets") if options.dataset_name else ("model", "data", "buckets"):

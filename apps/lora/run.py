@@ -50,7 +50,7 @@ KEPT = (
 """Options that stay the same where any run goes on, or it would not be the unbroken one."""
 CHOSEN = (
     *("lora_dropout", "logit_mean", "logit_std", "mode_scale", "snr_gamma", "use_8bit_adam", "train_norms"),
-    "train_window",
+    *("train_window", "teach_epochs"),
 )
 """More of them, which are told only where they are another than the default."""
 DTYPES = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -110,6 +110,7 @@ def train(
         accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # or latents come out in another type
         if validation is not None:
             validation.after()
+        trainer.forget()
         if options.push_to_hub:
             print(f"uploaded to {sharing.push(options)}")
     accelerator.wait_for_everyone()
@@ -224,6 +225,7 @@ def _settings(
         noise=noise,
         dropout=options.caption_dropout,
         distill=options.distill,
+        teach_epochs=options.teach_epochs,
         seed=options.seed,
         checkpoint_every=options.checkpointing_steps,
         checkpoint_limit=options.checkpoints_total_limit,

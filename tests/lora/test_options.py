@@ -100,6 +100,8 @@ def test_one_size(words, bucket):
         (["--lr_power", "2"], "--lr_power 2.0: acts with --lr_scheduler polynomial, this is constant_with_warmup"),
         (["--lr_num_cycles", "2", "--lr_scheduler", "cosine"], "acts with --lr_scheduler cosine_with_restarts"),
         (["--lr_scheduler", "steep"], "invalid choice"),
+        (["--teach_epochs", "2"], "--teach_epochs 2: acts with --distill True, this is False"),
+        (["--teach_epochs", "2", "--distill", "--placeholder_token", "<a>"], "captions with new words change"),
         (["--lora_dropout", "1"], "give a number from 0 on and below 1"),
         (["--adam_beta1", "much"], "much: give a number"),
         (["--snr_gamma", "-1"], "give a number above 0"),

@@ -163,6 +163,35 @@ def test_a_teacher_that_is_the_student_leaves_nothing_to_learn(pictures, tmp_pat
     assert first[1]["loss"] == 0 < second[1]["loss"]
 
 
+def test_a_teacher_is_asked_once_for_what_comes_again(pictures, tmp_path, monkeypatch):
+    """Five examples are five batches: the sixth is the first again, with its noise, also where a run goes on."""
+    from dattn.apps.lora.loop import Batch, Trainer
+
+    real, teacher, seen, asked = Batch.__init__, Trainer._teacher, [], []
+
+    def noting(self, *args):
+        real(self, *args)
+        seen.append((self.captions, self.arguments["hidden_states"].clone()))
+
+    monkeypatch.setattr(Batch, "__init__", noting)
+    monkeypatch.setattr(Trainer, "_teacher", lambda self, batch: asked.append(len(seen)) or teacher(self, batch))
+    words = ["--distill", "--attention", "Neighborhood(3)", "--validation_steps", "0", "--checkpointing_steps", "6"]
+    assert train(pictures, tmp_path / "always", 8, *words) == 0
+    always, told = seen[:8], len(asked)
+    assert told == 8
+    seen.clear(), asked.clear()
+    again = [*words, "--teach_epochs", "1"]
+    assert train(pictures, tmp_path / "once", 8, *again) == 0
+    assert asked == [1, 2, 3, 4, 5]
+    for number in range(8):
+        captions, latents = seen[number]
+        assert captions == always[number % 5][0] and torch.equal(latents, always[number % 5][1])
+    assert not (tmp_path / "once" / "taught").exists()
+    assert train(pictures, tmp_path / "parts", 6, *again) == 0  # its files are gone by then, and made again
+    assert train(pictures, tmp_path / "parts", 8, *again, "--resume_from_checkpoint", "latest") == 0
+    assert same(tmp_path / "parts", tmp_path / "once")
+
+
 def test_an_interrupted_run_leaves_a_checkpoint(pictures, tmp_path, monkeypatch):
     from dattn.apps.lora.loop import Trainer
 

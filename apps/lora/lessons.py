@@ -1,0 +1,42 @@
+"""What the teacher said of batches, kept on disk: with many tokens its pass is the dearest part of a step."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+
+class Lessons:
+    """Batches that come again after a while, each taught once.
+
+    Args:
+        folder: for files, in one of those that hold nothing else.
+        count: of batches, over all processes, before the first comes again; None for batches that are all new.
+    """
+
+    def __init__(self, folder: Path, count: int | None) -> None:
+        self._folder, self._count = folder, count
+
+    def position(self, number: int) -> int:
+        """Of the batch that is seen at a position: itself, or the one that comes again there."""
+        return number if self._count is None else number % self._count
+
+    def target(self, position: int, teach: Callable[[], Tensor]) -> Tensor:
+        """What the teacher says of a batch; it is asked where that is not on disk."""
+        if self._count is None:
+            return teach()
+        path = self._folder / f"{position}.safetensors"
+        if not path.is_file():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            part = path.with_suffix(".part")
+            save_file({"target": teach().cpu().contiguous()}, part)
+            part.replace(path)
+        return load_file(path)["target"]
+
+    def forget(self) -> None:
+        """Remove the files."""
+        shutil.rmtree(self._folder.parent, ignore_errors=True)
