@@ -1,16 +1,30 @@
 """AttendAndExcite and AStar: their losses equal the definitions, and latents move where those fall."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import (
+    DDIMScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    HeunDiscreteScheduler,
+    KDPM2DiscreteScheduler,
+    PNDMScheduler,
+    SASolverScheduler,
+    UniPCMultistepScheduler,
+)
 
 import dattn
 from dattn.control import AStar, AttendAndExcite
 from dattn.control.a_star import overlap, retention, segregation
 from dattn.control.attend_and_excite import smooth
+from dattn.control.optimize import Optimize
+from dattn.control.solvers import goes_on_from_kept, take_as_it_is
 
 from .stages import maps, qkv, stage, through
 
@@ -186,6 +200,94 @@ def test_only_the_layers_asked_for_run(demo):
     with First(["circle", "square"], layers=[0]).on(pipe):
         run(pipe, call)
     assert seen == [0, 0, 0]
+
+
+@pytest.mark.parametrize("kind", [AStar, AttendAndExcite])
+def test_a_backend_without_gradients_is_refused(demo, kind):
+    pipe, call = demo
+
+    class Detached(kind):
+        def maps_of(self, call):
+            return super().maps_of(call).detach()
+
+    with Detached(["circle", "square"]).on(pipe), pytest.raises(ValueError, match="set_attention_backend"):
+        run(pipe, call)
+
+
+class Pushes(Optimize):
+    """Moves the latents by the same everywhere, before one step."""
+
+    def __init__(self, step):
+        super().__init__(["circle"])
+        self.at, self.kept = step, {}
+
+    def move(self, latents, arguments):
+        return latents + 0.3 if self.stage.step == self.at else latents
+
+    def stepped(self, latents):
+        self.kept[self.stage.step] = latents.clone()
+        return super().stepped(latents)
+
+
+def test_a_corrector_does_not_undo_moves(demo):
+    pipe, call = demo
+    before, pushes, stays = pipe.scheduler, Pushes(2), Pushes(None)
+    flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True} if hasattr(pipe, "transformer") else {}
+    pipe.scheduler = UniPCMultistepScheduler(**flow)
+    try:
+        for control in (stays, pushes):
+            with control.on(pipe):
+                run(pipe, call | {"num_inference_steps": 4})
+    finally:
+        pipe.scheduler = before
+    assert torch.equal(pushes.kept[1], stays.kept[1])
+    assert (pushes.kept[2] - stays.kept[2]).mean() > 0.15
+
+
+@pytest.mark.parametrize("demo", ["shapes-sd", "shapes-wan"], indirect=True)
+def test_steps_in_which_a_move_would_be_lost_are_left_out(demo):
+    pipe, call = demo
+    before, pushes, stays = pipe.scheduler, Pushes(1), Pushes(None)
+    pipe.scheduler = FlowMatchHeunDiscreteScheduler() if hasattr(pipe, "transformer") else HeunDiscreteScheduler()
+    try:
+        for control in (stays, pushes):
+            with control.on(pipe), pytest.warns(UserWarning, match="a move would be lost"):
+                run(pipe, call)
+    finally:
+        pipe.scheduler = before
+    assert all(torch.equal(pushes.kept[step], stays.kept[step]) for step in stays.kept)
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        HeunDiscreteScheduler(),
+        FlowMatchHeunDiscreteScheduler(),
+        KDPM2DiscreteScheduler(),
+        PNDMScheduler(),
+        PNDMScheduler(skip_prk_steps=True),
+        DPMSolverSinglestepScheduler(prediction_type="sample"),
+        UniPCMultistepScheduler(prediction_type="sample"),
+        SASolverScheduler(prediction_type="sample", predictor_order=1, corrector_order=1),
+        DDIMScheduler(),
+        DPMSolverMultistepScheduler(),
+    ],
+    ids=lambda scheduler: type(scheduler).__name__,
+)
+def test_moves_are_lost_where_a_scheduler_goes_on_from_what_it_kept(scheduler):
+    """The model's output being the same, a step gives the same wherever the latents were moved to."""
+    steps = 8 if isinstance(scheduler, FlowMatchHeunDiscreteScheduler) else 7
+    scheduler.set_timesteps(steps)
+    latents = torch.ones(1, 2, 4, 4)
+    for time in scheduler.timesteps[:-1]:
+        lost, moved = goes_on_from_kept(scheduler), copy.deepcopy(scheduler)
+        take_as_it_is(moved)
+        step = lambda own, start: own.step(torch.ones_like(latents), time, start, return_dict=False)[0]  # noqa: B023
+        after = step(moved, latents + 1)
+        alike = copy.deepcopy(scheduler)
+        take_as_it_is(alike)
+        assert torch.allclose(after, step(alike, latents), atol=1e-5) == lost
+        latents = step(scheduler, latents)
 
 
 @pytest.mark.parametrize(
