@@ -71,6 +71,8 @@ class Direction:
             latents = named.get(next(iter(self._names)), next(iter(named.values())))
             self.stage.enter(self._adapter.prompt(self.model, named), len(latents))
             self.stage.observe = self._observe
+        else:  # what the observer was given may have more text than the model was
+            self.stage.given(self._adapter.prompt(self.model, named))
         for control in self._controls[self._first :]:
             arguments = control.inputs(arguments)
         if arguments is named:

@@ -7,13 +7,14 @@ import torch
 from diffusers import DiffusionPipeline
 
 import dattn
-from dattn.control import AStar, LocalBlend, Region, Regions, Replace, Reweight
+from dattn.control import AStar, AttendAndExcite, LocalBlend, Region, Regions, Replace, Reweight
 
 MODELS = Path(__file__).parents[2] / "assets" / "models"
 PROMPTS = ["a blue square and a red circle", "a green square and a red circle"]
 CONTROLS = {
     "reweight": lambda: [Reweight({"red": 0.0})],
     "replace": lambda: [Replace()],
+    "a-star": lambda: [AStar(["square", "circle"], step_size=5.0)],
     "blend": lambda: [Replace(), LocalBlend(["blue", "green"], start=0)],
 }
 
@@ -45,3 +46,10 @@ def test_words_are_the_base_prompts(pipe, name):
     alone = run(pipe, PROMPTS, controls())
     torch.testing.assert_close(run(pipe, PROMPTS, [regions(), *controls()]), alone, atol=2e-4, rtol=1e-3)
     assert (alone - run(pipe, PROMPTS, [])).abs().max() > 1e-2
+
+
+def test_attend_and_excite_looks_at_more_text_than_the_model_was_asked(pipe):
+    """The regions' tokens compete with the words, so that it moves, not as it would alone."""
+    control = AttendAndExcite(["square", "circle"], most=1, window=1.0)
+    alone = run(pipe, PROMPTS[:1], [regions()])
+    assert (run(pipe, PROMPTS[:1], [regions(), control]) - alone).abs().max() > 1e-3
