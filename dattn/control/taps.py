@@ -13,10 +13,11 @@ from dattn.tapped import Tap, Tapped, edited
 
 
 class PipelineTap(Tap):
-    """Wraps three methods on one pipeline *instance*.
+    """Wraps four methods on one pipeline *instance*.
 
-    A call of a pipeline begins with ``check_inputs``. The first ``encode_prompt`` after that is told the prompt; some
-    pipelines encode the negative one in a second call.
+    A call of a pipeline begins with ``check_inputs`` and ends with ``maybe_free_model_hooks``, so that one which shares
+    its models is not taken for it. The first ``encode_prompt`` after that is told the prompt; some pipelines encode the
+    negative one in a second call.
 
     Args:
         pipeline: a Diffusers pipeline.
@@ -27,7 +28,8 @@ class PipelineTap(Tap):
     def __init__(self, pipeline: Any, stage: Stage, edit: Callable[[Tensor], Tensor]) -> None:
         super().__init__(pipeline)
         self._stage, self._awaited, self._edit = stage, True, edit
-        events = {"check_inputs": self._begin, "prepare_latents": self._prepared}
+        ends = {"check_inputs": self._forget, "maybe_free_model_hooks": self._forget}
+        events = {**ends, "prepare_latents": self._prepared}
         for name, after in events.items():
             if hasattr(pipeline, name):
                 self.put(name, Tapped(getattr(pipeline, name), after))
@@ -35,7 +37,7 @@ class PipelineTap(Tap):
         if encode is not None:
             self.put(encode, _Heard(getattr(pipeline, encode), self._hear))
 
-    def _begin(self, result: Any) -> Any:
+    def _forget(self, result: Any) -> Any:
         self._awaited, self._stage.prompts, self._stage.encoding, self._stage.samples = True, (), {}, 0
         return result
 

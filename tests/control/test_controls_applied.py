@@ -123,6 +123,16 @@ def test_another_call_has_other_prompts(demo):
         assert torch.equal(run(pipe, call, call["prompt"].replace("red", "blue")), once)
 
 
+def test_another_pipeline_with_the_same_models_has_no_known_prompt(demo):
+    pipe, call = demo
+    other = type(pipe)(**pipe.components)
+    other.set_progress_bar_config(disable=True)
+    with Reweight({"red": 0.0}).on(pipe):
+        run(pipe, call)
+        with pytest.raises(ValueError, match="the prompt is not known"):
+            run(other, call)
+
+
 def test_a_control_serves_one_handle(demo):
     pipe, _ = demo
     control = Reweight({"red": 0.0})
