@@ -62,6 +62,8 @@ class Stage:
         self.latents: Tensor | None = None
         self.observe: Callable[[Any, Mapping[str, Any]], None]
         self.levels: tuple[TokenGrid, ...] = ()
+        self.adapters_off = False
+        self.acted, self.told_idle = set[Any](), set[Any]()
         self._known: dict[str, tuple[Written, list[Tokens]]] = {}
         self._known_in: Mapping[str, Any] = self.encoding
 
@@ -74,6 +76,11 @@ class Stage:
     def again(self) -> bool:
         """Whether a control runs the model once more on inputs that it has seen."""
         return self.branch.endswith(AGAIN)
+
+    def begin(self) -> None:
+        """A denoising loop begins."""
+        self.calls += 1
+        self.acted.clear()
 
     def enter(self, texts: Prompts, batch: int) -> None:
         """A forward pass of ``batch`` samples begins, with the prompt there."""
