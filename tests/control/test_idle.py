@@ -13,11 +13,13 @@ from dattn.control import (
     Emphasize,
     HeatMaps,
     Isolation,
+    LocalBlend,
     Perturb,
     Reweight,
     SharedKeys,
 )
 from tests.families import FAMILIES
+from tests.pipelines.tiny import sdxl_pipeline
 
 LEFT, RIGHT = (0, 0, 0.5, 1), (0.5, 0, 1, 1)
 IDLE = {
@@ -65,6 +67,14 @@ def test_others_are_not(pipe, name, guidance):
     with warnings.catch_warnings(action="error"), dattn.apply(pipe, control=BUSY[name]()) as handle:
         run(pipe, guidance_scale=guidance)
         assert "ran nowhere" not in str(handle.report())
+
+
+def test_the_level_of_maps_is_one_that_has_attention():
+    """SDXL has none at its largest, which here is nearest to 16 x 16."""
+    pipe, maps = sdxl_pipeline(), LocalBlend(["circle"])
+    pipe.set_progress_bar_config(disable=True)
+    with warnings.catch_warnings(action="error", category=UserWarning), maps.on(pipe):
+        pipe("a red circle", height=32, width=32, num_inference_steps=2, output_type="latent")
 
 
 def test_linear_attention_runs_no_control():
