@@ -40,6 +40,9 @@ class Stage:
         latents: the tensor that the pipeline goes on with, until the next step; None where that is not known.
         observe: runs the model on other arguments for a control that only looks at attention.
         levels: the distinct grids of its layers in that pass, the largest first.
+        adapters_off: whether a control has switched LoRAs off for the step.
+        acted: the controls that have edited attention in the denoising call.
+        told_idle: those of which the user was told that they did not.
     """
 
     def __init__(
