@@ -172,6 +172,20 @@ def test_a_bound_that_is_reached_costs_one_move(demo):
     assert moves == [0, 1, 2]
 
 
+def test_of_bounds_that_fall_on_one_step_the_largest_counts(demo):
+    pipe, call = demo
+    moves = []
+
+    class Counts(AttendAndExcite):
+        def descend(self, latents, loss):
+            moves.append(self.stage.step)
+            return latents.detach()
+
+    with Counts(["circle", "square"], window=1.0, bounds={0.2: 0.0, 0.4: 1.0}, most=2).on(pipe):
+        run(pipe, call)  # of 3 steps
+    assert moves == [0, 1, 1, 1, 2]
+
+
 def test_a_bare_model_has_no_latents_to_move(demo):
     pipe, call = demo
     model = getattr(pipe, "unet", None) or pipe.transformer
