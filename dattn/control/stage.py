@@ -131,7 +131,8 @@ class Stage:
         count = self.batch // self.samples if self._told else 2 if guided and batch % 2 == 0 else 1
         if branch == "uncond":
             return range(0), count
-        if branch not in BATCHED or guided is False:  # among them uncond_stg, which perturbs what follows the prompt
+        alone = branch not in BATCHED or self.texts[0].weaker  # uncond_stg, too, perturbs what follows the prompt
+        if alone or guided is False:
             return range(count if self._told else 1), count if self._told else 1
         if count == 1:
             return range(0 if self._told and not branch and self.passes > 1 else 1), 1
