@@ -103,8 +103,8 @@ class Direction:
         """The grid of every level in the pass that begins."""
         self._grids = grids
         known = {level: grid if isinstance(grid, TokenGrid | tuple) else None for level, grid in grids.items()}
-        used = filter(None, map(known.get, self._levels))  # a UNet has levels without attention
-        first = (grid[0] if isinstance(grid, tuple) else grid for grid in used)
+        used = (known[level] for level in self._levels)  # a UNet has levels without attention
+        first = (grid[0] if isinstance(grid, tuple) else grid for grid in used if grid is not None)
         found = {grid.shape: grid for grid in first}
         self.stage.levels = tuple(sorted(found.values(), key=lambda grid: -grid.visual))
         for layer, level in zip(self.layers, self._levels, strict=True):
