@@ -155,6 +155,18 @@ def test_skip_layer_guidance_follows_the_prompt():
     assert seen == [both, both, weaker, both, weaker]
 
 
+def test_in_half_precision_edits_are_as_in_single(demo):
+    pipe, call = demo
+    half = DiffusionPipeline.from_pretrained(pipe.name_or_path).to(torch.bfloat16)
+    half.set_progress_bar_config(disable=True)
+    stock, found = run(pipe, call, steps=1), []
+    for control in (Reweight({"red circle": 8.0}, renormalize=True), Perturb(scale=10.0, layers=[0])):
+        for each in (pipe, half):
+            with control.on(each):
+                found.append(run(each, call, steps=1).float())
+        assert (found[-1] - found[-2]).norm() < 0.4 * (found[-2] - stock).norm()
+
+
 def test_a_control_serves_one_handle(demo):
     pipe, _ = demo
     control = Reweight({"red": 0.0})

@@ -172,6 +172,41 @@ def test_a_bound_that_is_reached_costs_one_move(demo):
     assert moves == [0, 1, 2]
 
 
+def test_the_model_runs_as_far_as_the_last_layer_that_is_looked_at(demo):
+    pipe, call = demo
+    model = getattr(pipe, "unet", None) or pipe.transformer
+    last = [module for name, module in model.named_modules() if hasattr(module, "processor")][-1]
+    passes, ends = [], []
+    hooks = [
+        model.register_forward_pre_hook(lambda *_: passes.append(1)),
+        last.register_forward_hook(lambda *_: ends.append(1)),
+    ]
+    try:
+        with AStar(["circle", "square"], layers=[0], window=1.0).on(pipe):
+            run(pipe, call)
+    finally:
+        [hook.remove() for hook in hooks]
+    assert len(passes) - len(ends) == 3  # a look in every step, and no more
+
+
+def test_an_interrupted_look_leaves_the_model_as_it_was(demo):
+    pipe, call = demo
+    stock, model = run(pipe, call), getattr(pipe, "unet", None) or pipe.transformer
+    learning = [parameter.requires_grad for parameter in model.parameters()]
+
+    class Fails(AStar):
+        def maps_of(self, call):
+            raise KeyboardInterrupt
+
+    control = Fails(["circle", "square"])
+    with pytest.raises(KeyboardInterrupt), control.on(pipe):
+        run(pipe, call)
+    assert not control._looking and [parameter.requires_grad for parameter in model.parameters()] == learning
+    with AStar(["circle", "square"], step_size=1.0).on(pipe):
+        assert (run(pipe, call) - stock).abs().max() > 1e-4
+    assert torch.equal(run(pipe, call), stock)
+
+
 def test_of_bounds_that_fall_on_one_step_the_largest_counts(demo):
     pipe, call = demo
     moves = []
