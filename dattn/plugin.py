@@ -18,6 +18,7 @@ from dattn.adapters import adapter_for
 from dattn.backends import BACKENDS
 from dattn.block_mask import MaskCache
 from dattn.control.base import Control
+from dattn.control.idle import names_of, warn_of_idle
 from dattn.control.stage import Stage
 from dattn.control.taps import PipelineTap
 from dattn.models import components_of, models_of
@@ -186,8 +187,7 @@ class Handle:
 
     def report(self) -> Report:
         """Layer by layer: pattern, grid, density, backend, FLOPs saved and why; ``print`` it, or ``to_dict``."""
-        names = [type(control).__name__ for control in self._controls]
-        return report.build(self.layers, self.settings, self._clock, names)
+        return report.build(self.layers, self.settings, self._clock, names_of(self._controls, self._stage))
 
     def save_recipe(self, path: str | Path) -> None:
         """Write pattern and schedule as JSON, with the model and the grid of its first layer."""
@@ -256,7 +256,7 @@ class Handle:
             self._pipeline_tap = None
 
     def _begin(self) -> None:
-        self._stage.calls += 1
+        self._stage.begin()
         self._forget()
 
     def _forget(self) -> None:
@@ -279,7 +279,10 @@ class Handle:
         """The latents after a step, as the controls want them."""
         for control in self._controls:
             latents = control.stepped(latents)
-        self._stage.latents = None if self._clock.total == self._clock.index + 1 else latents
+        last = self._clock.total == self._clock.index + 1
+        self._stage.latents = None if last else latents
+        if last:
+            warn_of_idle(self._controls, self._stage)
         return latents
 
     def _place(self) -> None:

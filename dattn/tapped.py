@@ -29,6 +29,11 @@ class Tapped:
         return MethodType(method.__func__, memo.get(id(method.__self__), method.__self__))
 
 
+def untapped(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method past the wrapper that listens to it, for calls that are not its owner's user's."""
+    return method._method if isinstance(method, Tapped) else method
+
+
 class Tap:
     """Base of what wraps methods of one object; ``remove`` leaves the instance as it was."""
 

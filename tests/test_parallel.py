@@ -4,6 +4,7 @@ import socket
 import sys
 from itertools import chain, product
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -30,7 +31,9 @@ from dattn import (
     TokenGrid,
     TokenMerge,
 )
+from dattn.control import OrderShift
 from dattn.head_share import HeadShare
+from dattn.processors.heart import attending, dispatched
 from dattn.processors.parallel import heads_of, tokens_of
 from dattn.scores import Joined, Pooled
 from dattn.selection import TopK
@@ -83,6 +86,15 @@ def test_a_share_of_the_heads_has_their_masks():
     assert torch.equal(mask.to_dense(), allowed[[0, 2, 2]])
     assert torch.equal(HeadShare(pattern, (1, 4, 5), 6).allowed(grid), allowed[[0, 2, 2]])
     assert PATTERNS["static"].for_heads((1,), 6).mask(grid).groups == 1
+
+
+def test_controls_do_not_know_tokens_of_other_processes():
+    chain = SimpleNamespace(acting=(OrderShift(),))
+    layer = SimpleNamespace(controlled=True, active=True, chain=chain, name="blocks.0.attn1", begin=lambda: None)
+    config = SimpleNamespace(context_parallel_config=ContextParallelConfig(ulysses_degree=2))
+    query = torch.zeros(1, 4, 2, 8)
+    with attending(layer), pytest.raises(ValueError, match="OrderShift at blocks.0.attn1 under context parallelism"):
+        dispatched(query, query, query, parallel_config=config)
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,9 @@ def grids(model: Any, inputs: Inputs) -> dict[str, TokenGrid]:
 
 
 def prompt(model: Any, arguments: Mapping[str, Any]) -> Prompt:
-    """In the joint layers: CLIP's tokens, then T5's."""
-    return Prompt(lengths(arguments, "encoder_hidden_states"), level="joint")
+    """In the joint layers: CLIP's tokens, then T5's. Skip-layer guidance is a pass of its own."""
+    weaker = arguments.get("skip_layers") is not None
+    return Prompt(lengths(arguments, "encoder_hidden_states"), level="joint", weaker=weaker)
 
 
 ADAPTER = Adapter(

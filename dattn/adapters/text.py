@@ -23,6 +23,8 @@ class Prompt:
         behind: whether the prompt comes behind the picture there; None is before, or behind where nothing is before.
         skip: tokens of other kinds that stand on that side before it.
         beside: tokens of other kinds that stand behind it in layers for text.
+        weaker: whether the pass leaves layers out, so that guidance leads away from it; all of its samples follow the
+            prompt.
     """
 
     counts: tuple[int, ...] = ()
@@ -30,6 +32,7 @@ class Prompt:
     behind: bool | None = None
     skip: int = 0
     beside: int = 0
+    weaker: bool = False
 
     @property
     def count(self) -> int:

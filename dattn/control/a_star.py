@@ -58,7 +58,7 @@ class AStar(Optimize):
         if self._before is not None:
             loss = loss + retention(maps, self._before)
         self._before = (maps.detach() > self.threshold).to(maps.dtype)
-        return self.descend(latents, loss) if loss.requires_grad else latents.detach()
+        return self.descend(latents, loss) if loss.requires_grad else latents  # one word has no rival, nor a place yet
 
 
 def segregation(maps: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ class AttendAndExcite(Optimize):
         words: the subjects.
         step_size: α at the first step, see ``Optimize``.
         window: the denoising steps in which latents are moved.
-        bounds: share of the steps → least A_s there.
+        bounds: share of the steps → least A_s there; of those that fall on one step the largest counts.
         most: moves in one of those steps, at most.
         layers: the layers whose maps count.
     """
@@ -53,7 +53,7 @@ class AttendAndExcite(Optimize):
         stage = self.stage
         if not within(self.window, stage.step, stage.steps):
             return latents
-        bound = next((b for s, b in self.bounds.items() if round(s * stage.steps) == stage.step), None)
+        bound = max((b for s, b in self.bounds.items() if round(s * stage.steps) == stage.step), default=None)
         for _ in range(0 if bound is None else self.most):
             latents = latents.detach().requires_grad_()
             losses = self.losses(self.look(latents, arguments))

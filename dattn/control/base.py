@@ -23,7 +23,7 @@ Layers = Sequence[int] | Callable[[str], bool] | None
 """Numbers of layers among those of their kind, or a predicate on their names; None is all."""
 T = TypeVar("T")
 Window = float | tuple[float, float]
-"""Part of the denoising steps: a share from the start on, or from one share to another."""
+"""Part of the denoising steps: a share from the start on, or from one share to another; see ``within``."""
 
 
 @dataclass(frozen=True)
@@ -250,6 +250,10 @@ def check_window(name: str, window: Any) -> tuple[float, float]:
 
 
 def within(window: tuple[float, float], step: int, steps: int) -> bool:
-    """Whether a step is in a window: with 10 steps, (0, 0.4) holds 0 to 3."""
+    """Whether a step is in a window: with 10 steps, (0, 0.4) holds 0 to 3.
+
+    Both ends are rounded to the nearest step, of two that are as near to the even one, so that 0.4 of 7 steps is 3;
+    published code often rounds down, to 2.
+    """
     start, end = window
     return round(start * steps) <= step < round(end * steps)

@@ -29,8 +29,9 @@ class FromSource(Control):
         cross: the denoising steps in which cross-attention follows the source; joint attention has ``inject`` alone.
         inject: the steps in which self-attention or joint attention does.
         words: other steps than ``cross`` for single words or phrases of the edited prompts, in cross-attention.
-        max_tokens: the largest picture, in tokens, whose self-attention follows the source; None is any. The method's
-            authors took 32² on Stable Diffusion's 64² latents.
+        max_tokens: the largest picture, in tokens, whose self-attention follows the source; None is any, since most
+            models have one size alone. The method's authors took 16², later 32², on Stable Diffusion's 64² latents:
+            on a UNet give ``max_tokens=1024`` to edit as they do.
         layers: the layers of self-attention or joint attention that follow it.
 
     Raises:

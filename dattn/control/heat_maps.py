@@ -123,7 +123,7 @@ class HeatMaps(Control):
     def _index(self, word: Phrase) -> int:
         if word not in self.words:
             raise KeyError(f"{word!r}: maps were asked for {self.words}")
-        return [*map(str, self.words)].index(str(word))
+        return self.words.index(word)
 
     def overlay(self, image: Any, word: Phrase, sample: int = 0, frame: int = 0, strength: float = 0.6) -> Image:
         """A picture with the map of a word over it, the largest value of all frames in full colour.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dattn.control.base import Call, Control, Layers, Place, Window, among, check_layers, check_window, within
-from dattn.control.hiding import some
+from dattn.control.hiding import of_rows, some
 from dattn.control.parts import Where, part
 
 
@@ -41,20 +41,28 @@ class Isolation(Control):
         return place.kind != "cross" and among(self.layers, place) and within(self.window, place.step, place.steps)
 
     def edit(self, call: Call) -> Tensor:
-        """Attention, and that of each subject's queries without the keys of the others."""
-        output = call.attend().clone()
-        for queries, keys in self.once(call, lambda: self._apart(call)):
+        """Attention, that of each subject's queries without the keys of the others."""
+        free, subjects = self.once(call, lambda: self._apart(call))
+        output = call.value.new_empty(*call.query.shape[:3], call.value.shape[-1])
+        if len(free):
+            output[:, :, free] = of_rows(call, free)
+        for queries, keys in subjects:
             output[:, :, queries] = some(call, queries, keys)
         return output
 
-    def _apart(self, call: Call) -> list[tuple[Tensor, Tensor]]:
-        """The queries of every subject, and the keys that are left to them: int64 each."""
+    def _apart(self, call: Call) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """The queries that see all; those of every subject, and the keys that are left to them: int64 each."""
         members = torch.zeros(call.key.shape[2], len(self.masks), dtype=torch.bool)
         members[call.place.visual] = torch.stack([mask.cover(call.place.grid) >= 0.5 for mask in self.masks], 1).cpu()
-        found = []
+        found, free = [], torch.ones(len(members), dtype=torch.bool)
         for subjects in members.unique(dim=0):
             others = members.any(1) & ~(members & subjects).any(1)
             if subjects.any() and others.any():
                 both = (members == subjects).all(1), ~others
-                found.append(tuple(chosen.nonzero().flatten().to(call.key.device) for chosen in both))
-        return found
+                found.append((_places(both[0], call), _places(both[1], call)))
+                free &= ~both[0]
+        return _places(free, call), found
+
+
+def _places(chosen: Tensor, call: Call) -> Tensor:
+    return chosen.nonzero().flatten().to(call.key.device)

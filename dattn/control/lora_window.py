@@ -47,6 +47,7 @@ class LoRAWindow(Control):
             self._off = [model for model in tuned if _acts(model)]
             for model in self._off:
                 model.disable_adapters()
+            self.stage.adapters_off = bool(self._off)
         return arguments
 
     def stepped(self, latents: Tensor) -> Tensor:
@@ -58,7 +59,7 @@ class LoRAWindow(Control):
         """Switch on what it has switched off."""
         for model in self._off:
             model.enable_adapters()
-        self._off = []
+        self._off, self.stage.adapters_off = [], False
 
 
 def _acts(model: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from dattn.control.base import Call, Control, Layers, Place, check_layers
 from dattn.control.map_store import resize, tells_words, word_maps
+from dattn.control.solvers import goes_on_from_kept, take_as_it_is
 from dattn.control.words import Phrase
 
 
@@ -24,6 +26,9 @@ class Optimize(Control):
     Latents are local to a pipeline's call, so the tensor that ``prepare_latents`` or the scheduler's last step gave is
     written to in place, and the model's input is made anew. The model runs as far as the last chosen layer, with
     gradients for the latents alone; memory is bounded by choosing early layers.
+
+    Solvers with a corrector (UniPC) leave it out in the step after a move, which it would undo. Nothing is moved, with
+    a warning, where a scheduler's step goes on from a sample that it kept (the second half of Heun's).
 
     Args:
         words: the words or phrases whose maps count.
@@ -50,7 +55,7 @@ class Optimize(Control):
 
     @abstractmethod
     def move(self, latents: Tensor, arguments: Mapping[str, Any]) -> Tensor:
-        """The latents for the step that begins; ``arguments`` are the model's."""
+        """The latents for the step that begins, ``latents`` itself to leave them; ``arguments`` are the model's."""
 
     def start(self) -> None:
         """Forget the last call."""
@@ -75,11 +80,26 @@ class Optimize(Control):
         rows = self.stage.rows(len(given))
         if self._moved != self.stage.step and rows.stop > rows.start:
             self._compare(given, self._as_input(latents, given))
-            with torch.enable_grad():
-                moved = self.move(latents.detach().clone(), arguments)
-            latents.copy_(moved)
+            self._move(latents, arguments)
             self._moved = self.stage.step
         return arguments if self._moved != self.stage.step else {**arguments, name: self._as_input(latents, given)}
+
+    def _move(self, latents: Tensor, arguments: Mapping[str, Any]) -> None:
+        """Write where the latents are moved to into them."""
+        scheduler = self.stage.pipeline.scheduler
+        if goes_on_from_kept(scheduler):
+            warnings.warn(
+                f"dattn: {type(self).__name__} leaves out steps in which {type(scheduler).__name__} goes on from a "
+                "sample that it kept, where a move would be lost",
+                stacklevel=2,
+            )
+            return
+        own = latents.detach().clone()
+        with torch.enable_grad():
+            moved = self.move(own, arguments)
+        if moved is not own:
+            latents.copy_(moved)
+            take_as_it_is(scheduler)
 
     def _as_input(self, latents: Tensor, given: Tensor) -> Tensor:
         """What a pipeline makes of latents for its model: scaled by the scheduler, once for every guidance branch."""
@@ -115,7 +135,11 @@ class Optimize(Control):
             )
 
     def look(self, latents: Tensor, arguments: Mapping[str, Any]) -> Tensor:
-        """The maps of the words at such latents: [samples, words, frames, height, width], differentiable."""
+        """The maps of the words at such latents: [samples, words, frames, height, width], differentiable.
+
+        Raises:
+            ValueError: no layer looks at the prompt, or attention has no gradient.
+        """
         name, given = next(iter(arguments.items()))
         self._wanted, found, self._looking = 0, list[Tensor](), True
         self._maps = found
@@ -128,7 +152,13 @@ class Optimize(Control):
         if not found:
             raise ValueError(f"{type(self).__name__}: no layer looks at the prompt in {self.layers!r}: choose others")
         frames, height, width = found[0].shape[-3:]
-        return torch.stack([resize(maps, (frames, height, width)) for maps in found]).mean(0)
+        together = torch.stack([resize(maps, (frames, height, width)) for maps in found]).mean(0)
+        if latents.requires_grad and torch.is_grad_enabled() and not together.requires_grad:
+            raise ValueError(
+                f"{type(self).__name__} follows gradients of attention, of which this model's backend has none: call "
+                'set_attention_backend("native") on the model, or choose layers without this pattern'
+            )
+        return together
 
     def acts(self, place: Place) -> bool:
         """Where text is seen, while maps are looked for."""

@@ -20,7 +20,7 @@ class OrderShift(Control):
         layers: numbers among the self-attention or joint layers, or a predicate on their names.
 
     Raises:
-        ValueError: a share outside [0, 1].
+        ValueError: a share outside [0, 1]; in a call, pictures of one frame.
     """
 
     def __init__(self, share: float = 0.5, window: Window = 0.4, layers: Layers = None) -> None:
@@ -34,8 +34,10 @@ class OrderShift(Control):
 
     def edit(self, call: Call) -> Tensor:
         """The output, its frames shifted; text stays."""
-        output = call.attend()
         apart = frames_apart(call, self.stage)
+        if apart == call.place.grid.frames == 1:
+            raise ValueError(f"OrderShift moves things along time, but {call.place.name} has one frame: give it videos")
+        output = call.attend()
         if apart > 1:  # frames that are samples of the batch
             return output.unflatten(0, (-1, apart)).roll(round(self.share * apart), 1).flatten(0, 1)
         frames, visual = call.place.grid.frames, call.place.visual

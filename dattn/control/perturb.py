@@ -115,7 +115,8 @@ class Perturb(Control):
         if not within(self.window, stage.step, stage.steps):
             return output
         rows, now = stage.rows(len(output)), (stage.calls, stage.step)
-        if rows.start < rows.stop and not stage.branch.startswith("uncond"):
+        led_from = stage.branch.startswith("uncond") or stage.texts[0].weaker
+        if rows.start < rows.stop and not led_from:
             self._shift = now, self.scale * (output - self._perturbed(again))[rows]
         if self._shift is None or self._shift[0] != now:
             raise ValueError("the unconditional branch came before the conditional one: run them the other way round")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dattn.control.stage import Stage
+from dattn.tapped import untapped
 
 MODELS = (
     "UNet2DConditionModel",
@@ -52,7 +53,8 @@ def encode(stage: Stage, prompts: Sequence[str]) -> Encoded:
     if not stage.encoding:
         raise ValueError("Regions: the pipeline has encoded no prompt in this call; apply to a pipeline, and call that")
     arguments = {name: _anew(name, value) for name, value in stage.encoding.items()}
-    first, *others = stage.pipeline.encode_prompt(**arguments | {"prompt": list(prompts)})
+    unheard = untapped(stage.pipeline.encode_prompt)  # the call's own prompts stay what controls look for words in
+    first, *others = unheard(**arguments | {"prompt": list(prompts)})
     if not isinstance(first, Tensor) or first.ndim != 3 or len(first) != len(prompts):
         raise ValueError(f"Regions: {type(stage.pipeline).__name__}.encode_prompt gives no embedding for each prompt")
     shape = first.shape[:2]

@@ -58,7 +58,7 @@ class RegionalLoRA(Control):
     def inputs(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
         """Before a forward pass: hooks on the adapters that the models have now."""
         self.removed()
-        if within(self.window, self.stage.step, self.stage.steps):
+        if within(self.window, self.stage.step, self.stage.steps) and not self.stage.adapters_off:
             for adapter in self.masks:
                 self._hook(adapter)
         return arguments

@@ -85,7 +85,7 @@ class Reweight(Control):
         scaled = of_rows(call.with_values(call.value * factors), queries)
         if not self.renormalize:
             return scaled
-        sums = of_rows(call.with_values(factors.expand_as(call.value)), queries)[..., :1]
+        sums = of_rows(call.with_values(factors.expand_as(call.value).contiguous()), queries)[..., :1]
         return scaled / sums.clamp(min=torch.finfo(sums.dtype).tiny)
 
     def _told(self, call: Call, factors: Tensor, picture: Tensor, text: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ class Reweight(Control):
         output = of_rows(call, text) + more * of_rows(call.with_values(call.value * there), text)
         if not self.renormalize:
             return output
-        sums = 1 + more * of_rows(call.with_values(there.expand_as(call.value)), text)[..., :1]
+        sums = 1 + more * of_rows(call.with_values(there.expand_as(call.value).contiguous()), text)[..., :1]
         return output / sums.clamp(min=torch.finfo(sums.dtype).tiny)
 
     def _factors(self, call: Call) -> Tensor | None:

@@ -40,6 +40,9 @@ class Stage:
         latents: the tensor that the pipeline goes on with, until the next step; None where that is not known.
         observe: runs the model on other arguments for a control that only looks at attention.
         levels: the distinct grids of its layers in that pass, the largest first.
+        adapters_off: whether a control has switched LoRAs off for the step.
+        acted: the controls that have edited attention in the denoising call.
+        told_idle: those of which the user was told that they did not.
     """
 
     def __init__(
@@ -62,6 +65,8 @@ class Stage:
         self.latents: Tensor | None = None
         self.observe: Callable[[Any, Mapping[str, Any]], None]
         self.levels: tuple[TokenGrid, ...] = ()
+        self.adapters_off = False
+        self.acted, self.told_idle = set[Any](), set[Any]()
         self._known: dict[str, tuple[Written, list[Tokens]]] = {}
         self._known_in: Mapping[str, Any] = self.encoding
 
@@ -74,6 +79,11 @@ class Stage:
     def again(self) -> bool:
         """Whether a control runs the model once more on inputs that it has seen."""
         return self.branch.endswith(AGAIN)
+
+    def begin(self) -> None:
+        """A denoising loop begins."""
+        self.calls += 1
+        self.acted.clear()
 
     def enter(self, texts: Prompts, batch: int) -> None:
         """A forward pass of ``batch`` samples begins, with the prompt there."""
@@ -121,7 +131,8 @@ class Stage:
         count = self.batch // self.samples if self._told else 2 if guided and batch % 2 == 0 else 1
         if branch == "uncond":
             return range(0), count
-        if branch not in BATCHED or guided is False:  # among them uncond_stg, which perturbs what follows the prompt
+        alone = branch not in BATCHED or self.texts[0].weaker  # uncond_stg, too, perturbs what follows the prompt
+        if alone or guided is False:
             return range(count if self._told else 1), count if self._told else 1
         if count == 1:
             return range(0 if self._told and not branch and self.passes > 1 else 1), 1

@@ -13,10 +13,11 @@ from dattn.tapped import Tap, Tapped, edited
 
 
 class PipelineTap(Tap):
-    """Wraps three methods on one pipeline *instance*.
+    """Wraps four methods on one pipeline *instance*.
 
-    A call of a pipeline begins with ``check_inputs``. The first ``encode_prompt`` after that is told the prompt; some
-    pipelines encode the negative one in a second call.
+    A call of a pipeline begins with ``check_inputs`` and ends with ``maybe_free_model_hooks``; denoising after that,
+    with nothing told in between, is another pipeline's, which has the same models. The first ``encode_prompt`` after
+    the beginning is told the prompt; some pipelines encode the negative one in a second call.
 
     Args:
         pipeline: a Diffusers pipeline.
@@ -27,7 +28,9 @@ class PipelineTap(Tap):
     def __init__(self, pipeline: Any, stage: Stage, edit: Callable[[Tensor], Tensor]) -> None:
         super().__init__(pipeline)
         self._stage, self._awaited, self._edit = stage, True, edit
-        events = {"check_inputs": self._begin, "prepare_latents": self._prepared}
+        self._over = False
+        begin_and_end = {"check_inputs": self._begin, "maybe_free_model_hooks": self._end}
+        events = {**begin_and_end, "prepare_latents": self._prepared}
         for name, after in events.items():
             if hasattr(pipeline, name):
                 self.put(name, Tapped(getattr(pipeline, name), after))
@@ -36,19 +39,31 @@ class PipelineTap(Tap):
             self.put(encode, _Heard(getattr(pipeline, encode), self._hear))
 
     def _begin(self, result: Any) -> Any:
-        self._awaited, self._stage.prompts, self._stage.encoding, self._stage.samples = True, (), {}, 0
+        self._awaited, self._over = True, False
+        self._forget()
         return result
+
+    def _end(self, result: Any) -> Any:
+        self._over = True
+        return result
+
+    def _forget(self) -> None:
+        self._stage.prompts, self._stage.encoding, self._stage.samples = (), {}, 0
 
     def rearm(self) -> None:
         """Denoising begins: what is encoded from now on belongs to another call."""
         self._awaited = True
+        if self._over:
+            self._forget()
 
     def _prepared(self, result: Any) -> Any:
+        self._over = False
         return edited(result, self._edit)
 
     def _hear(self, arguments: Mapping[str, Any]) -> None:
         if self._awaited:
-            self._awaited, self._stage.encoding, prompt = False, arguments, arguments.get("prompt")
+            self._awaited, self._over = False, False
+            self._stage.encoding, prompt = arguments, arguments.get("prompt")
             self._stage.prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt or ())
 
 

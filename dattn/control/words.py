@@ -104,8 +104,8 @@ def positions(phrase: Phrase, tokens: Sequence[Tokens], count: int) -> list[int]
         return found
     if not tokens:
         raise ValueError(
-            f"{phrase!r}: the prompt is not known; call the pipeline with prompt= in place of prompt_embeds=, or give "
-            "positions of tokens"
+            f"{phrase!r}: the prompt is not known; call the very pipeline that this is applied to, with prompt= in "
+            "place of prompt_embeds=, or give positions of tokens"
         )
     found = [i for part in tokens for i in part.of(phrase)]
     if not found:

@@ -113,7 +113,7 @@ class Chain:
         scale = query.shape[-1] ** -0.5 if scale is None else scale
         runs = Runs(base, base_pair, sparse)
         for control in self._acting:
-            runs = _around(control, runs, base_pair)
+            runs = _around(control, runs, base_pair, self._stage)
         call = Call(query, key, value, mask, scale, self._places[0], slice(0, 0), runs)
         if len(self._places) > 1 and len(self._places) == len(query):
             each = [self._run(call.take(torch.tensor([i], device=query.device)), i) for i in range(len(query))]
@@ -136,10 +136,11 @@ class Chain:
             self._stage.sample = None
 
 
-def _around(control: Control, runs: Runs, base_pair: Callable[[Call], Pair]) -> Runs:
+def _around(control: Control, runs: Runs, base_pair: Callable[[Call], Pair], stage: Stage) -> Runs:
     """What runs around a control: its edit of what runs inside."""
 
     def edited(call: Call) -> Tensor:
+        stage.acted.add(control)
         return control.edit(replace(call, runs=runs))
 
     changes = runs.changes or ("" if control.keeps_sums else type(control).__name__)

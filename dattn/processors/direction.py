@@ -71,6 +71,8 @@ class Direction:
             latents = named.get(next(iter(self._names)), next(iter(named.values())))
             self.stage.enter(self._adapter.prompt(self.model, named), len(latents))
             self.stage.observe = self._observe
+        else:  # what the observer was given may have more text than the model was
+            self.stage.given(self._adapter.prompt(self.model, named))
         for control in self._controls[self._first :]:
             arguments = control.inputs(arguments)
         if arguments is named:
@@ -101,7 +103,8 @@ class Direction:
         """The grid of every level in the pass that begins."""
         self._grids = grids
         known = {level: grid if isinstance(grid, TokenGrid | tuple) else None for level, grid in grids.items()}
-        first = (grid[0] if isinstance(grid, tuple) else grid for grid in known.values() if grid is not None)
+        used = (known[level] for level in self._levels)  # a UNet has levels without attention
+        first = (grid[0] if isinstance(grid, tuple) else grid for grid in used if grid is not None)
         found = {grid.shape: grid for grid in first}
         self.stage.levels = tuple(sorted(found.values(), key=lambda grid: -grid.visual))
         for layer, level in zip(self.layers, self._levels, strict=True):

@@ -201,6 +201,12 @@ def _attend_spread(
     """The same where every process has some of the tokens, as a ``ParallelConfig`` of Diffusers says."""
     layer, context = _current.layer, config.context_parallel_config
     assert layer is not None
+    if layer.controlled:
+        names = ", ".join(type(control).__name__ for control in layer.chain.acting)
+        raise ValueError(
+            f"{names} at {layer.name} under context parallelism, where no process has all tokens: leave control= out, "
+            "or run the model without a parallel configuration"
+        )
     if masked or key.shape != query.shape:
         layer.pass_by("a mask or a context came with context parallelism, which serves plain self-attention")
     elif context.ring_degree > 1 and context.ulysses_degree > 1:

@@ -7,7 +7,8 @@ import torch
 from diffusers import DiffusionPipeline
 
 import dattn
-from dattn.control import Control, HeatMaps, LocalBlend, Refine, Replace, Reweight
+from dattn.control import Control, HeatMaps, LocalBlend, Perturb, Refine, Replace, Reweight
+from tests.pipelines.tiny import sd3_pipeline
 
 MODELS = Path(__file__).parents[2] / "assets" / "models"
 CALLS = {
@@ -121,6 +122,49 @@ def test_another_call_has_other_prompts(demo):
             run(pipe, call)
         once = run(pipe, call, call["prompt"].replace("red", "blue"))
         assert torch.equal(run(pipe, call, call["prompt"].replace("red", "blue")), once)
+
+
+def test_another_pipeline_with_the_same_models_has_no_known_prompt(demo):
+    pipe, call = demo
+    other = type(pipe)(**pipe.components)
+    other.set_progress_bar_config(disable=True)
+    with Reweight({"red": 0.0}).on(pipe):
+        run(pipe, call)
+        with pytest.raises(ValueError, match="the prompt is not known"):
+            run(other, call)
+
+
+def test_skip_layer_guidance_follows_the_prompt():
+    pipe, seen = sd3_pipeline(), []
+    pipe.set_progress_bar_config(disable=True)
+
+    class Sees(Control):
+        def acts(self, place):
+            return place.index == 0 and not self.stage.again
+
+        def edit(self, call):
+            seen.append((len(call.query), call.rows))
+            return call.attend()
+
+    options = {"height": 32, "width": 32, "num_inference_steps": 3, "output_type": "latent", "max_sequence_length": 16}
+    with dattn.apply(pipe, control=[Sees(), Perturb(layers=[1])]):  # the layer that is left out
+        pipe(
+            "a red circle", skip_guidance_layers=[1], skip_layer_guidance_start=0, skip_layer_guidance_stop=1, **options
+        )
+    both, weaker = (2, slice(1, 2)), (1, slice(0, 1))
+    assert seen == [both, both, weaker, both, weaker]
+
+
+def test_in_half_precision_edits_are_as_in_single(demo):
+    pipe, call = demo
+    half = DiffusionPipeline.from_pretrained(pipe.name_or_path).to(torch.bfloat16)
+    half.set_progress_bar_config(disable=True)
+    stock, found = run(pipe, call, steps=1), []
+    for control in (Reweight({"red circle": 8.0}, renormalize=True), Perturb(scale=10.0, layers=[0])):
+        for each in (pipe, half):
+            with control.on(each):
+                found.append(run(each, call, steps=1).float())
+        assert (found[-1] - found[-2]).norm() < 0.4 * (found[-2] - stock).norm()
 
 
 def test_a_control_serves_one_handle(demo):

@@ -51,6 +51,15 @@ def test_words_of_a_prompt_that_is_not_there(prompts):
         through([control], stage("a red circle", "a red square"), "cross", query, key, value)
 
 
+def test_a_word_is_no_number():
+    query, key, value = qkv(1, 2, 20, 12)
+    control = HeatMaps(["2", 2])
+    through([control], stage("2 a b"), "cross", query, key, value)
+    looks = maps(query, key)[0].mean(0).view(1, 4, 5, 12)
+    for word, token in (("2", 1), (2, 2)):
+        assert (control[word][0] - looks[..., token]).abs().max() < 1e-6
+
+
 def test_steps_layers_and_heads_can_be_kept_apart():
     grid, own = grid_for("cross"), stage("a red circle", steps=3)
     control, seen = HeatMaps(["red"], by=("step", "layer", "head")), []

@@ -1,5 +1,7 @@
 """Isolation equals hiding pairs of different subjects in the map."""
 
+from unittest import mock
+
 import pytest
 import torch
 
@@ -64,6 +66,16 @@ def test_a_track_of_boxes():
     hidden = apart(on_tokens(grid, *members))
     output = through([Isolation([[LEFT, RIGHT], (0, 0.75, 1, 1)])], stage(), "self", query, key, value, grid=grid)
     assert (output - maps(query, key, ~hidden) @ value).abs().max() < 1e-12
+
+
+def test_no_query_asks_twice():
+    grid = grid_for("joint", (1, 4, 4))
+    query, key, value = qkv(1, 2, 28, 28)
+    seen, attend = [], torch.nn.functional.scaled_dot_product_attention
+    note = lambda query, key, *rest: seen.append((query.shape[2], key.shape[2])) or attend(query, key, *rest)
+    with mock.patch.object(torch.nn.functional, "scaled_dot_product_attention", note):
+        through([Isolation([LEFT, RIGHT])], stage(), "joint", query, key, value, grid=grid)
+    assert sorted(seen) == [(8, 20), (8, 20), (12, 28)]
 
 
 def test_what_the_model_hides_stays_hidden():

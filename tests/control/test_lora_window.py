@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from dattn.control import LoRAWindow
+import dattn
+from dattn.control import LoRAWindow, RegionalLoRA
 from tests.control.test_regional_lora import FAMILIES, MASKS, inputs_of, run, tuned
 
 
@@ -62,6 +63,23 @@ def test_what_the_user_has_switched_off_stays_off():
     with LoRAWindow((0.5, 1)).on(pipe):
         assert all(torch.equal(one, stock) for one in steps_of(pipe, model, inputs))
     assert torch.equal(run(model, inputs), stock)
+
+
+@pytest.mark.parametrize("kinds", [(LoRAWindow, RegionalLoRA), (RegionalLoRA, LoRAWindow)])
+def test_masks_of_adapters_wait_while_these_are_off(kinds):
+    inputs = inputs_of(FAMILIES["wan"])
+    model, pipe = tuned(FAMILIES["wan"])
+    acting, given = run(model, inputs), {LoRAWindow: ((0.5, 1),), RegionalLoRA: ({"left": MASKS["left"]},)}
+    with RegionalLoRA(*given[RegionalLoRA]).on(pipe):
+        masked = run(model, inputs)
+    model.disable_adapters()
+    stock = run(model, inputs)
+    model.enable_adapters()
+    assert (masked - acting).abs().max() > 1e-3
+    with dattn.apply(pipe, control=[kind(*given[kind]) for kind in kinds]):
+        for _ in range(2):  # calls
+            found = steps_of(pipe, model, inputs)
+            assert all(torch.equal(*pair) for pair in zip(found, [stock, stock, masked, masked], strict=True))
 
 
 def test_where_there_is_nothing_to_switch():

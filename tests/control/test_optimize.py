@@ -1,16 +1,30 @@
 """AttendAndExcite and AStar: their losses equal the definitions, and latents move where those fall."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import (
+    DDIMScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    HeunDiscreteScheduler,
+    KDPM2DiscreteScheduler,
+    PNDMScheduler,
+    SASolverScheduler,
+    UniPCMultistepScheduler,
+)
 
 import dattn
 from dattn.control import AStar, AttendAndExcite
 from dattn.control.a_star import overlap, retention, segregation
 from dattn.control.attend_and_excite import smooth
+from dattn.control.optimize import Optimize
+from dattn.control.solvers import goes_on_from_kept, take_as_it_is
 
 from .stages import maps, qkv, stage, through
 
@@ -158,6 +172,55 @@ def test_a_bound_that_is_reached_costs_one_move(demo):
     assert moves == [0, 1, 2]
 
 
+def test_the_model_runs_as_far_as_the_last_layer_that_is_looked_at(demo):
+    pipe, call = demo
+    model = getattr(pipe, "unet", None) or pipe.transformer
+    last = [module for name, module in model.named_modules() if hasattr(module, "processor")][-1]
+    passes, ends = [], []
+    hooks = [
+        model.register_forward_pre_hook(lambda *_: passes.append(1)),
+        last.register_forward_hook(lambda *_: ends.append(1)),
+    ]
+    try:
+        with AStar(["circle", "square"], layers=[0], window=1.0).on(pipe):
+            run(pipe, call)
+    finally:
+        [hook.remove() for hook in hooks]
+    assert len(passes) - len(ends) == 3  # a look in every step, and no more
+
+
+def test_an_interrupted_look_leaves_the_model_as_it_was(demo):
+    pipe, call = demo
+    stock, model = run(pipe, call), getattr(pipe, "unet", None) or pipe.transformer
+    learning = [parameter.requires_grad for parameter in model.parameters()]
+
+    class Fails(AStar):
+        def maps_of(self, call):
+            raise KeyboardInterrupt
+
+    control = Fails(["circle", "square"])
+    with pytest.raises(KeyboardInterrupt), control.on(pipe):
+        run(pipe, call)
+    assert not control._looking and [parameter.requires_grad for parameter in model.parameters()] == learning
+    with AStar(["circle", "square"], step_size=1.0).on(pipe):
+        assert (run(pipe, call) - stock).abs().max() > 1e-4
+    assert torch.equal(run(pipe, call), stock)
+
+
+def test_of_bounds_that_fall_on_one_step_the_largest_counts(demo):
+    pipe, call = demo
+    moves = []
+
+    class Counts(AttendAndExcite):
+        def descend(self, latents, loss):
+            moves.append(self.stage.step)
+            return latents.detach()
+
+    with Counts(["circle", "square"], window=1.0, bounds={0.2: 0.0, 0.4: 1.0}, most=2).on(pipe):
+        run(pipe, call)  # of 3 steps
+    assert moves == [0, 1, 1, 1, 2]
+
+
 def test_a_bare_model_has_no_latents_to_move(demo):
     pipe, call = demo
     model = getattr(pipe, "unet", None) or pipe.transformer
@@ -186,6 +249,94 @@ def test_only_the_layers_asked_for_run(demo):
     with First(["circle", "square"], layers=[0]).on(pipe):
         run(pipe, call)
     assert seen == [0, 0, 0]
+
+
+@pytest.mark.parametrize("kind", [AStar, AttendAndExcite])
+def test_a_backend_without_gradients_is_refused(demo, kind):
+    pipe, call = demo
+
+    class Detached(kind):
+        def maps_of(self, call):
+            return super().maps_of(call).detach()
+
+    with Detached(["circle", "square"]).on(pipe), pytest.raises(ValueError, match="set_attention_backend"):
+        run(pipe, call)
+
+
+class Pushes(Optimize):
+    """Moves the latents by the same everywhere, before one step."""
+
+    def __init__(self, step):
+        super().__init__(["circle"])
+        self.at, self.kept = step, {}
+
+    def move(self, latents, arguments):
+        return latents + 0.3 if self.stage.step == self.at else latents
+
+    def stepped(self, latents):
+        self.kept[self.stage.step] = latents.clone()
+        return super().stepped(latents)
+
+
+def test_a_corrector_does_not_undo_moves(demo):
+    pipe, call = demo
+    before, pushes, stays = pipe.scheduler, Pushes(2), Pushes(None)
+    flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True} if hasattr(pipe, "transformer") else {}
+    pipe.scheduler = UniPCMultistepScheduler(**flow)
+    try:
+        for control in (stays, pushes):
+            with control.on(pipe):
+                run(pipe, call | {"num_inference_steps": 4})
+    finally:
+        pipe.scheduler = before
+    assert torch.equal(pushes.kept[1], stays.kept[1])
+    assert (pushes.kept[2] - stays.kept[2]).mean() > 0.15
+
+
+@pytest.mark.parametrize("demo", ["shapes-sd", "shapes-wan"], indirect=True)
+def test_steps_in_which_a_move_would_be_lost_are_left_out(demo):
+    pipe, call = demo
+    before, pushes, stays = pipe.scheduler, Pushes(1), Pushes(None)
+    pipe.scheduler = FlowMatchHeunDiscreteScheduler() if hasattr(pipe, "transformer") else HeunDiscreteScheduler()
+    try:
+        for control in (stays, pushes):
+            with control.on(pipe), pytest.warns(UserWarning, match="a move would be lost"):
+                run(pipe, call)
+    finally:
+        pipe.scheduler = before
+    assert all(torch.equal(pushes.kept[step], stays.kept[step]) for step in stays.kept)
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        HeunDiscreteScheduler(),
+        FlowMatchHeunDiscreteScheduler(),
+        KDPM2DiscreteScheduler(),
+        PNDMScheduler(),
+        PNDMScheduler(skip_prk_steps=True),
+        DPMSolverSinglestepScheduler(prediction_type="sample"),
+        UniPCMultistepScheduler(prediction_type="sample"),
+        SASolverScheduler(prediction_type="sample", predictor_order=1, corrector_order=1),
+        DDIMScheduler(),
+        DPMSolverMultistepScheduler(),
+    ],
+    ids=lambda scheduler: type(scheduler).__name__,
+)
+def test_moves_are_lost_where_a_scheduler_goes_on_from_what_it_kept(scheduler):
+    """The model's output being the same, a step gives the same wherever the latents were moved to."""
+    steps = 8 if isinstance(scheduler, FlowMatchHeunDiscreteScheduler) else 7
+    scheduler.set_timesteps(steps)
+    latents = torch.ones(1, 2, 4, 4)
+    for time in scheduler.timesteps[:-1]:
+        lost, moved = goes_on_from_kept(scheduler), copy.deepcopy(scheduler)
+        take_as_it_is(moved)
+        step = lambda own, start: own.step(torch.ones_like(latents), time, start, return_dict=False)[0]  # noqa: B023
+        after = step(moved, latents + 1)
+        alike = copy.deepcopy(scheduler)
+        take_as_it_is(alike)
+        assert torch.allclose(after, step(alike, latents), atol=1e-5) == lost
+        latents = step(scheduler, latents)
 
 
 @pytest.mark.parametrize(

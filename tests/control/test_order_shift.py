@@ -49,6 +49,12 @@ def test_frames_that_are_samples():
     assert (found - plain[[3, 0, 1, 2, 7, 4, 5, 6]]).abs().max() < 1e-12
 
 
+def test_a_picture_has_no_order():
+    grid = grid_for("self")
+    with pytest.raises(ValueError, match="attn has one frame"):
+        through([OrderShift()], stage(), "self", *qkv(1, 2, grid.tokens, grid.tokens), grid=grid)
+
+
 def test_only_in_its_window_and_layers():
     grid = grid_for("self", SHAPE)
     tensors = qkv(1, 2, grid.tokens, grid.tokens)

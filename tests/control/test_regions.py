@@ -386,6 +386,18 @@ def test_prompts_are_encoded_once_in_a_call_and_as_the_pipelines_own(pipeline):
             assert pipeline.asked[2:] == [(["b", "c", "b", "d"], 1, False, None)]
 
 
+def test_the_next_call_may_have_another_mask(pipeline):
+    """Nothing of a mask is kept: a control whose region is another one is as one that was made with it."""
+    control = Regions([Region("b", box=LEFT)])
+    with control.on(pipeline):
+        first = pipeline("a")
+        control.regions = (Region("b", box=RIGHT),)
+        second = pipeline("a")
+    with Regions([Region("b", box=RIGHT)]).on(pipeline):
+        assert torch.equal(pipeline("a"), second)
+    assert (second - first).abs().max() > 1e-4
+
+
 def test_outside_of_its_window_the_model_is_stock(pipeline):
     stock = pipeline("a")
     with Regions([Region("b", box=LEFT)], window=(0.5, 1)).on(pipeline):

@@ -72,6 +72,17 @@ def test_joint_attention_runs_once():
         assert seen == [4 * 32]
 
 
+@pytest.mark.parametrize("kind", ["cross", "joint"])
+def test_values_are_laid_out_for_every_backend(kind):
+    query, key, value = qkv(2, 2, grid_for(kind).tokens, 12 if kind == "cross" else 32)
+    seen, attend = [], torch.nn.functional.scaled_dot_product_attention
+    note = lambda query, key, value, *rest: seen.append(value.stride()) or attend(query, key, value, *rest)
+    with mock.patch.object(torch.nn.functional, "scaled_dot_product_attention", note):
+        control = Reweight({"square": 3.0}, renormalize=True, both=True)
+        through([control], stage(*PROMPTS), kind, query, key, value)
+    assert len(seen) >= 2 and all(strides[-1] == 1 for strides in seen)
+
+
 def test_unconditional_samples_are_left_alone():
     query, key, value = qkv(4, 2, 20, 12)
     output = through([Reweight({"square": 0.0})], stage(*PROMPTS, halves=True), "cross", query, key, value)
