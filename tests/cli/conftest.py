@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -157,6 +160,20 @@ def sd_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "sd"
     pipe.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def memory():
+    """Tells the bytes in use; what the C library only keeps for later is given back before."""
+    import psutil
+
+    def used():
+        gc.collect()
+        if sys.platform == "linux":
+            ctypes.CDLL(None).malloc_trim(0)
+        return psutil.Process().memory_info().rss
+
+    return used
 
 
 PATTERN = "Radial(block_size=16, sink=False)"

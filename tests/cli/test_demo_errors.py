@@ -1,11 +1,9 @@
 """What becomes of errors in the demo: a sentence for the visitor, a traceback for the log, and free memory."""
 
-import gc
 import logging
 import time
 import weakref
 
-import psutil
 import pytest
 import torch
 
@@ -65,7 +63,7 @@ def test_the_tensors_of_a_run_that_ended_early_are_free(error):
     assert caught.value is not None and seen[0]() is None
 
 
-def test_stopped_runs_leave_no_memory_behind(served, client, wish, monkeypatch):
+def test_stopped_runs_leave_no_memory_behind(served, client, wish, memory, monkeypatch):
     from dattn.apps.demo import studio as module
 
     run = module.run
@@ -84,7 +82,5 @@ def test_stopped_runs_leave_no_memory_behind(served, client, wish, monkeypatch):
         with pytest.raises(gradio_client.exceptions.AppError, match="Stopped"):
             job.result(timeout=30)
         if number == 2:
-            gc.collect()
-            before = psutil.Process().memory_info().rss
-    gc.collect()
-    assert psutil.Process().memory_info().rss - before < 3 * BALLAST
+            before = memory()
+    assert memory() - before < 3 * BALLAST

@@ -1,7 +1,5 @@
 """Hundreds of random and hostile calls of the demo: errors to read, no files read, and memory that stays."""
 
-import ctypes
-import gc
 import json
 import os
 import random
@@ -10,7 +8,6 @@ import uuid
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 
 gradio_client = pytest.importorskip("gradio_client")
@@ -220,16 +217,8 @@ def first_calls(models):
     yield {"api_name": "/long_video", "model": "shapes-wan", "prompts": "a\nb", **size}
 
 
-def memory():
-    """Bytes in use; what the C library only keeps for later is given back before."""
-    gc.collect()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).malloc_trim(0)
-    return psutil.Process().memory_info().rss
-
-
 @pytest.mark.parametrize("count", [FEW, pytest.param(CALLS, marks=pytest.mark.slow)])
-def test_random_and_hostile_calls(hostile, count):
+def test_random_and_hostile_calls(hostile, memory, count):
     address, models = hostile
     client, visitor, ok = gradio_client.Client(address, verbose=False), Visitor(address), 0
     for first in first_calls(models):

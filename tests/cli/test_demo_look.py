@@ -55,6 +55,9 @@ def test_small_letters_are_legible(mode):
         text = color(found, f"button_primary_text_color{mode}")
         assert contrast(text, color(found, f"button_primary_background_fill{state}{mode}")) >= LEGIBLE, state
     assert contrast(color(found, f"block_info_text_color{mode}"), PAGE[mode]) >= LEGIBLE
+    behind_labels = color(found, f"block_label_background_fill{mode}")
+    for name in ("label", "title"):
+        assert contrast(color(found, f"block_{name}_text_color{mode}"), behind_labels) >= LEGIBLE, name
     (open_tab,) = re.findall(rf"^{OPEN_TAB[mode]} {{ color: var\(--(\w+-\d+)\)", STYLES, re.MULTILINE)
     for page in BEHIND_TABS[mode]:
         assert contrast(color(found, open_tab.replace("-", "_")), page) >= LEGIBLE
