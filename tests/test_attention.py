@@ -13,6 +13,7 @@ from dattn.backends.plan import same_groups
 from dattn.backends.problem import Problem
 from dattn.block_mask import BlockList, BlockMask
 from dattn.grid import Layout
+from tests import wrong_masks
 from tests.oracles import attention_oracle, tail_oracle
 
 CASES = {
@@ -273,6 +274,14 @@ def test_bad_input(change, said):
     arguments |= {"pattern": Dense(), "grid": TokenGrid(3, 2, 2), **change}
     with pytest.raises(ValueError, match=said):
         attention(**arguments)
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+@pytest.mark.parametrize("what", wrong_masks.WRONG)
+def test_a_mask_that_does_not_fit_is_refused(what, backend):
+    pattern, said = wrong_masks.WRONG[what]
+    with pytest.raises(ValueError, match=said):
+        attention(*wrong_masks.inputs(), pattern, wrong_masks.GRID, backend=backend)
 
 
 def test_backend_choice_says_why():

@@ -20,13 +20,14 @@ from dattn import (
     TokenGrid,
     attention,
 )
-from dattn.backends import choose, run
+from dattn.backends import choose, run, triton_lists
 from dattn.backends.problem import Problem
 from dattn.block_mask import BlockList, BlockMask, pack_bits
 from dattn.grid import Layout
 from dattn.kernels import arguments, launch
 from dattn.kernels.config import SWITCHES
 from dattn.spec import Call
+from tests import wrong_masks
 from tests.kernels.rule import check_error
 from tests.oracles import attention_oracle, tail_oracle
 
@@ -234,6 +235,24 @@ def grouped_mask(tokens=70, size=32, groups=2, tail=0):
     )
     tile = torch.tensor([[[0, 2, 0], [1, 0, 2]]]).int()
     return BlockMask(layout, layout, full, partial, tile, pack_bits(tiles), size, tail)
+
+
+@pytest.mark.parametrize("what", wrong_masks.WRONG)
+def test_a_mask_that_does_not_fit_is_refused(what):
+    pattern, said = wrong_masks.WRONG[what]
+    with pytest.raises(ValueError, match=said):
+        attention(*wrong_masks.inputs(), pattern, wrong_masks.GRID, backend="triton")
+
+
+def test_masks_for_a_call_are_looked_through_unless_they_are_our_own(monkeypatch):
+    grid, looked = TokenGrid(3, 5, 7), []
+    monkeypatch.setattr(triton_lists, "check_lists", looked.append)
+    query, key, value = (t.detach().float() for t in tensors(grid, 16))
+    ours = Alike(0.4, block_size=32).mask_for(query, key, grid)
+    theirs = replace(ours)
+    for mask in (ours, theirs):
+        run("triton", Problem(query, key, value, mask, 0.25))
+    assert ours.passing and theirs.passing and looked == [theirs]
 
 
 def test_head_groups_with_lists_and_orders_of_their_own_and_a_blind_block():
