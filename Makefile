@@ -3,6 +3,7 @@
 # PYTHON=python3.12        the interpreter that makes the virtual environment
 # TORCH_INDEX=<address>    where PyTorch comes from, for example PyTorch's own CPU or CUDA index
 # ARGS="..."               more options for `dattn generate`, `dattn evaluate` or pytest
+# TRITON=3.7.1             another version than the oldest for `make oldest`
 
 PYTHON ?= python3
 ARGS   ?=
@@ -13,6 +14,7 @@ TYPES  := build/types
 SOURCE := pyproject.toml README.md LICENSE dattn kernels pipelines apps
 TORCH  := $(shell grep '^torch==' constraints.txt)
 PYTEST := $(BIN)/pytest -q -n auto --maxprocesses 4
+TRITON := $(shell sed -n 's/.*"triton>=\([0-9.]*\).*/\1/p' pyproject.toml).0
 OLDER  := 0.41.0
 GPU    := assets/benchmarks/gpu
 WHEEL  := pip wheel --quiet --no-deps --no-build-isolation
@@ -62,8 +64,7 @@ evaluate: $(STAMP)  ## the quality table of the demo model (long; goes on where 
 	@$(BIN)/dattn evaluate $(ARGS)
 
 oldest: $(STAMP)  ## the kernels compiled with the oldest Triton that dattn supports
-	@$(BIN)/pip install --quiet --no-deps --upgrade --target build/triton \
-	  "triton==$(shell sed -n 's/.*"triton>=\([0-9.]*\).*/\1/p' pyproject.toml).0"
+	@$(BIN)/pip install --quiet --no-deps --upgrade --target build/triton "triton==$(TRITON)"
 	@PYTHONPATH=build/triton TRITON_CACHE_DIR=build/triton-cache OMP_NUM_THREADS=1 $(PYTEST) tests/kernels/test_compiled.py
 
 older: $(STAMP)  ## what we rely on in Diffusers, with the release before the one that is installed
