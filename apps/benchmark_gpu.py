@@ -62,7 +62,10 @@ SHAPES = (
 
 @dataclass(frozen=True)
 class Timing:
-    """One row. ``rate`` is TFLOP/s on the blocks that are visited, ``saved`` the speed-up over cuDNN x density."""
+    """One row. ``rate`` is TFLOP/s on the blocks that are visited, ``saved`` the speed-up over cuDNN x density.
+
+    ``flex_partial`` is the share of FlexAttention's blocks that it looks through element by element.
+    """
 
     shape: str
     pattern: str
@@ -75,6 +78,7 @@ class Timing:
     cudnn_ms: float | None
     flash_ms: float | None
     flex_ms: float | None
+    flex_partial: float | None
     speedup: float | None
     saved: float | None
     over_flex: float | None
@@ -131,7 +135,7 @@ def _timing(case: Case, text: str) -> Timing:
     sparse = _sparse(mask, case.head_dim)
     with torch.no_grad():
         sparse(*case.inputs)  # a failure of our own is no gap in the table: it ends the run
-    ours, flex = case.clock(sparse), _flex_milliseconds(case, mask)
+    ours, (flex, flex_partial) = case.clock(sparse), _flex(case, mask)
     if ours is None:
         raise RuntimeError(f"{text} on {case.shape.name}: our own kernel failed, see the line above")
     flops = 4 * grid.tokens**2 * case.head_dim * case.shape.heads * mask.density * (3.5 if case.backward else 1)
@@ -149,6 +153,7 @@ def _timing(case: Case, text: str) -> Timing:
         cudnn_ms=cudnn,
         flash_ms=case.dense["flash"],
         flex_ms=flex,
+        flex_partial=flex_partial,
         speedup=speedup,
         saved=speedup * mask.density if speedup else None,
         over_flex=flex / ours if flex else None,
@@ -174,13 +179,16 @@ def _clock(shape: Shape, tokens: int, head_dim: int, backward: bool, repeats: in
     return inputs, clock
 
 
-def _flex_milliseconds(case: Case, mask: BlockMask) -> float | None:
-    """FlexAttention's, on as many tokens as the blocks have slots; None where it has no equal."""
+def _flex(case: Case, mask: BlockMask) -> tuple[float | None, float | None]:
+    """FlexAttention's milliseconds, on as many tokens as the blocks have slots, and its share of partial blocks.
+
+    None where it has no equal.
+    """
     flex = flex_attention(mask)
     if flex is None:
-        return None
+        return None, None
     _, clock = _clock(case.shape, len(flex.slots), case.head_dim, case.backward, case.repeats)
-    return clock(flex, True)
+    return clock(flex, True), flex.partial
 
 
 def dense(name: str) -> Any:

@@ -161,6 +161,7 @@ FLEX = {
     "radial": (Radial(decay=0.2), TokenGrid(7, 9, 12)),
     "image": (Neighborhood((1, 11, 11), tile=(1, 8, 16)), TokenGrid(1, 32, 32)),
     "stride is the tile": (Neighborhood((3, 5, 24), stride=(3, 5, 8), tile=(3, 5, 8)), TokenGrid(6, 10, 24)),
+    "small and ragged": (Neighborhood((3, 5, 18), stride=(1, 5, 6), tile=(1, 5, 6)), TokenGrid(3, 10, 24)),
     "stride 1": (Neighborhood((3, 5, 9), tile=(3, 5, 8)), TokenGrid(5, 11, 13, text=(3, 20))),
     "smaller blocks": (Neighborhood((3, 5, 9), tile=(1, 5, 6)), TokenGrid(3, 11, 13, text=20)),
 }
@@ -171,7 +172,7 @@ def test_flex_attention_gets_the_very_same_mask(case):
     """Element by element, what its block mask and its rule say of every pair; and its output."""
     pattern, grid = FLEX[case]
     mask = pattern.mask(grid)
-    assert mask.block_size == (32 if case == "smaller blocks" else 128)
+    assert mask.block_size == (32 if "small" in case else 128)
     flex = benchmark_flex.flex_attention(mask, compiled=False)
     there = flex.slots >= 0
     assert there.sum() == grid.tokens and bool(there.all()) == (case == "image")
@@ -183,6 +184,12 @@ def test_flex_attention_gets_the_very_same_mask(case):
     assert not seen[there][:, ~there].any()
     inputs = torch.randn(3, 1, 2, grid.tokens, 16, generator=torch.Generator().manual_seed(0))
     padded = torch.zeros(3, 1, 2, len(there), 16).index_copy(3, slots[there], inputs[..., flex.slots[there], :])
+    rules = {"stride 1": "in_tile", "smaller blocks": "in_tile", "image": "in_tile", "small and ragged": "listed"}
+    assert flex.blocks.mask_mod.__name__ == rules.get(case, "within")  # the least that the mask needs
+    squares = seen.unflatten(1, (-1, 128)).unflatten(0, (-1, 128)).transpose(1, 2).flatten(2)
+    assert flex.partial == pytest.approx(1 - squares.all(-1).sum().item() / squares.any(-1).sum().item())
+    rule = flex.blocks.mask_mod  # uncompiled, it looks at no list: the rule has to tell
+    flex.blocks.mask_mod = lambda batch, head, query, key: rule(batch, head, query, key) & dense[query, key]
     output = flex(*padded)[:, :, there]
     expected = attention(*inputs, pattern, grid)[:, :, flex.slots[there]]
     torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-4)
