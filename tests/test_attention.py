@@ -260,6 +260,7 @@ def test_under_autocast_mixed_inputs_become_one_precision():
     [
         ({"query": torch.zeros(1, 1, 11, 4)}, "equally long"),
         ({"key": torch.zeros(1, 1, 12, 4, dtype=torch.float16)}, "dtype"),
+        ({"key": torch.zeros(1, 1, 12, 4, device="meta")}, "differ in device"),
         ({"grid": TokenGrid(2, 2, 2)}, "12 tokens on a grid of 8"),
         ({"pattern": "radial"}, "pattern='radial'"),
         ({"pattern": Neighborhood(9)}, "window 9"),
