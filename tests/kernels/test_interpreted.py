@@ -24,11 +24,11 @@ from dattn.backends import choose, run, triton_lists
 from dattn.backends.problem import Problem
 from dattn.block_mask import BlockList, BlockMask, pack_bits
 from dattn.grid import Layout
-from dattn.kernels import arguments, launch
+from dattn.kernels import arguments
 from dattn.kernels.config import SWITCHES
 from dattn.spec import Call
 from tests import wrong_masks
-from tests.kernels.rule import check_error
+from tests.kernels.rule import check_error, packed, turn_on, without_keys
 from tests.oracles import attention_oracle, tail_oracle
 
 pytestmark = pytest.mark.skipif(
@@ -100,14 +100,7 @@ def test_forward_lse_and_gradients(case, padded):
 @pytest.fixture(params=[*SWITCHES, "all"])
 def switched(request, monkeypatch):
     """One switch of the forward kernel turned on in every configuration, or all of them."""
-    on = dict.fromkeys(SWITCHES if request.param == "all" else [request.param], True)
-    plain = launch.configs
-
-    def configs(query, size):
-        row = plain(query, size)
-        return row._replace(forward=row.forward._replace(**on))
-
-    monkeypatch.setattr(launch, "configs", configs)
+    turn_on(monkeypatch, SWITCHES if request.param == "all" else [request.param])
 
 
 @pytest.mark.parametrize("case", ["radial", "neighborhood", "tail"])
@@ -150,6 +143,12 @@ def test_error_in_float16_is_at_most_twice_that_of_plain_pytorch(case, padded):
     pattern, grid = CASES.get(case, TAIL)
     inputs = [t.detach().half() for t in tensors(grid, 64, batch=2)]
     check_error(inputs, pattern, grid, padding(grid, 2) if padded else None)
+
+
+def test_error_in_float32_of_packed_tensors_and_a_sample_without_keys():
+    """Of head groups with masks of their own, as on a GPU."""
+    pattern, grid = CASES["head-groups"]
+    check_error(packed(grid, 24, torch.float32, "cpu"), pattern, grid, without_keys(grid, "cpu"))
 
 
 @pytest.mark.parametrize("padded", [False, True], ids=["", "padded"])
