@@ -2,7 +2,9 @@
 #
 # PYTHON=python3.12        the interpreter that makes the virtual environment
 # TORCH_INDEX=<address>    where PyTorch comes from, for example PyTorch's own CPU or CUDA index
-# ARGS="..."               more options for `dattn generate`, `dattn evaluate` or pytest
+# ARGS="..."               more options for `dattn generate`, `dattn evaluate`, `dattn bench` (of `make gpu`) or pytest
+# WHAT="gpu model"         which benchmarks `make gpu` runs, a sweep first: the others then use the rows that it found
+# TRITON=3.7.1             another version than the oldest for `make oldest`
 
 PYTHON ?= python3
 ARGS   ?=
@@ -13,8 +15,12 @@ TYPES  := build/types
 SOURCE := pyproject.toml README.md LICENSE dattn kernels pipelines apps
 TORCH  := $(shell grep '^torch==' constraints.txt)
 PYTEST := $(BIN)/pytest -q -n auto --maxprocesses 4
+TRITON := $(shell sed -n 's/.*"triton>=\([0-9.]*\).*/\1/p' pyproject.toml).0
 OLDER  := 0.41.0
 GPU    := assets/benchmarks/gpu
+GPU_IN := tests/kernels/test_gpu.py tests/kernels/test_interpreted_scores.py tests/test_plugin_compile.py \
+          tests/control/test_fused.py tests/lora/test_training.py
+WHAT   ?= sweep gpu selection choosing model
 WHEEL  := pip wheel --quiet --no-deps --no-build-isolation
 
 .DEFAULT_GOAL := help
@@ -62,8 +68,7 @@ evaluate: $(STAMP)  ## the quality table of the demo model (long; goes on where 
 	@$(BIN)/dattn evaluate $(ARGS)
 
 oldest: $(STAMP)  ## the kernels compiled with the oldest Triton that dattn supports
-	@$(BIN)/pip install --quiet --no-deps --upgrade --target build/triton \
-	  "triton==$(shell sed -n 's/.*"triton>=\([0-9.]*\).*/\1/p' pyproject.toml).0"
+	@$(BIN)/pip install --quiet --no-deps --upgrade --target build/triton "triton==$(TRITON)"
 	@PYTHONPATH=build/triton TRITON_CACHE_DIR=build/triton-cache OMP_NUM_THREADS=1 $(PYTEST) tests/kernels/test_compiled.py
 
 older: $(STAMP)  ## what we rely on in Diffusers, with the release before the one that is installed
@@ -72,9 +77,14 @@ older: $(STAMP)  ## what we rely on in Diffusers, with the release before the on
 
 gpu: $(STAMP)  ## all that needs an NVIDIA GPU: its tests, then its benchmarks, into assets/benchmarks/gpu
 	@$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("make gpu: PyTorch sees no CUDA device here")'
-	@$(BIN)/pytest -q -m gpu tests
-	@for what in gpu selection choosing model sweep; do \
-	  echo "== dattn bench $$what"; $(BIN)/dattn bench $$what --output $(GPU)/$$what.json || exit 1; done
+	@failed=; rows=; \
+	$(BIN)/python -P -m pytest -q -m gpu --continue-on-collection-errors $(GPU_IN) || failed=" tests"; \
+	for what in $(WHAT); do \
+	  echo "== dattn bench $$what"; \
+	  $(BIN)/python -P -m dattn.apps.cli bench $$what $(ARGS) $$rows --output $(GPU)/$$what.json || failed="$$failed $$what"; \
+	  if test $$what = sweep -a -f $(GPU)/sweep.json; then rows="--rows $(GPU)/sweep.json"; fi; \
+	done; \
+	test -z "$$failed" || { echo "make gpu, FAILED:$$failed" >&2; exit 1; }
 
 screenshots: $(STAMP)  ## pictures of the demo's tabs (needs Playwright and Chromium)
 	@$(BIN)/python -m dattn.apps.demo.screenshots assets/pictures/demo $(ARGS)

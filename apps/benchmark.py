@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from dattn.apps.arguments import Parser, at_least, writable_folder
 from dattn.apps.benchmark_chart import chart
-from dattn.apps.benchmark_choosing import choosing
+from dattn.apps.benchmark_choosing import choosing, choosing_defaults
 from dattn.apps.benchmark_compiled import compiled
 from dattn.apps.benchmark_gpu import SHAPES, gpu
 from dattn.apps.benchmark_model import CLIPS, PASSES, model
 from dattn.apps.benchmark_selection import selection
-from dattn.apps.benchmark_sweep import sweep
+from dattn.apps.benchmark_sweep import sweep, use_rows
 from dattn.apps.benchmark_training import LENGTHS, training
 from dattn.apps.record import provenance, write_json
 from dattn.apps.table import table
@@ -36,12 +36,26 @@ EXAMPLES = """\
   dattn bench selection              choosing blocks from queries and keys
   dattn bench model --repeats 2      a denoising and a training step of Wan 2.1 14B
   dattn bench sweep --head-dims 128  the kernels' configurations, measured anew
+  dattn bench gpu --quick --rows outputs/sweep.json
   dattn bench gpu --shapes wan-720p --output assets/benchmarks/gpu.json
   dattn bench memory --tokens 8192 16384 32768 65536
   dattn bench cpu --tokens 2048 8192 --dtypes float32 --output outputs/cpu.json"""
 Save = Callable[[dict[str, Any]], None]
 FRAME = (16, 16)  # tokens per frame: the benchmark's clips grow in time, as long videos do
 PATTERNS = ("Radial()", "Neighborhood((6, 8, None), stride=(2, 8, 1), tile=(2, 8, 8))", "Neighborhood((5, 9, 9))")
+DEFAULTS: dict[str, dict[str, Any]] = {"sweep": {"head_dims": [64, 128, 256], "blocks": [64, 128]}}
+QUICK: dict[str, dict[str, Any]] = {
+    "gpu": {
+        "head_dims": [128],
+        "shapes": ["wan-720p", "wan-720p-4x"],
+        "patterns": ["Radial(decay=0.2)", "Neighborhood((9, 25, 40), stride=(3, 5, 8), tile=(3, 5, 8))"],
+        "repeats": 3,
+    },
+    "selection": {"head_dims": [128], "repeats": 3},
+    "choosing": {"head_dims": [128], "repeats": 3},
+    "model": {"layers": 2, "clips": ["720p"], "repeats": 2},
+    "sweep": {"head_dims": [128], "blocks": [128], "repeats": 3},
+}
 CALL_ROWS = (64, 128, 256, 512, 1024)
 CALL_KEYS = 1024
 GRIDS = {"21x45x80": (21, 45, 80), "84x45x80": (84, 45, 80)}
@@ -66,8 +80,10 @@ class Speed:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run ``dattn bench``; see ``--help``."""
-    options = _parser().parse_args(argv)
+    """Run ``dattn bench``; see ``--help``. 1 where a row failed."""
+    options = _options(argv)
+    if options.rows:
+        use_rows(Path(options.rows))
     if options.output:
         writable_folder(Path(options.output).parent)
 
@@ -78,12 +94,28 @@ def main(argv: Sequence[str]) -> int:
             settings = {"batch": 1, **heads, "repeats": options.repeats}
             Path(options.output).parent.mkdir(parents=True, exist_ok=True)
             write_json(Path(options.output), record | {"settings": settings} | provenance("bench", argv))
+            if options.what == "gpu":
+                chart(record["attention"], Path(options.output).with_suffix(".png"))
 
     record = BENCHMARKS[options.what](options, save)
     save(record)
-    if options.output and "attention" in record and options.what == "gpu":
-        chart(record["attention"], Path(options.output).with_suffix(".png"))
-    return 0
+    for failure in record.get("failed", []):
+        print("failed:", *failure.values())
+    return int(bool(record.get("failed")))
+
+
+def _options(argv: Sequence[str]) -> Any:
+    """What was asked for; the rest as the benchmark has it, or as its quick run has."""
+    parser = _parser()
+    asked = parser.parse_args(argv)
+    if asked.quick and asked.what not in QUICK:
+        parser.error(f"--quick: {', '.join(QUICK)} have a short run; name what {asked.what} is to measure")
+    parser.set_defaults(**DEFAULTS.get(asked.what, {}))
+    if asked.what == "choosing":
+        parser.set_defaults(**choosing_defaults())
+    if asked.quick:
+        parser.set_defaults(**QUICK[asked.what])
+    return parser.parse_args(argv)
 
 
 def _cpu(options: Any, save: Save) -> dict[str, Any]:
@@ -106,7 +138,7 @@ def _memory(options: Any, save: Save) -> dict[str, Any]:
     """Memory that a first call needs beyond its inputs, each in a process of its own: nothing is reused there."""
     spawn = multiprocessing.get_context("spawn")
     rows = []
-    for text in options.patterns:
+    for text in options.patterns or PATTERNS:
         for tokens in options.tokens:
             with spawn.Pool(1) as pool:
                 peak = pool.apply(peak_mib, (text, tokens, options.heads, options.head_dims[0]))
@@ -123,7 +155,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--dtypes", nargs="+", choices=["float32", "bfloat16", "float16"], default=["float32", "bfloat16"]
     )
-    parser.add_argument("--patterns", nargs="+", default=list(PATTERNS), metavar="P")
+    parser.add_argument("--patterns", nargs="+", metavar="P", help="of cpu, memory and gpu")
     parser.add_argument("--shapes", nargs="+", choices=[s.name for s in SHAPES], help="of gpu (default: all)")
     parser.add_argument("--blocks", type=int, nargs="+", choices=[64, 128], default=[128], help="of sweep and compiled")
     parser.add_argument(
@@ -136,6 +168,8 @@ def _parser() -> Parser:
     )
     parser.add_argument("--heads", type=at_least(1), default=4)
     parser.add_argument("--repeats", type=at_least(1), default=5)
+    parser.add_argument("--quick", action="store_true", help="a short run of what needs a GPU; what you name counts")
+    parser.add_argument("--rows", metavar="FILE", help="launch kernels as a sweep found to be best; its output")
     parser.add_argument("--output", help="write the figures, machine and versions to this JSON file")
     return parser
 
@@ -156,7 +190,7 @@ BENCHMARKS: dict[str, Callable[[Any, Save], dict[str, Any]]] = {
 def _cases(options: Any) -> Iterator[tuple[Pattern, TokenGrid, int, str]]:
     from dattn.registry import static_from_string
 
-    patterns = [static_from_string(text) for text in options.patterns]
+    patterns = [static_from_string(text) for text in options.patterns or PATTERNS]
     for dtype in options.dtypes:
         for head_dim in options.head_dims:
             for tokens in options.tokens:

@@ -2,7 +2,8 @@
 
 Its blocks are 128 slots each, without exception: its backward pass takes no smaller ones. So a block of ours that holds
 fewer tokens than slots is padded, smaller blocks go several to one of its own, and what is then too much is hidden by
-its element rule, which reads our lists and tile table. Padding and order are not part of its time.
+its element rule, which looks up no more than the mask needs: lengths of blocks; our lists where several go to one; the
+tile table where some are seen in part. Padding and order are not part of its time.
 """
 
 from __future__ import annotations
@@ -32,6 +33,12 @@ class Flex:
     slots: Tensor
     blocks: Any
     call: Any
+
+    @property
+    def partial(self) -> float:
+        """The share of its visited blocks that it looks through element by element."""
+        partial, whole = (int(t.sum()) for t in (self.blocks.kv_num_blocks, self.blocks.full_kv_num_blocks))
+        return partial / max(1, partial + whole)
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """The output, of tensors [batch, heads, slots, head_dim] as ``slots`` has them; empty ones mean nothing."""
@@ -87,14 +94,23 @@ def _rule(mask: BlockMask, kinds: Tensor, lengths: Tensor) -> Any:
     import torch
 
     size = mask.block_size
+
+    def within(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return key % size < lengths[key // size]
+
+    def listed(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return within(batch, head, query, key) & (kinds[query // size, key // size] == WHOLE)
+
+    if not mask.partial.index.shape[-1]:
+        return within if size == BLOCK else listed
     none, every = (make(1, size, size, dtype=torch.bool, device=kinds.device) for make in (torch.zeros, torch.ones))
     tiles = torch.cat([mask.unpacked_tiles(), none, every])  # SKIPPED and WHOLE count from the end
 
-    def rule(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        there = key % size < lengths[key // size]
-        return there & tiles[kinds[query // size, key // size], query % size, key % size]
+    def in_tile(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        bit = tiles[kinds[query // size, key // size], query % size, key % size]
+        return within(batch, head, query, key) & bit
 
-    return rule
+    return in_tile
 
 
 def _lists(visited: Tensor) -> tuple[Tensor, Tensor]:

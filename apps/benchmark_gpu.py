@@ -7,7 +7,7 @@ block mask wherever that has no tail. Times are medians of CUDA events; ratios a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,10 @@ VIDEO_PATTERNS = (
     "Neighborhood((9, 25, 40), stride=(3, 5, 8), tile=(3, 5, 8))",
     "Neighborhood((9, 21, 32))",
 )
-IMAGE_PATTERNS = ("Neighborhood((1, 80, 80), stride=(1, 16, 16), tile=(1, 8, 16))", "Neighborhood((1, 80, 80))")
+IMAGE_PATTERNS = ("Neighborhood((1, 80, 80), stride=(1, 8, 16), tile=(1, 8, 16))", "Neighborhood((1, 80, 80))")
+BOTH = "forward + backward"
+TARGETS = {"saved": 0.75, "backward_saved": 0.65, "over_flex": 1.25}  # of an H200
+TARGET_DIM = 128
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,11 @@ SHAPES = (
 
 @dataclass(frozen=True)
 class Timing:
-    """One row. ``rate`` is TFLOP/s on the blocks that are visited, ``saved`` the speed-up over cuDNN x density."""
+    """One row. ``rate`` is TFLOP/s on the blocks that are visited, ``saved`` the speed-up over cuDNN x density.
+
+    ``flex_partial`` is the share of FlexAttention's blocks that it looks through element by element. The ``backward``
+    ones are of both passes less the forward pass alone. ``target``: "met", or which of ``TARGETS`` are not.
+    """
 
     shape: str
     pattern: str
@@ -75,13 +82,18 @@ class Timing:
     cudnn_ms: float | None
     flash_ms: float | None
     flex_ms: float | None
+    flex_partial: float | None
     speedup: float | None
     saved: float | None
     over_flex: float | None
+    backward_ms: float | None = None
+    backward_speedup: float | None = None
+    backward_saved: float | None = None
+    target: str | None = None
 
 
 def gpu(options: Any, save: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Time every shape, head dim and pattern; forward alone, then forward and backward.
+    """Time every shape, head dim and pattern; forward alone, then forward and backward. A row that fails is noted.
 
     Raises:
         ValueError: there is no CUDA device.
@@ -89,14 +101,42 @@ def gpu(options: Any, save: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     gpu_needed("gpu")
     names = options.shapes or [shape.name for shape in SHAPES]
     rows: list[dict[str, Any]] = []
+    failed: list[dict[str, Any]] = []
     for shape in (s for s in SHAPES if s.name in names):
         for head_dim in options.head_dims:
+            forward: dict[str, Timing] = {}
             for case in _cases(shape, head_dim, options.repeats):
-                for text in shape.patterns:
-                    rows.append(asdict(_timing(case, text)))
+                for text in options.patterns or shape.patterns:
+                    try:
+                        timing = _timing(case, text)
+                    except Exception as error:  # an hour of rows is worth more than a trace
+                        place = {"shape": shape.name, "pattern": text, "head_dim": head_dim, "passes": case.passes}
+                        failed.append(place | {"error": f"{type(error).__name__}: {error}"})
+                        continue
+                    timing = against_targets(with_backward(timing, forward.setdefault(text, timing)))
+                    rows.append(asdict(timing))
                     print(table(list(rows[-1]), [tuple(rows[-1].values())]), flush=True)
-                    save({"attention": rows})
-    return {"attention": rows}
+                    save({"attention": rows, "failed": failed})
+    return {"attention": rows, "failed": failed}
+
+
+def with_backward(both: Timing, forward: Timing) -> Timing:
+    """The row of both passes with what the backward one takes; itself where the other is no row of the forward pass."""
+    if both.passes == forward.passes:
+        return both
+    ms = both.ms - forward.ms
+    cudnn = both.cudnn_ms - forward.cudnn_ms if both.cudnn_ms and forward.cudnn_ms else None
+    speedup = cudnn / ms if cudnn else None
+    saved = speedup * both.density if speedup else None
+    return replace(both, backward_ms=ms, backward_speedup=speedup, backward_saved=saved)
+
+
+def against_targets(row: Timing) -> Timing:
+    """The row with what it misses of ``TARGETS``, where they ask for something and there is what to compare with."""
+    asked = TARGETS.keys() - {"saved" if row.passes == BOTH else "backward_saved"}
+    found = {name: getattr(row, name) for name in TARGETS if name in asked and getattr(row, name) is not None}
+    missed = [f"{name} {value:.2f} < {TARGETS[name]}" for name, value in found.items() if value < TARGETS[name]]
+    return replace(row, target=", ".join(missed) or "met") if found and row.head_dim == TARGET_DIM else row
 
 
 @dataclass(frozen=True)
@@ -110,6 +150,11 @@ class Case:
     clock: Clock
     dense: dict[str, float | None]
     repeats: int
+
+    @property
+    def passes(self) -> str:
+        """What is timed, in words."""
+        return BOTH if self.backward else "forward"
 
 
 def _cases(shape: Shape, head_dim: int, repeats: int) -> Iterator[Case]:
@@ -130,8 +175,8 @@ def _timing(case: Case, text: str) -> Timing:
     mask = static_from_string(text).mask(grid).to(DEVICE)
     sparse = _sparse(mask, case.head_dim)
     with torch.no_grad():
-        sparse(*case.inputs)  # a failure of our own is no gap in the table: it ends the run
-    ours, flex = case.clock(sparse), _flex_milliseconds(case, mask)
+        sparse(*case.inputs)  # a failure of our own is no gap in the table
+    ours, (flex, flex_partial) = case.clock(sparse), _flex(case, mask)
     if ours is None:
         raise RuntimeError(f"{text} on {case.shape.name}: our own kernel failed, see the line above")
     flops = 4 * grid.tokens**2 * case.head_dim * case.shape.heads * mask.density * (3.5 if case.backward else 1)
@@ -141,7 +186,7 @@ def _timing(case: Case, text: str) -> Timing:
         shape=case.shape.name,
         pattern=text,
         head_dim=case.head_dim,
-        passes="forward + backward" if case.backward else "forward",
+        passes=case.passes,
         density=mask.density,
         ms=ours,
         rate=flops / ours / 1e9,
@@ -149,6 +194,7 @@ def _timing(case: Case, text: str) -> Timing:
         cudnn_ms=cudnn,
         flash_ms=case.dense["flash"],
         flex_ms=flex,
+        flex_partial=flex_partial,
         speedup=speedup,
         saved=speedup * mask.density if speedup else None,
         over_flex=flex / ours if flex else None,
@@ -174,13 +220,16 @@ def _clock(shape: Shape, tokens: int, head_dim: int, backward: bool, repeats: in
     return inputs, clock
 
 
-def _flex_milliseconds(case: Case, mask: BlockMask) -> float | None:
-    """FlexAttention's, on as many tokens as the blocks have slots; None where it has no equal."""
+def _flex(case: Case, mask: BlockMask) -> tuple[float | None, float | None]:
+    """FlexAttention's milliseconds, on as many tokens as the blocks have slots, and its share of partial blocks.
+
+    None where it has no equal.
+    """
     flex = flex_attention(mask)
     if flex is None:
-        return None
+        return None, None
     _, clock = _clock(case.shape, len(flex.slots), case.head_dim, case.backward, case.repeats)
-    return clock(flex, True)
+    return clock(flex, True), flex.partial
 
 
 def dense(name: str) -> Any:

@@ -59,7 +59,7 @@ def model(options: Any, save: Callable[[dict[str, Any]], None]) -> dict[str, Any
     transformer.set_attention_backend(CUDNN)
     rows: list[dict[str, Any]] = []
     for clip, passes in product(options.clips or list(CLIPS), options.passes or list(PASSES)):
-        rows.append(asdict(step(transformer, clip, CLIPS[clip], passes, options.repeats)))
+        rows.append(asdict(step_that_fits(transformer, clip, CLIPS[clip], passes, options.repeats)))
         print(table(list(rows[-1]), [tuple(rows[-1].values())]), flush=True)
         save({"model": rows})
     return {"model": rows}
@@ -79,6 +79,23 @@ def build(layers: int, config: dict[str, int], device: str) -> WanTransformer3DM
         torch.set_default_dtype(standard)
 
 
+def step_that_fits(
+    transformer: WanTransformer3DModel, clip: str, latent: tuple[int, int, int], passes: str, repeats: int
+) -> Step:
+    """``step`` of as many of the layers as fit into memory, by halves; the row says how many."""
+    blocks = transformer.blocks
+    layers = len(blocks)
+    try:
+        row = step(transformer, clip, latent, passes, repeats)
+        while row.sparse_ms is None and layers > 1:
+            layers //= 2
+            transformer.blocks = blocks[:layers]
+            row = step(transformer, clip, latent, passes, repeats)
+    finally:
+        transformer.blocks = blocks
+    return row
+
+
 def step(
     transformer: WanTransformer3DModel, clip: str, latent: tuple[int, int, int], passes: str, repeats: int
 ) -> Step:
@@ -87,7 +104,7 @@ def step(
     from dattn.presets import PRESETS
 
     preset = PRESETS["radial"]["wan"]
-    inputs, layers = _inputs(transformer, latent), transformer.config.num_layers
+    inputs, layers = _inputs(transformer, latent), len(transformer.blocks)
     call = (_training if passes == "training step" else _denoising)(transformer, inputs)
     stock_ms, stock_gib = _measured(call, repeats, may_fail=True)
     with dattn.apply(transformer, preset.attention, dense_layers=int(layers >= LAYERS)) as handle:

@@ -6,14 +6,19 @@ and together, so that the record says what each of them buys.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from difflib import unified_diff
-from functools import partial
+from functools import cache, partial
 from itertools import product
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from dattn.apps.timing import DEVICE, gpu_needed, milliseconds
 from dattn.kernels.config import SWITCHES, TABLE, Config, Row, key_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 GRID = (15, 33, 31)  # nothing divides it: the last blocks are ragged
 HEADS = 16
@@ -39,7 +44,9 @@ def sweep(options: Any, save: Save) -> dict[str, Any]:
     major, minor = torch.cuda.get_device_capability()
     trials: list[dict[str, Any]] = []
     rows: list[str] = []
-    record: dict[str, Any] = {"sweep": trials, "table": rows}
+    found: list[dict[str, Any]] = []
+    failed: list[dict[str, Any]] = []
+    record: dict[str, Any] = {"sweep": trials, "table": rows, "rows": found, "failed": failed}
     for head_dim, block in product(options.head_dims, options.blocks):
         key = key_of(10 * major + minor, head_dim, block)
         old = TABLE[key]
@@ -48,9 +55,32 @@ def sweep(options: Any, save: Save) -> dict[str, Any]:
         note = partial(_note, trials, place, lambda: save(record))
         new = with_switches(best_row(old, timers, block, head_dim, note), timers["forward"], key[0], note)
         rows.append(line(key, new))
+        found.append({"row": key, "configs": new})
+        failed += [trial for trial in trials if trial["row"] == list(key) and _is_a_failure_of(old, trial)]
         print(difference(key, old, new), flush=True)
         save(record)
     return record
+
+
+def _is_a_failure_of(row: Row, trial: dict[str, Any]) -> bool:
+    """Whether a configuration of this row, the table's, did not run: a finding, where it is none of the others."""
+    return trial["ms"] is None and trial["config"] == list(getattr(row, trial["kernel"]))
+
+
+def use_rows(path: Path) -> None:
+    """Put the rows that a sweep found into the table, for this process.
+
+    Raises:
+        ValueError: a file that no sweep wrote.
+    """
+    try:
+        rows = json.loads(path.read_text())["rows"]
+        found = {tuple(row["row"]): Row(*(Config(*config) for config in row["configs"])) for row in rows}
+    except (KeyError, TypeError, json.JSONDecodeError):
+        raise ValueError(
+            f"--rows {path}: no rows of a sweep; they come from: dattn bench sweep --output FILE"
+        ) from None
+    TABLE.update(found)
 
 
 def _note(trials: list[dict[str, Any]], place: dict[str, Any], save: Callable[[], None], trial: dict[str, Any]) -> None:
@@ -68,7 +98,7 @@ def best_row(row: Row, timers: dict[str, Timer], block: int, head_dim: int, note
     best = row
     for kernel, timer in timers.items():
         tried = dict.fromkeys([getattr(row, kernel), *candidates(block, head_dim)])
-        best = _fastest(best, kernel, tried, _timed(row, kernel, timer), note)
+        best = _fastest(best, kernel, tried, _timed(best, kernel, timer), note)
     return best
 
 
@@ -151,14 +181,18 @@ def _timers(key: tuple[int, int, int], head_dim: int, block: int, repeats: int) 
     for text in PATTERNS:
         mask = static_from_string(text.format(block=block, frames=block // 64)).mask(grid).to(DEVICE)
         problems.append(Problem(query, key_, value, mask, head_dim**-0.5))
-    results = [backend.forward(problem) for problem in problems]
+
+    @cache
+    def results() -> list[tuple[Tensor, Tensor]]:
+        """By the first forward configuration that runs."""
+        return [backend.forward(problem) for problem in problems]
 
     def forward() -> None:
         for problem in problems:
             backend.forward(problem)
 
     def backward() -> None:
-        for problem, (output, lse) in zip(problems, results, strict=True):
+        for problem, (output, lse) in zip(problems, results(), strict=True):
             backend.backward(problem, output, lse, grad, torch.zeros_like(lse))
 
     passes = {"forward": forward, "grad_query": backward, "grad_key": backward}
@@ -167,7 +201,7 @@ def _timers(key: tuple[int, int, int], head_dim: int, block: int, repeats: int) 
         def under(row: Row) -> float | None:
             kept, TABLE[key] = TABLE[key], row
             try:
-                return milliseconds(call, repeats, may_fail=row != kept)
+                return milliseconds(call, repeats, may_fail=True)
             finally:
                 TABLE[key] = kept
 

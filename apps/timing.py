@@ -6,8 +6,9 @@ from collections.abc import Callable
 from statistics import median
 
 DEVICE = "cuda"
-SHORT, MANY = 100, 20  # milliseconds, calls
-LAUNCH_CYCLES = 2_000_000  # about a millisecond
+CALLS = ((100, 20), (1000, 10))  # calls shorter than so many milliseconds are timed so often at least
+LONG, FEW = 10_000, 2  # and those that take longer than this so often at most
+LAUNCH_CYCLES = 20_000_000  # about ten milliseconds: a call of a dozen launches may take that long to be made
 
 
 def gpu_needed(what: str) -> None:
@@ -19,7 +20,7 @@ def gpu_needed(what: str) -> None:
 
 
 def milliseconds(call: Callable[[], object], repeats: int, warm_up: int = 2, may_fail: bool = False) -> float | None:
-    """The median over ``repeats`` calls, and over ``MANY`` at least where a call is short, by CUDA events.
+    """The median over ``repeats`` calls, or as many as ``CALLS`` and ``FEW`` say, by CUDA events.
 
     None, and a line that says why, where memory or the GPU's resources do not suffice, or a kernel cannot be compiled;
     with ``may_fail`` after any error at run time. The first ``warm_up`` calls, which compile, do not count.
@@ -33,11 +34,15 @@ def milliseconds(call: Callable[[], object], repeats: int, warm_up: int = 2, may
         for _ in range(warm_up):
             call()
         times = [_event_time(call)]
-        enough = max(repeats, MANY) if times[0] < SHORT else repeats
-        return median(times + [_event_time(call) for _ in range(enough - 1)])
+        return median(times + [_event_time(call) for _ in range(_enough(times[0], repeats) - 1)])
     except gaps as error:
         print(f"left out: {str(error).splitlines()[0]}", flush=True)
         return None
+
+
+def _enough(ms: float, repeats: int) -> int:
+    least = next((calls for limit, calls in CALLS if ms < limit), 1)
+    return min(repeats, FEW) if ms > LONG else max(repeats, least)
 
 
 def _event_time(call: Callable[[], object]) -> float:

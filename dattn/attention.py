@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dattn.backends import choose, run, weights_of_blocks
-from dattn.backends.problem import Problem
+from dattn.backends.problem import Problem, check_mask
 from dattn.backends.torch_blocks import dense
 from dattn.block_mask import BlockMask, MaskCache
 from dattn.grid import TokenGrid
@@ -109,21 +109,26 @@ def _chosen(call: Call) -> str:
 def _masked(pattern: Spec, call: Call, return_lse: bool) -> Any:
     """A static pattern through its block mask."""
     query, key, value = call[:3]
-    mask = masks_in(call.state).get(pattern, call.grid, query.device)
-    if _chosen(call) == "torch" and mask.is_all and not return_lse:
+    problem = _problem(masks_in(call.state).get(pattern, call.grid, query.device), call)
+    check_mask(problem)
+    if _chosen(call) == "torch" and problem.mask.is_all and not return_lse:
         return dense(query, key, value, call.scale, call.key_mask)
-    output, lse = over(mask, call)
+    output, lse = run(_chosen(call), problem)
     return (output, lse) if return_lse else output
 
 
 def over(mask: BlockMask, call: Call) -> tuple[Tensor, Tensor]:
     """Output and LSE of attention over a block mask."""
-    return run(_chosen(call), Problem(*call[:3], mask, call.scale, call.key_mask))
+    return run(_chosen(call), _problem(mask, call))
 
 
 def weights_over(mask: BlockMask, call: Call, lse: Tensor) -> tuple[Tensor, Tensor]:
     """The largest and the summed weight in every pair of blocks, see ``weights_of_blocks``, by the call's backend."""
-    return weights_of_blocks(_chosen(call), Problem(*call[:3], mask, call.scale, call.key_mask), lse)
+    return weights_of_blocks(_chosen(call), _problem(mask, call), lse)
+
+
+def _problem(mask: BlockMask, call: Call) -> Problem:
+    return Problem(*call[:3], mask, call.scale, call.key_mask)
 
 
 def masked(pattern: Any, call: Call) -> tuple[BlockMask, Tensor, Tensor]:

@@ -19,6 +19,7 @@ from dattn.spec import Named
 
 CHUNK = 1 << 16  # entries of a row that are summed at a time
 ACROSS = ("row", "head", "layer")
+OWN = "lists of our own"  # a note with a mask, see ``BlockMask.derived``; masks that are made from it have none
 
 
 def top_k(scores: Tensor, count: int) -> Tensor:
@@ -94,7 +95,9 @@ def whole_blocks(
     """A mask of blocks that are visited whole or not at all, made for a call or a few."""
     empty = BlockList(torch.zeros_like(full.offsets), full.index[..., :0])
     tiles = pack_bits(torch.zeros(0, block_size, block_size, dtype=torch.bool, device=full.index.device))
-    return BlockMask(query, key, full, empty, empty.index, tiles, block_size, tail, levels, passing=True)
+    mask = BlockMask(query, key, full, empty, empty.index, tiles, block_size, tail, levels, passing=True)
+    mask.derived[OWN] = True  # looking through its lists, as of masks by others, would cost more than it is worth
+    return mask
 
 
 @dataclass(frozen=True)

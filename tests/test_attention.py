@@ -13,6 +13,7 @@ from dattn.backends.plan import same_groups
 from dattn.backends.problem import Problem
 from dattn.block_mask import BlockList, BlockMask
 from dattn.grid import Layout
+from tests import wrong_masks
 from tests.oracles import attention_oracle, tail_oracle
 
 CASES = {
@@ -259,6 +260,7 @@ def test_under_autocast_mixed_inputs_become_one_precision():
     [
         ({"query": torch.zeros(1, 1, 11, 4)}, "equally long"),
         ({"key": torch.zeros(1, 1, 12, 4, dtype=torch.float16)}, "dtype"),
+        ({"key": torch.zeros(1, 1, 12, 4, device="meta")}, "differ in device"),
         ({"grid": TokenGrid(2, 2, 2)}, "12 tokens on a grid of 8"),
         ({"pattern": "radial"}, "pattern='radial'"),
         ({"pattern": Neighborhood(9)}, "window 9"),
@@ -273,6 +275,14 @@ def test_bad_input(change, said):
     arguments |= {"pattern": Dense(), "grid": TokenGrid(3, 2, 2), **change}
     with pytest.raises(ValueError, match=said):
         attention(**arguments)
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+@pytest.mark.parametrize("what", wrong_masks.WRONG)
+def test_a_mask_that_does_not_fit_is_refused(what, backend):
+    pattern, said = wrong_masks.WRONG[what]
+    with pytest.raises(ValueError, match=said):
+        attention(*wrong_masks.inputs(), pattern, wrong_masks.GRID, backend=backend)
 
 
 def test_backend_choice_says_why():

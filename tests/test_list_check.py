@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dattn import Neighborhood, TokenGrid
+from dattn import Anchor, Neighborhood, TokenGrid
 from dattn.backends.list_check import check_lists
 from dattn.block_mask import BlockList
 
@@ -42,6 +42,20 @@ BAD = {
         replace(MASK, key=replace(MASK.key, lengths=changed(MASK.key.lengths, 0, 0))),
         r"key\.lengths: .* 109 tokens",
     ),
+    "a token that is named twice": (
+        replace(MASK, query=replace(MASK.query, order=changed(MASK.query.order, 0, int(MASK.query.order[0, 0, 1])))),
+        r"query\.order: its first 109 places",
+    ),
+    "an order as long as it leads": (
+        replace(MASK, key=replace(MASK.key, order=torch.nn.functional.pad(MASK.key.order, (0, 9), value=115))),
+        r"key\.order: \d+ to 115, but there are 109 tokens",
+    ),
+    "tiles of another block": (
+        replace(MASK, tiles=torch.nn.functional.pad(MASK.tiles, (0, 1))),
+        r"tiles: .* \[tiles, 32, 1\]",
+    ),
+    "tiles that are not packed": (replace(MASK, tiles=MASK.unpacked_tiles()), r"tiles: torch\.bool"),
+    "fewer tiles than entries": (replace(MASK, tile=MASK.tile[..., 1:]), r"tile of .*: one tile of each entry"),
     "an order that leads outside": (
         replace(MASK, key=replace(MASK.key, order=changed(MASK.key.order, 0, 109))),
         r"key\.order: \d+ to 109, but there are 109 tokens",
@@ -53,6 +67,14 @@ def test_a_sound_mask_passes():
     check_lists(MASK)
     junk = torch.nn.functional.pad(MASK.full.index, (0, 3), value=10**6)  # past the last offset: means nothing
     check_lists(with_full(index=junk))
+
+
+def test_keys_that_are_listed_again_pass():
+    grid, pattern = TokenGrid(3, 5, 7, text=(3, 4)), Anchor(1.2, 1, keep=(), block_size=32)
+    query, key = torch.randn(2, 2, 2, grid.tokens, 16, generator=torch.Generator().manual_seed(0))
+    mask = pattern.mask_for(query, key, grid)
+    assert mask.repeats
+    check_lists(mask)
 
 
 @pytest.mark.parametrize("what", BAD)

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -98,6 +99,10 @@ def test_versions_agree():
 def test_the_constraints_meet_the_floors():
     pins = dict(re.findall(r"^(\w+)==([\d.]+)", (ROOT / "constraints.txt").read_text(), re.M))
     assert pins["torch"] == "2.13.0"
+    (range_of_triton,) = re.findall(r"^triton(\S+)", (ROOT / "constraints.txt").read_text(), re.M)
+    told = [*SpecifierSet(range_of_triton).filter(["3.5.1", "3.6.0", "3.7.1", "3.9.0", "3.10.0"])]
+    assert told == ["3.6.0", "3.7.1", "3.9.0"]  # the second is what CUDA builds of that PyTorch depend on
+    assert f"triton{range_of_triton.split(',')[0]}; " in "".join(PROJECT["project"]["dependencies"])
     for requirement in PROJECT["project"]["dependencies"]:
         name, floor = re.match(r"(\w+)(?:>=([\d.]+))?", requirement).groups()
         if name in pins and floor:

@@ -11,7 +11,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
-from dattn.backends.problem import Problem
+from dattn.backends.problem import Problem, check_mask
 
 
 class Backend(Protocol):
@@ -87,7 +87,12 @@ def load(name: str) -> Backend:
 
 
 def run(name: str, problem: Problem) -> tuple[Tensor, Tensor]:
-    """Output and LSE of a backend, differentiable."""
+    """Output and LSE of a backend, differentiable.
+
+    Raises:
+        ValueError: a mask of other tokens, or on another device.
+    """
+    check_mask(problem)
     return _Attention.apply(*problem, load(name))
 
 
@@ -105,8 +110,9 @@ def weights_of_blocks(name: str, problem: Problem, lse: Tensor) -> tuple[Tensor,
         visited. Nothing as large as tokens x tokens is held, but by "reference".
 
     Raises:
-        ValueError: a mask with blocks that are visited in part, or pooled.
+        ValueError: a mask with blocks that are visited in part, or pooled, of other tokens, or on another device.
     """
+    check_mask(problem)
     mask = problem.mask
     if mask.partial.index.shape[-1] or mask.pools:
         raise ValueError("weights of blocks: the mask visits some in part or pooled; give one of whole blocks")

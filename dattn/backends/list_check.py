@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dattn.block_mask import BlockList, BlockMask
+from dattn.block_mask import WORD, BlockList, BlockMask
 from dattn.grid import Layout
 
 
@@ -21,9 +21,9 @@ def check_lists(mask: BlockMask) -> None:
     for run in mask.pools:
         if run < 1 or mask.block_size % run:
             raise ValueError(f"runs of {run} keys: they divide the block size {mask.block_size}")
-    _check_range("tile", mask.tile, len(mask.tiles), "tiles in the table")
+    _check_tiles(mask)
     for name, side in (("query", mask.query), ("key", mask.key)):
-        _check_layout(name, side, mask.block_size)
+        _check_layout(name, side, mask.block_size, mask.query.order.shape[-1])
 
 
 def _check_rows(name: str, blocks: BlockList, rows: int, columns: int) -> None:
@@ -36,11 +36,31 @@ def _check_rows(name: str, blocks: BlockList, rows: int, columns: int) -> None:
     _check_range(f"{name}.index", blocks.index[used.expand_as(blocks.index)], columns, "key blocks")
 
 
-def _check_layout(name: str, side: Layout, size: int) -> None:
-    tokens = side.order.shape[-1]
-    if (side.lengths < 0).any() or (side.lengths > size).any() or (side.lengths.sum(-1) != tokens).any():
-        raise ValueError(f"{name}.lengths: each at most the block size {size}, and {tokens} tokens in all")
-    _check_range(f"{name}.order", side.order, tokens, "tokens")
+def _check_tiles(mask: BlockMask) -> None:
+    size = mask.block_size
+    wanted = (size, -(-size // WORD))
+    if mask.tiles.dtype != torch.int32 or tuple(mask.tiles.shape[1:]) != wanted:
+        raise ValueError(
+            f"tiles: {mask.tiles.dtype} {tuple(mask.tiles.shape)}; packed for blocks of {size} they are torch.int32 "
+            f"[tiles, {wanted[0]}, {wanted[1]}]"
+        )
+    if mask.tile.shape != mask.partial.index.shape:
+        shapes = (tuple(t.shape) for t in (mask.tile, mask.partial.index))
+        raise ValueError("tile of {} for a partial.index of {}: one tile of each entry".format(*shapes))
+    _check_range("tile", mask.tile, len(mask.tiles), "tiles in the table")
+
+
+def _check_layout(name: str, side: Layout, size: int, tokens: int) -> None:
+    """Every one of the tokens once; behind all of them, tokens may be listed again (on the side of keys)."""
+    order, lengths, places = side.order, side.lengths, side.order.shape[-1]
+    total = lengths.sum(-1)
+    if (lengths < 0).any() or (lengths > size).any() or (total < tokens).any() or (total > places).any():
+        raise ValueError(
+            f"{name}.lengths: each at most the block size {size}, and in all from {tokens} tokens to {places} places"
+        )
+    _check_range(f"{name}.order", order, tokens, "tokens")
+    if (order[..., :tokens].sort(-1).values != torch.arange(tokens, device=order.device)).any():
+        raise ValueError(f"{name}.order: its first {tokens} places hold every token once")
 
 
 def _check_range(name: str, numbers: Tensor, end: int, what: str) -> None:

@@ -14,6 +14,7 @@ from dattn.backends.list_check import check_lists
 from dattn.block_mask import WORD, BlockList, BlockMask, pack_bits
 from dattn.grid import Layout
 from dattn.kernels.arguments import Blocks, Lists, Sets, Visits
+from dattn.selection import OWN
 
 CHUNK = 1 << 24  # (query block, pooled key) pairs written out at a time
 
@@ -92,7 +93,7 @@ def lists_of(mask: BlockMask) -> TritonLists:
 
 
 def _lists_of(mask: BlockMask) -> TritonLists:
-    if not mask.passing:  # made here, for one call: looking through it would cost more than it is worth
+    if OWN not in mask.derived:
         check_lists(mask)
     parts = mask.query.order, mask.key.order, mask.query.lengths, mask.key.lengths, mask.full.offsets
     batches, groups = (max(t.shape[i] for t in parts) for i in (0, 1))
@@ -101,7 +102,7 @@ def _lists_of(mask: BlockMask) -> TritonLists:
     full, partial = _lists(mask.full, None, sets), None
     if mask.partial.index.shape[-1]:
         partial = _lists(mask.partial, mask.tile, sets)
-    tiles = mask.tiles if partial else None
+    tiles = mask.tiles.contiguous() if partial else None
     groups_of = Sets(batches, groups)
     visits = Visits(queries, keys, full, partial, tiles, groups_of)
     ragged = mask.key.shortest < mask.block_size

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dattn.adapters.base import Positions
 from dattn.backends import Backend, load
-from dattn.backends.problem import Problem, empty_like_model
+from dattn.backends.problem import Problem, check_mask, empty_like_model
 from dattn.grid import TokenGrid
 from dattn.patterns.dense import Dense
 from dattn.processors.layer import Layer, resized
@@ -140,7 +140,9 @@ def _problem(
 ) -> Problem:
     pattern = layer.concrete if layer.active else Dense()  # "auto" may decide so on a grid that a graph does not know
     mask = layer.masks.get(pattern, grid, query.device)
-    return Problem(query, key, value, mask, scale, key_mask)
+    problem = Problem(query, key, value, mask, scale, key_mask)
+    check_mask(problem)
+    return problem
 
 
 def _wide(query: Tensor) -> torch.dtype:

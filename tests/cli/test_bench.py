@@ -1,6 +1,7 @@
 """``dattn bench``: small runs on the CPU, and what of the GPU's part can be tried without one."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,12 +11,13 @@ from dattn.apps import (
     benchmark,
     benchmark_choosing,
     benchmark_flex,
+    benchmark_gpu,
     benchmark_model,
     benchmark_training,
     timing,
 )
 from dattn.apps.benchmark_chart import chart
-from dattn.apps.benchmark_sweep import best_row, candidates, difference, line, with_switches
+from dattn.apps.benchmark_sweep import best_row, candidates, difference, line, use_rows, with_switches
 from dattn.apps.cli import main
 from dattn.kernels.config import TABLE, Config, Row, key_of, pick
 
@@ -161,6 +163,7 @@ FLEX = {
     "radial": (Radial(decay=0.2), TokenGrid(7, 9, 12)),
     "image": (Neighborhood((1, 11, 11), tile=(1, 8, 16)), TokenGrid(1, 32, 32)),
     "stride is the tile": (Neighborhood((3, 5, 24), stride=(3, 5, 8), tile=(3, 5, 8)), TokenGrid(6, 10, 24)),
+    "small and ragged": (Neighborhood((3, 5, 18), stride=(1, 5, 6), tile=(1, 5, 6)), TokenGrid(3, 10, 24)),
     "stride 1": (Neighborhood((3, 5, 9), tile=(3, 5, 8)), TokenGrid(5, 11, 13, text=(3, 20))),
     "smaller blocks": (Neighborhood((3, 5, 9), tile=(1, 5, 6)), TokenGrid(3, 11, 13, text=20)),
 }
@@ -171,7 +174,7 @@ def test_flex_attention_gets_the_very_same_mask(case):
     """Element by element, what its block mask and its rule say of every pair; and its output."""
     pattern, grid = FLEX[case]
     mask = pattern.mask(grid)
-    assert mask.block_size == (32 if case == "smaller blocks" else 128)
+    assert mask.block_size == (32 if "small" in case else 128)
     flex = benchmark_flex.flex_attention(mask, compiled=False)
     there = flex.slots >= 0
     assert there.sum() == grid.tokens and bool(there.all()) == (case == "image")
@@ -183,6 +186,12 @@ def test_flex_attention_gets_the_very_same_mask(case):
     assert not seen[there][:, ~there].any()
     inputs = torch.randn(3, 1, 2, grid.tokens, 16, generator=torch.Generator().manual_seed(0))
     padded = torch.zeros(3, 1, 2, len(there), 16).index_copy(3, slots[there], inputs[..., flex.slots[there], :])
+    rules = {"stride 1": "in_tile", "smaller blocks": "in_tile", "image": "in_tile", "small and ragged": "listed"}
+    assert flex.blocks.mask_mod.__name__ == rules.get(case, "within")  # the least that the mask needs
+    squares = seen.unflatten(1, (-1, 128)).unflatten(0, (-1, 128)).transpose(1, 2).flatten(2)
+    assert flex.partial == pytest.approx(1 - squares.all(-1).sum().item() / squares.any(-1).sum().item())
+    rule = flex.blocks.mask_mod  # uncompiled, it looks at no list: the rule has to tell
+    flex.blocks.mask_mod = lambda batch, head, query, key: rule(batch, head, query, key) & dense[query, key]
     output = flex(*padded)[:, :, there]
     expected = attention(*inputs, pattern, grid)[:, :, flex.slots[there]]
     torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-4)
@@ -192,13 +201,80 @@ def test_flex_attention_is_left_out_where_it_has_no_equal():
     assert benchmark_flex.flex_attention(Radial(tail=True).mask(TokenGrid(6, 12, 14))) is None
 
 
-@pytest.mark.parametrize(("ms", "repeats", "calls"), [(2.0, 5, 20), (2.0, 30, 30), (100.0, 5, 5)])
+@pytest.mark.parametrize(
+    ("ms", "repeats", "calls"), [(2.0, 5, 20), (2.0, 30, 30), (100.0, 5, 10), (1000.0, 5, 5), (20000.0, 5, 2)]
+)
 def test_short_calls_are_timed_more_often(monkeypatch, ms, repeats, calls):
     pytest.importorskip("triton")
     timed = []
     monkeypatch.setattr(timing, "_event_time", lambda call: timed.append(call) or ms + len(timed) / 1000)
-    assert timing.milliseconds(lambda: None, repeats) == pytest.approx(ms + (calls + 1) / 2000)
+    assert timing.milliseconds(lambda: None, repeats) == pytest.approx(ms + (calls + 1) / 2000, rel=1e-9)
     assert len(timed) == calls
+
+
+def test_a_step_that_does_not_fit_is_timed_with_fewer_layers(monkeypatch):
+    tried = []
+
+    def measured(call, repeats, may_fail=False):
+        tried.append(len(transformer.blocks))
+        return (None, None) if tried[-1] > 2 else (2.0, 1.0)
+
+    monkeypatch.setattr(benchmark_model, "_measured", measured)
+    tiny = {"num_attention_heads": 2, "attention_head_dim": 16, "ffn_dim": 32, "text_dim": 24}
+    transformer = benchmark_model.build(4, tiny, "cpu")
+    monkeypatch.setattr(benchmark_model, "_training", lambda transformer, inputs: lambda: transformer(**inputs))
+    monkeypatch.setattr(benchmark_model, "_denoising", lambda transformer, inputs: lambda: None)
+    row = benchmark_model.step_that_fits(transformer, "tiny", (9, 16, 16), "denoising step", 1)
+    assert tried == [4, 4, 2, 2] and (row.layers, row.sparse_ms) == (2, 2.0) and len(transformer.blocks) == 4
+
+
+def test_rows_of_a_sweep_are_launched(monkeypatch, tmp_path):
+    key = (90, 128, 128)
+    monkeypatch.setitem(TABLE, key, TABLE[key])
+    file = tmp_path / "sweep.json"
+    file.write_text(json.dumps({"rows": [{"row": key, "configs": WANTED}]}))
+    use_rows(file)
+    assert pick(90, 128, 128) == WANTED
+    file.write_text(json.dumps({"sweep": []}))
+    with pytest.raises(ValueError, match="no rows of a sweep"):
+        use_rows(file)
+
+
+def test_what_is_not_asked_for_is_as_the_benchmark_has_it():
+    options = lambda *words: benchmark._options(words)
+    assert (options("sweep").head_dims, options("sweep").blocks) == ([64, 128, 256], [64, 128])
+    assert options("sweep", "--head-dims", "64").head_dims == [64] and options("compiled").blocks == [128]
+    quick = options("gpu", "--quick", "--repeats", "7")
+    assert (quick.head_dims, quick.shapes, len(quick.patterns)) == ([128], ["wan-720p", "wan-720p-4x"], 2)
+    assert quick.repeats == 7 and (options("model", "--quick").layers, options("model").layers) == (2, 8)
+    with pytest.raises(ValueError, match="--quick: gpu"):
+        options("cpu", "--quick")
+
+
+def test_choosing_on_a_gpu_is_of_a_clip(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    options = benchmark._options(["choosing"])
+    assert (options.tokens, options.heads) == ([75_600], 40)
+
+
+def timing_of(passes, ms, cudnn, flex=None):
+    return benchmark_gpu.Timing(
+        shape="wan", pattern="Radial()", head_dim=128, passes=passes, density=0.2, ms=ms, rate=1.0, order_ms=0.0,
+        cudnn_ms=cudnn, flash_ms=None, flex_ms=flex, flex_partial=None, speedup=cudnn / ms, saved=cudnn / ms * 0.2,
+        over_flex=flex / ms if flex else None,
+    )  # fmt: skip
+
+
+def test_the_backward_pass_is_what_both_take_more():
+    forward, both = timing_of("forward", 2.0, 8.0), timing_of(benchmark_gpu.BOTH, 7.0, 28.0)
+    row = benchmark_gpu.with_backward(both, forward)
+    assert (row.backward_ms, row.backward_speedup) == (5.0, 4.0) and row.backward_saved == pytest.approx(0.8)
+    assert benchmark_gpu.with_backward(forward, forward) == forward
+    target = lambda timing: benchmark_gpu.against_targets(timing).target
+    assert target(row) == "met" and target(both) is None
+    assert target(forward) == "met" and target(timing_of("forward", 2.0, 8.0, 2.0)) == "over_flex 1.00 < 1.25"
+    assert target(timing_of("forward", 4.0, 8.0, 5.0)) == "saved 0.40 < 0.75"
+    assert target(replace(forward, head_dim=64)) is None
 
 
 def test_a_failure_of_stock_attention_is_a_gap_and_one_of_ours_ends_the_run(monkeypatch):

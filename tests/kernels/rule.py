@@ -4,43 +4,79 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from dattn import attention
+from dattn.kernels import launch
 
 ABSOLUTE = 1e-5
 
 
 def check_error(inputs, pattern, grid, key_mask=None):
-    """Output and gradients of the Triton backend on ``inputs`` [batch, heads, tokens, dim], one precision."""
-    sent = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(1)).to(inputs[0])
-    truth = results(
-        inputs, sent, torch.float64, lambda *t: attention(*t, pattern, grid, key_mask=key_mask, backend="reference")
+    """Output, LSE and gradients through both, of the Triton backend on ``inputs`` [batch, heads, tokens, dim]."""
+    generator = torch.Generator().manual_seed(1)
+    shapes = inputs[0].shape, inputs[0].shape[:3]
+    sent = [torch.randn(shape, generator=generator).to(inputs[0].device) for shape in shapes]
+    ours_on = lambda backend: (
+        lambda *t: attention(*t, pattern, grid, key_mask=key_mask, backend=backend, return_lse=True)
     )
-    ours = results(inputs, sent, None, lambda *t: attention(*t, pattern, grid, key_mask=key_mask, backend="triton"))
+    truth = results(inputs, sent, torch.float64, ours_on("reference"))
+    ours = results(inputs, sent, None, ours_on("triton"))
     plains = results(inputs, sent, None, lambda *t: plain(*t, pattern, grid, key_mask))
-    for name, a, b, c in zip(("output", "dq", "dk", "dv"), ours, plains, truth, strict=True):
-        error, allowed = ((t.double() - c).abs().max().item() for t in (a, b))
+    assert torch.equal(ours[1] == -torch.inf, truth[1] == -torch.inf)
+    for name, a, b, c in zip(("output", "lse", "dq", "dk", "dv"), ours, plains, truth, strict=True):
+        a, b, c = (t.double().masked_fill(t == -torch.inf, 0) for t in (a, b, c))
+        error, allowed = ((t - c).abs().max().item() for t in (a, b))
         assert allowed <= 0.05 * c.abs().max(), "the yardstick itself is wrong"
         assert error <= 2 * allowed + ABSOLUTE, (name, error, allowed)
 
 
 def results(inputs, sent, dtype, call):
-    """Output and gradients of ``call``, the same gradient sent through each time."""
+    """Output, LSE and gradients of ``call``, the same gradients sent through each time; none to rows without a key."""
     inputs = [t.detach().to(dtype or t.dtype).requires_grad_() for t in inputs]
-    output = call(*inputs)
-    return [output, *torch.autograd.grad(output, inputs, sent.to(inputs[0].dtype))]
+    output, lse = call(*inputs)
+    grads = sent[0].to(output.dtype), sent[1].to(lse.dtype).masked_fill(lse == -torch.inf, 0)
+    return [output, lse, *torch.autograd.grad((output, lse), inputs, grads)]
 
 
 def plain(query, key, value, pattern, grid, key_mask):
-    """PyTorch's own attention under the element-wise mask; with a tail, which it has not, its matrix products."""
+    """PyTorch's own attention under the element-wise mask; for the LSE, and with a tail, its matrix products."""
     seen = pattern.allowed(grid).to(query.device)
     seen = seen if key_mask is None else seen & key_mask[:, None, None]
-    if not getattr(pattern, "tail", False):
-        return scaled_dot_product_attention(query, key, value, attn_mask=seen.expand(*query.shape[:2], -1, -1))
-    mean, log_count = tail(pattern, grid, key_mask, query.device)
-    bias = torch.zeros(seen.shape, device=query.device).masked_fill(~seen, -torch.inf)
-    bias = torch.cat([bias.expand(*log_count.shape[:-1], -1), log_count], -1)
-    key, value = (torch.cat([t, mean.to(t.dtype) @ t], 2) for t in (key, value))
-    weights = ((query @ key.mT).float() * query.shape[-1] ** -0.5 + bias).softmax(-1)
-    return weights.to(value.dtype) @ value
+    bias = torch.zeros(seen.shape, device=query.device).masked_fill(~seen, -torch.inf).expand(*query.shape[:2], -1, -1)
+    tailed = bool(getattr(pattern, "tail", False))
+    if tailed:
+        mean, log_count = tail(pattern, grid, key_mask, query.device)
+        bias = torch.cat([bias, log_count.expand(*bias.shape[:-1], -1)], -1)
+        key, value = (torch.cat([t, mean.to(t.dtype) @ t], 2) for t in (key, value))
+    blind = (bias == -torch.inf).all(-1, keepdim=True)
+    bias = bias.masked_fill(blind, 0)
+    logits = (query @ key.mT).float() * query.shape[-1] ** -0.5 + bias
+    if tailed:
+        output = logits.softmax(-1).to(value.dtype) @ value
+    else:
+        output = scaled_dot_product_attention(query, key, value, attn_mask=bias == 0)
+    return output.masked_fill(blind, 0), logits.logsumexp(-1).masked_fill(blind[..., 0], -torch.inf)
+
+
+def packed(grid, dim, dtype, device, batch=2, heads=2):
+    """Queries, keys and values that lie side by side in one tensor, as a fused projection gives them."""
+    shape = batch, grid.tokens, 3, heads, dim
+    return torch.randn(shape, generator=torch.Generator().manual_seed(dim)).to(device, dtype).transpose(1, 3).unbind(2)
+
+
+def without_keys(grid, device):
+    """bool [2, tokens]: all keys of the first sample but some, none of the second."""
+    kept = torch.rand(2, grid.tokens, generator=torch.Generator().manual_seed(3)) > 0.3
+    return (kept & torch.tensor([[True], [False]])).to(device)
+
+
+def turn_on(monkeypatch, switches):
+    """Turn switches of the forward kernel on in every configuration."""
+    plain_configs = launch.configs
+
+    def configs(query, size):
+        row = plain_configs(query, size)
+        return row._replace(forward=row.forward._replace(**dict.fromkeys(switches, True)))
+
+    monkeypatch.setattr(launch, "configs", configs)
 
 
 def tail(pattern, grid, key_mask, device):

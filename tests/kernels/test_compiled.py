@@ -107,6 +107,14 @@ def test_no_spills_and_tensor_cores(kind, architecture, block, dim):
     check_attention(kind, architecture, block, dim)
 
 
+def test_tiles_with_a_tail_in_small_blocks():
+    """Without padded keys: a mask of its own to the compiler."""
+    with recorded(100) as calls:
+        pattern = Neighborhood((3, 9, 9), tile=(1, 8, 8), tail=16)
+        run("triton", Problem(*inputs_on(GRID, 64), pattern.mask(GRID), 1.0))
+    check_usage([call for call in calls if call.kernel.__name__ == "forward"], 100, {"forward"})
+
+
 def test_float16_has_hopper_instructions_too():
     check_attention("full", 90, 128, 128, torch.float16)
 

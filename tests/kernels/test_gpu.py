@@ -1,4 +1,4 @@
-"""The Triton backend on a GPU: at most twice the error of plain PyTorch; every head dim; determinism."""
+"""The Triton backend on a GPU: at most twice the error of plain PyTorch; head dims, blocks, switches; determinism."""
 
 import pytest
 import torch
@@ -9,6 +9,7 @@ from dattn import (
     Clustered,
     Dense,
     Neighborhood,
+    PerHead,
     Pyramid,
     Radial,
     Rectified,
@@ -22,10 +23,11 @@ from dattn import (
 )
 from dattn.backends import run
 from dattn.backends.problem import Problem
+from dattn.kernels.config import SWITCHES
 from dattn.orders import Curve, Tiled
 from dattn.scores import Pooled, Sampled
 from dattn.selection import TopK, TopP
-from tests.kernels.rule import check_error
+from tests.kernels.rule import check_error, packed, turn_on, without_keys
 
 pytestmark = [
     pytest.mark.gpu,
@@ -38,6 +40,11 @@ CASES = {
     "neighborhood": (Neighborhood((3, 5, 9)), TokenGrid(9, 15, 17, text=40)),
     "neighborhood-strided": (Neighborhood((3, 10, 12), (1, 5, 4), tile=(1, 5, 4)), TokenGrid(5, 15, 16)),
 }
+PER_HEAD = {
+    tail: PerHead((Radial(block_size=64, tail=tail), Neighborhood(3, tile=(1, 8, 8), tail=tail)))
+    for tail in (False, 16)
+}
+PER_HEAD_GRID = TokenGrid(9, 12, 20)
 
 
 def tensors(grid, dim, dtype, batch=2, heads=3):
@@ -63,8 +70,42 @@ def test_head_dims(dim):
     check_error(tensors(grid, dim, torch.bfloat16), pattern, grid)
 
 
-def test_the_same_twice():
-    pattern, grid = CASES["neighborhood"]
+BLOCKS = {
+    "radial": lambda block: Radial(block_size=block),
+    "radial-tail": lambda block: Radial(block_size=block, decay=0.3, tail=16),
+    "neighborhood": lambda block: Neighborhood((3, 9, 9), tile=(1, block // 8, 8)),
+    "neighborhood-tail": lambda block: Neighborhood((3, 9, 9), tile=(1, block // 8, 8), tail=16),
+}
+
+
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("block", [64, 128])
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_rows_of_the_table(kind, block, dim):
+    grid = TokenGrid(7, 12, 20, text=(30, 77))
+    check_error(tensors(grid, dim, torch.bfloat16), BLOCKS[kind](block), grid)
+
+
+@pytest.mark.parametrize("case", ["radial", "radial-tail", "per-head"])
+def test_packed_tensors_and_a_sample_without_keys(case):
+    pattern, grid = CASES.get(case, (PER_HEAD[False], PER_HEAD_GRID))
+    check_error(packed(grid, 64, torch.bfloat16, "cuda"), pattern, grid, without_keys(grid, "cuda"))
+
+
+@pytest.mark.parametrize("case", ["radial-tail", "neighborhood"])
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_switches(monkeypatch, switch, case):
+    major, minor = torch.cuda.get_device_capability()
+    if 10 * major + minor < SWITCHES[switch]:
+        pytest.skip(f"{switch} begins at {SWITCHES[switch] / 10}")
+    turn_on(monkeypatch, [switch])
+    pattern, grid = CASES[case]
+    check_error(tensors(grid, 128, torch.bfloat16), pattern, grid)
+
+
+@pytest.mark.parametrize("case", ["neighborhood", "radial-tail", "per-head"])
+def test_the_same_twice(case):
+    pattern, grid = CASES.get(case, (PER_HEAD[16], PER_HEAD_GRID))
     inputs = tensors(grid, 64, torch.bfloat16)
     results = []
     for _ in range(2):

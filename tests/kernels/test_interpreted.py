@@ -20,14 +20,15 @@ from dattn import (
     TokenGrid,
     attention,
 )
-from dattn.backends import choose, run
+from dattn.backends import choose, run, triton_lists
 from dattn.backends.problem import Problem
 from dattn.block_mask import BlockList, BlockMask, pack_bits
 from dattn.grid import Layout
-from dattn.kernels import arguments, launch
+from dattn.kernels import arguments
 from dattn.kernels.config import SWITCHES
 from dattn.spec import Call
-from tests.kernels.rule import check_error
+from tests import wrong_masks
+from tests.kernels.rule import check_error, packed, turn_on, without_keys
 from tests.oracles import attention_oracle, tail_oracle
 
 pytestmark = pytest.mark.skipif(
@@ -99,14 +100,7 @@ def test_forward_lse_and_gradients(case, padded):
 @pytest.fixture(params=[*SWITCHES, "all"])
 def switched(request, monkeypatch):
     """One switch of the forward kernel turned on in every configuration, or all of them."""
-    on = dict.fromkeys(SWITCHES if request.param == "all" else [request.param], True)
-    plain = launch.configs
-
-    def configs(query, size):
-        row = plain(query, size)
-        return row._replace(forward=row.forward._replace(**on))
-
-    monkeypatch.setattr(launch, "configs", configs)
+    turn_on(monkeypatch, SWITCHES if request.param == "all" else [request.param])
 
 
 @pytest.mark.parametrize("case", ["radial", "neighborhood", "tail"])
@@ -149,6 +143,12 @@ def test_error_in_float16_is_at_most_twice_that_of_plain_pytorch(case, padded):
     pattern, grid = CASES.get(case, TAIL)
     inputs = [t.detach().half() for t in tensors(grid, 64, batch=2)]
     check_error(inputs, pattern, grid, padding(grid, 2) if padded else None)
+
+
+def test_error_in_float32_of_packed_tensors_and_a_sample_without_keys():
+    """Of head groups with masks of their own, as on a GPU."""
+    pattern, grid = CASES["head-groups"]
+    check_error(packed(grid, 24, torch.float32, "cpu"), pattern, grid, without_keys(grid, "cpu"))
 
 
 @pytest.mark.parametrize("padded", [False, True], ids=["", "padded"])
@@ -234,6 +234,24 @@ def grouped_mask(tokens=70, size=32, groups=2, tail=0):
     )
     tile = torch.tensor([[[0, 2, 0], [1, 0, 2]]]).int()
     return BlockMask(layout, layout, full, partial, tile, pack_bits(tiles), size, tail)
+
+
+@pytest.mark.parametrize("what", wrong_masks.WRONG)
+def test_a_mask_that_does_not_fit_is_refused(what):
+    pattern, said = wrong_masks.WRONG[what]
+    with pytest.raises(ValueError, match=said):
+        attention(*wrong_masks.inputs(), pattern, wrong_masks.GRID, backend="triton")
+
+
+def test_masks_for_a_call_are_looked_through_unless_they_are_our_own(monkeypatch):
+    grid, looked = TokenGrid(3, 5, 7), []
+    monkeypatch.setattr(triton_lists, "check_lists", looked.append)
+    query, key, value = (t.detach().float() for t in tensors(grid, 16))
+    ours = Alike(0.4, block_size=32).mask_for(query, key, grid)
+    theirs = replace(ours)
+    for mask in (ours, theirs):
+        run("triton", Problem(query, key, value, mask, 0.25))
+    assert ours.passing and theirs.passing and looked == [theirs]
 
 
 def test_head_groups_with_lists_and_orders_of_their_own_and_a_blind_block():

@@ -1,5 +1,6 @@
 """The GPU's benchmarks run through, with interpreted kernels and a clock that only calls: no figure means anything."""
 
+import json
 import os
 from itertools import product
 from types import SimpleNamespace
@@ -8,12 +9,13 @@ import pytest
 import torch
 
 from dattn.apps import benchmark_gpu, benchmark_selection, benchmark_sweep
+from dattn.apps.cli import main
 from dattn.kernels.config import TABLE, Config
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1", reason="the interpreter is chosen before import: TRITON_INTERPRET=1"
 )
-OPTIONS = SimpleNamespace(shapes=None, head_dims=[16], blocks=[64], repeats=1)
+OPTIONS = SimpleNamespace(shapes=None, head_dims=[16], blocks=[64], repeats=1, patterns=None)
 
 
 def called(call, repeats, warm_up=2, may_fail=False):
@@ -50,7 +52,7 @@ def test_attention(monkeypatch):
     assert rows[1]["rate"] == pytest.approx(4 * 180**2 * 16 * rows[1]["density"] / 2.0 / 1e9)
 
 
-def test_a_failure_of_our_own_ends_the_run(monkeypatch):
+def test_a_failure_of_our_own_is_recorded_and_the_run_goes_on(monkeypatch, tmp_path, capsys):
     def broken(mask, head_dim):
         def call(*inputs):
             raise RuntimeError("broken")
@@ -58,14 +60,29 @@ def test_a_failure_of_our_own_ends_the_run(monkeypatch):
         return call
 
     monkeypatch.setattr(benchmark_gpu, "_sparse", broken)
-    with pytest.raises(RuntimeError, match="broken"):
-        benchmark_gpu.gpu(OPTIONS, lambda record: None)
+    output = tmp_path / "gpu.json"
+    asked = ["--head-dims", "16", "--patterns", "Radial()", "Dense()", "--output", str(output)]
+    assert main(["bench", "gpu", *asked]) == 1
+    failed = json.loads(output.read_text())["failed"]
+    assert len(failed) == 4 and {row["error"] for row in failed} == {"RuntimeError: broken"}
+    assert "Dense() 16 forward RuntimeError: broken" in capsys.readouterr().out
 
 
 def test_selection():
     rows = benchmark_selection.selection(OPTIONS, lambda record: None)["selection"]
     assert all(row["ms"] == 2.0 for row in rows)
     assert {*benchmark_selection.PATTERNS} < {row["selection"] for row in rows} and len(rows) == 6
+
+
+def test_a_row_of_the_table_that_fails_is_noted(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *device: (9, 0))
+    row = TABLE[90, 64, 64]
+    monkeypatch.setattr(benchmark_sweep, "_timers", lambda *given: {"grad_key": lambda tried: None, "forward": fast})
+    fast = lambda tried: None if tried.forward == row.forward else 1.0 + tried.forward.lazy
+    record = benchmark_sweep.sweep(OPTIONS, lambda record: None)
+    assert [trial["kernel"] for trial in record["failed"]] == ["grad_key", "forward"]
+    (found,) = record["rows"]
+    assert found["configs"].grad_key == row.grad_key and found["configs"].forward != row.forward
 
 
 def test_sweep_tries_rows_of_the_table_and_leaves_it_as_it_was(monkeypatch, capsys):

