@@ -44,11 +44,11 @@ class Row(NamedTuple):
     grad_key: Config
 
 
-# (architecture, widest head dim, largest block): chosen by compiling, not yet by timing. At head dims of 64 and 128 none
-# of these spills registers, but for a few of 80, 89 and 120 where a mask has all there is (padded keys, tiles and means;
-# levels). At others some of 80 do, seen with Triton 3.9: at 32, 8 bytes in grad_key (blocks of 64) and 12 in forward
-# (tiles, blocks of 128); at 72, 4 bytes in forward (blocks of 64) and 8 in grad_key (tiles, blocks of 128). Those of 80
-# fit in the 99 KiB of shared memory that 89 and 120 have.
+# (architecture, widest head dim, largest block): chosen by compiling, not yet by timing. At head dims of 64 and 128
+# none of these spills registers, but for a few of 80, 89 and 120 where a mask has all there is (padded keys, tiles and
+# means; levels). At others some of 80 do, seen with Triton 3.9: at 32, 8 bytes in grad_key (blocks of 64) and 12 in
+# forward (tiles, blocks of 128); at 72, 4 bytes in forward (blocks of 64) and 8 in grad_key (tiles, blocks of 128).
+# Those of 80 fit in the 99 KiB of shared memory that 89 and 120 have.
 TABLE: dict[tuple[int, int, int], Row] = {
     (80, 64, 64): Row(Config(64, 64, 4, 2), Config(64, 64, 8, 2), Config(32, 64, 4, 2)),
     (80, 64, 128): Row(Config(128, 64, 8, 3), Config(128, 64, 8, 2), Config(32, 64, 4, 2)),
