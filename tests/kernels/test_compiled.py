@@ -156,10 +156,10 @@ def test_stages_are_as_many_buffers_of_keys_and_values():
     assert shared[1] - shared[0] == 2 * 2 * tile.N * tile.WIDTH
 
 
-@pytest.mark.parametrize("architecture", [80, 90])
-def test_heads_that_are_a_multiple_of_eight_only(architecture):
+@pytest.mark.parametrize(("architecture", "dim"), [(80, 72), (90, 72), (90, 80), (90, 96)])
+def test_heads_that_are_no_power_of_two(architecture, dim):
     """Of 72, as PixArt has them: loads of 16 bytes, or registers would go into addresses."""
-    check_attention("partial", architecture, 128, 72)
+    check_attention("partial", architecture, 128, dim)
 
 
 @pytest.mark.parametrize("architecture", [80, 89, 90])
