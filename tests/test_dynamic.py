@@ -41,7 +41,7 @@ from dattn.backends.problem import Problem
 from dattn.block_mask import MaskCache
 from dattn.clusters import Clusters, start
 from dattn.head_masks import for_head_groups
-from dattn.orders import ByLayer, Curve, PatchMajor, Raster, Tiled, Tree, hilbert_index
+from dattn.orders import ByCluster, ByLayer, Curve, PatchMajor, Raster, Tiled, Tree, hilbert_index
 from dattn.patterns.dynamic import Given
 from dattn.scores import (
     Antidiagonal,
@@ -72,6 +72,7 @@ PATTERNS = {
     "vmoba": VMoBA(1, (2, 3), (2, 3, 2), 0.1, votes=0.5, block_size=SIZE),
     "sampled": Selected(Sampled(0.5), TopP(0.6), Tiled((2, 2, 3)), block_size=SIZE),
     "tree": Selected(Pooled(), TopK(0.3), Tree(3), keep=(), block_size=SIZE),
+    "by-cluster": Selected(Pooled(), TopK(0.3), ByCluster(6), keep=(), block_size=SIZE),
     "sparse-video-gen": SparseVideoGen(0.6, block_size=SIZE),
     "clustered": Clustered(5, 8, top_p=0.5, block_size=SIZE),
     "anchor": Anchor(1.6, 2, block_size=SIZE),
@@ -345,7 +346,7 @@ def test_the_curve_visits_neighbours(axes, bits):
 
 @given(
     st.builds(TokenGrid, st.integers(1, 4), st.integers(1, 7), st.integers(1, 7), st.just((2, 1))),
-    st.sampled_from([Raster(), PatchMajor(), Curve(), Tiled(2), Tiled((1, None, 2)), Tiled(9), Tree(), Tree(2)]),
+    st.sampled_from([Raster(), PatchMajor(), Curve(), Tiled(2), Tiled((1, None, 2)), Tiled(9), Tree(), Tree(2), ByCluster(5)]),
 )
 @settings(max_examples=60, deadline=None)
 def test_orders_hold_every_token_once(grid, order):
@@ -368,6 +369,28 @@ def test_a_tree_halves_along_what_differs_most(dims):
             for h in range(4):
                 blocks = {frozenset(block) for block in order[b, h].view(-1, SIZE).tolist()}
                 assert blocks == oracles.tree(oracles.leading(tokens[b, h], dims), list(range(grid.visual)), SIZE)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_clusters_follow_each_other_along_a_line(dtype):
+    """Five heaps of tokens: whole in the order, each beside its neighbours in space."""
+    generator = torch.Generator().manual_seed(0)
+    heap = torch.randint(5, (50,), generator=generator)
+    direction = torch.randn(8, generator=generator, dtype=torch.float64)
+    tokens = 10 * heap[:, None] * direction + 0.1 * torch.randn(2, 3, 50, 8, generator=generator, dtype=torch.float64)
+    for order in ByCluster(25, rounds=3).sorted(tokens.to(dtype), 8).flatten(0, 1):
+        heaps = heap[order].tolist()
+        assert heaps in (sorted(heaps), sorted(heaps, reverse=True))
+    one = ByCluster(1).sorted(tokens, 8)
+    assert torch.equal(one, torch.arange(50).expand(2, 3, -1))  # equal ones stay in place
+
+
+def test_more_clusters_than_tokens():
+    grid = TokenGrid(1, 2, 3)
+    order, note = ByCluster(64).fit(grid)
+    assert order == ByCluster(6) and note == "clamped to 6 clusters" and order.fit(grid) == (order, None)
+    with pytest.raises(ValueError, match="64 clusters of 6 tokens"):
+        ByCluster(64).partition(*inputs(grid)[:2], grid, SIZE, MaskCache())
 
 
 def test_few_directions_of_a_tree_are_as_good_as_all():
@@ -1006,6 +1029,8 @@ def test_among_others():
         (lambda: Selected(order=Tree()), "its blocks are no places"),
         (lambda: Selected(order=Tree(), keep=(), reuse=0.9), "a number of steps"),
         (lambda: Tree(1), "ways=1"),
+        (lambda: ByCluster(0), "clusters=0"),
+        (lambda: ByCluster(seed=-1), "seed=-1"),
         (lambda: Tree(dims=0), "dims=0"),
         (lambda: ByLayer(()), "one order at least"),
         (lambda: ByLayer((3,)), "tuple of orders"),

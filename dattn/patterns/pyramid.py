@@ -23,11 +23,12 @@ from torch.nn.functional import cosine_similarity
 
 from dattn.block_mask import BlockMask, MaskCache, tail_run
 from dattn.grid import TokenGrid
-from dattn.orders import Curve, Order, runs
+from dattn.orders import Curve, Order
 from dattn.patterns.base import as_tuple
 from dattn.patterns.dynamic import Dynamic, Given
 from dattn.patterns.selected import check_block, check_keep, sides_of
 from dattn.reuse import for_steps, held_by
+from dattn.runs import runs
 from dattn.scores.base import Score, Sides
 from dattn.scores.sampled import Sampled
 from dattn.spec import State, check_kind, together

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from dattn.on_cpu import at_once
-from dattn.orders import runs
 from dattn.patterns.base import check_count
+from dattn.runs import runs
 from dattn.scores.base import CHUNK, Score, Sides
 
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from dattn.orders import runs
 from dattn.patterns.base import check_count
+from dattn.runs import runs
 from dattn.scores.base import Score, Sides
 from dattn.stored import check_file, layer_tensors
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dattn.orders import slots_of
+from dattn.runs import slots_of
 from dattn.scores.base import Score, Sides, logits_of
 from dattn.selection import check_share
 from dattn.sums import in_order, wide

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dattn.orders import runs
+from dattn.runs import runs
 from dattn.scores.base import Score, Sides, logits_of
 
 BY = ("largest", "total")
