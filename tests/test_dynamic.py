@@ -346,7 +346,9 @@ def test_the_curve_visits_neighbours(axes, bits):
 
 @given(
     st.builds(TokenGrid, st.integers(1, 4), st.integers(1, 7), st.integers(1, 7), st.just((2, 1))),
-    st.sampled_from([Raster(), PatchMajor(), Curve(), Tiled(2), Tiled((1, None, 2)), Tiled(9), Tree(), Tree(2), ByCluster(5)]),
+    st.sampled_from(
+        [Raster(), PatchMajor(), Curve(), Tiled(2), Tiled((1, None, 2)), Tiled(9), Tree(), Tree(2), ByCluster(5)]
+    ),
 )
 @settings(max_examples=60, deadline=None)
 def test_orders_hold_every_token_once(grid, order):

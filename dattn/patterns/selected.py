@@ -116,7 +116,8 @@ def sides_of(given: Given, order: Order, block_size: int) -> Sides:
     masks = masks_in(given.state)
     looked_at = given.wide() if order.looks else (given.query, given.key)
     partition = order.partition(*looked_at, given.grid, block_size, masks)
-    return Sides(*partition.visual(given.query, given.seen_keys()), partition, masks, given.factor, given.kernels)
+    queries, keys = partition.visual(given.query, given.seen_keys())
+    return Sides(queries, keys, partition, masks, given.factor, given.kernels)
 
 
 def check_keep(keep: tuple[str, ...], order: Order) -> None:

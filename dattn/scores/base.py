@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dattn.block_mask import MaskCache
 from dattn.on_cpu import at_once
-from dattn.orders import Partition
+from dattn.orders.base import Partition
 from dattn.spec import Named
 from dattn.sums import in_order, means, wide
 
