@@ -206,9 +206,9 @@ class Visitor:
 
 
 def first_calls(models):
-    """One good call of each kind on each model: what is loaded on first use is loaded then."""
+    """One good call of each kind on each model, of the largest size: what is kept from first use on is kept then."""
     for model in models:
-        size = {"frames": 5, "height": 32, "width": 32, "steps": 1, "seed": 0}
+        size = {"frames": 9, "height": 32, "width": 32, "steps": 2, "seed": 0}
         yield {"api_name": "/generate", "model": model, "prompt": "a red circle", **size}
         yield {"api_name": "/edit", "model": model, "source": "a red circle", "edit": "a blue circle", **size}
         yield {"api_name": "/regions", "model": model, "prompt": "a red circle", "box_1": "0 0 1 1", **size}

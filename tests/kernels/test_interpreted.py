@@ -177,9 +177,16 @@ def test_tail_of_head_groups_with_layouts_of_their_own(padded):
     compare(call("triton"), call("reference"), [t.detach() for t in tensors(grid, 16)])
 
 
-@pytest.mark.parametrize("padded", [False, True], ids=["", "padded"])
+LISTS = [("anchor", False), *product(["alike", "clustered", "pyramid"], [False, True, 16])]
+LONG = [one for one in product(LISTS, [False, True]) if one[0][0] == "pyramid" and one != (("pyramid", 16), True)]
+
+
 @pytest.mark.parametrize(
-    ("kind", "tail"), [("anchor", False), *product(["alike", "clustered", "pyramid"], [False, True, 16])]
+    ("kind", "tail", "padded"),
+    [
+        pytest.param(*one, padded, marks=pytest.mark.slow if (one, padded) in LONG else ())
+        for one, padded in product(LISTS, [False, True])
+    ],
 )
 def test_lists_of_every_sample_and_head(kind, tail, padded):
     """Against the reference backend: masks that are made from queries and keys, layouts and all."""
