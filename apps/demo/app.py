@@ -18,7 +18,7 @@ from .inside import InsideTab
 from .long_video import LongTab
 from .look import IN_STEP, STYLES, theme
 from .regions import RegionsTab
-from .serving import ASIDE, QUIET, note_time, served
+from .serving import ASIDE, QUIET, give_memory_back, note_time, served
 from .studio import Studio
 from .uploads import LARGEST, LARGEST_PICTURE, PicturesOnly, keep_few_canvases, open_only_pictures, refuse_addresses
 from .visits import Visits
@@ -63,6 +63,7 @@ def launch(demo: gr.Blocks, options: argparse.Namespace, **more: Any) -> Any:
     if options.mcp and find_spec("mcp") is None:
         raise ValueError('--mcp: the package mcp is not installed; pip install "gradio[mcp]"')
     Image.MAX_IMAGE_PIXELS = LARGEST_PICTURE  # a small file may hold a picture that fills the memory
+    give_memory_back()
     refuse_addresses()
     keep_few_canvases()
     demo.queue(max_size=options.queue)
