@@ -263,7 +263,8 @@ def checked(pipe: Any, check: Callable[[], None]) -> Iterator[None]:
     """Call ``check`` before each layer of a pipeline's networks; what it raises ends the run, within a step."""
     networks = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
     lists = [part for network in networks for part in network.modules() if isinstance(part, torch.nn.ModuleList)]
-    hooks = [layer.register_forward_pre_hook(lambda *_: check()) for layers in lists for layer in layers]
+    layers = [layer for several in lists for layer in several if layer is not None]  # some lists have gaps
+    hooks = [layer.register_forward_pre_hook(lambda *_: check()) for layer in layers]
     try:
         yield
     finally:

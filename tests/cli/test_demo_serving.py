@@ -21,7 +21,7 @@ from dattn.apps.demo.serving import Job  # noqa: E402
 from dattn.apps.demo.studio import Studio  # noqa: E402
 from dattn.apps.demo.visits import MOST_RUNS, MOST_VISITS, Stopped, Visits  # noqa: E402
 from dattn.apps.loading import Loaded, load  # noqa: E402
-from dattn.apps.running import Request, run  # noqa: E402
+from dattn.apps.running import Request, checked, run  # noqa: E402
 
 
 def test_two_visitors_do_not_see_each_other(served, wish):
@@ -155,6 +155,17 @@ def test_a_run_ends_within_a_step(request, served, model):
     with pytest.raises(Stopped):
         make()
     assert steps == [left]
+
+
+def test_layers_that_are_left_out_are_no_layers():
+    """Decoders without attention in the middle have None in its place, as that of shapes-sd."""
+    layers, looks = torch.nn.ModuleList([torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)]), []
+    layers.insert(1, None)
+    pipe = SimpleNamespace(components={"vae": torch.nn.Sequential(layers), "scheduler": None})
+    with checked(pipe, lambda: looks.append(0)):
+        layers[0](torch.zeros(2)), layers[2](torch.zeros(2))
+    layers[0](torch.zeros(2))
+    assert len(looks) == 2
 
 
 class OnAnotherDevice:
