@@ -157,6 +157,7 @@ class FinetuneTab(Tab):
             "validation_steps": max(1, steps // 5),
             "rank": rank,
             "learning_rate": rate,
+            "lr_scheduler": "cosine",  # in so few steps the last ones decide where it ends
             "seed": wish.seed % 2**31,
             "mixed_precision": precision,
             "validation_prompts": wish.prompt,
