@@ -116,8 +116,7 @@ def give_memory_back() -> None:
 
     By itself it does so for ever larger ones only, and a server whose clips come in many sizes grows for hours.
     """
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if hasattr(libc, "mallopt"):  # not in every C library
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):  # not in every C library
         libc.mallopt(M_MMAP_THRESHOLD, LARGE)
 
 
