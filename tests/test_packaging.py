@@ -91,6 +91,15 @@ def test_importing_does_nothing_by_itself(tmp_path):
     subprocess.run([sys.executable, "-P", "-c", program], check=True, cwd=tmp_path)
 
 
+@pytest.mark.parametrize("module", ["dattn", "dattn.apps.cli", "dattn.apps.demo"])
+def test_what_takes_long_to_load_waits_until_it_is_needed(module, tmp_path):
+    program = (
+        f"import {module}, sys; slow = 'torch._dynamo', 'torch._inductor', 'diffusers', 'transformers', 'triton', "
+        "'gradio'; assert not [name for name in slow if name in sys.modules]"
+    )
+    subprocess.run([sys.executable, "-P", "-c", program], check=True, cwd=tmp_path)
+
+
 def test_versions_agree():
     assert version("dattn") == PROJECT["project"]["version"]
     assert f"## {PROJECT['project']['version']}" in (ROOT / "CHANGELOG.md").read_text()

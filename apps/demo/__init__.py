@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 from ..arguments import Parser, at_least
+from .welcome import Welcome
 
 EXAMPLES = """\
   dattn demo
@@ -52,13 +54,17 @@ def parser() -> Parser:
 def main(argv: Sequence[str]) -> int:
     """Run the command."""
     options = parser().parse_args(argv)
-    try:
-        from .app import serve
-    except ModuleNotFoundError as error:
-        if error.name != "gradio":
-            raise
-        raise ValueError('the package gradio is not installed; pip install "dattn[demo]"') from None
-    serve(options)
+    if find_spec("gradio") is None:
+        raise ValueError('the package gradio is not installed; pip install "dattn[demo]"')
+    if options.mcp and find_spec("mcp") is None:
+        raise ValueError('--mcp: the package mcp is not installed; pip install "gradio[mcp]"')
+    welcome = Welcome(options.host, options.port)
+    options.port = welcome.port
+    print(f"The demo starts at http://{options.host}:{options.port}", flush=True)
+    welcome.stage = "Loading Gradio and Diffusers"
+    from .app import serve  # only now: this takes seconds
+
+    serve(options, welcome)
     return 0
 
 

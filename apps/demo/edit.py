@@ -11,6 +11,7 @@ import numpy as np
 from ..media import write_clip
 from . import limits
 from .edits import Edited, controls_of, edited, maps_of, overlaid, words_of
+from .hints import folded
 from .look import badges
 from .parts import Pair, SizeControls, Update, examples, lora_choice
 from .serving import QUIET, Given, Job, named, served
@@ -27,7 +28,7 @@ EDITS = {True: ("a red circle moving right", "a blue circle moving right"), Fals
 class EditTab(Tab):
     """The second tab."""
 
-    prefix, action = "edit-", "Edit"
+    prefix, action, hint = "edit-", "Edit", "Make both from one noise"
 
     def build_wish(self, name: str, wishes: Wishes) -> None:
         """What is to be edited, and how."""
@@ -44,7 +45,7 @@ class EditTab(Tab):
             0, 1, 0.8, step=0.05, label="Keep the layout", elem_id="edit-keep",
             info="Share of the steps in which the edit looks where the source does",
         )  # fmt: skip
-        with gr.Accordion("Strength of words", open=True, elem_id="edit-strengths"):
+        with folded("Strength of words", "How much each word of the edit is looked at", "edit-strengths", False):
             self.strengths = [_strength(word, i) for i, word in enumerate(_padded(edit))]
             self.words = gr.State(_padded(edit))
         self.lora = lora_choice(self.prefix)

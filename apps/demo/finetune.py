@@ -40,7 +40,7 @@ EMPTY = '<div class="chart-empty">The loss is drawn here while it learns.</div>'
 class FinetuneTab(Tab):
     """Data, pattern and settings; loss and validation; the LoRA."""
 
-    prefix, action = "finetune-", "Train"
+    prefix, action, hint = "finetune-", "Train", "Train a LoRA, which the other tabs can use then"
 
     def build_wish(self, name: str, wishes: Wishes) -> None:
         """What is to be learnt, and how."""

@@ -10,6 +10,7 @@ import gradio as gr
 from ..media import write_clip
 from ..running import Request, Result
 from . import knobs, limits
+from .hints import folded, hinted
 from .look import badges
 from .parts import Pair, SizeControls, Update, example, lora_choice
 from .serving import ASIDE, QUIET, Given, Job, named, served, while_typing
@@ -27,7 +28,7 @@ BY_HAND = "Write any pattern of the library below"
 class GenerateTab(Tab):
     """The first tab."""
 
-    action = "Generate"
+    action, hint = "Generate", "Make the clip twice from one noise, by stock attention and by the one chosen"
     stop_api: ClassVar[dict[str, Any]] = {"api_name": "stop", "api_description": "End all that you have asked for."}
 
     def build_wish(self, name: str, wishes: Wishes) -> None:
@@ -37,10 +38,11 @@ class GenerateTab(Tab):
             wishes.prompt, label="Prompt", info="What to show", lines=2, max_length=limits.LONGEST_PROMPT,
             elem_id="prompt",
         )  # fmt: skip
-        self.examples = gr.Dataset(
+        examples = gr.Dataset(
             components=[gr.Textbox(visible=False)], samples=[[text] for text in (CLIPS if video else PICTURES)],
             label="Examples", elem_id="examples",
         )  # fmt: skip
+        self.examples = hinted(examples, "Press one to take it as the prompt")
         self.model = self.model_choice(name, "The shapes models run on any laptop")
         self.kind = gr.Dropdown(
             _titles(video), value=offer.title, label="Attention", info=offer.info, elem_id="attention"
@@ -61,15 +63,15 @@ class GenerateTab(Tab):
     def build_results(self, wishes: Wishes) -> None:
         """Both clips, and all that is shown below them."""
         self.pair = Pair("Stock attention", "dattn", wishes.video)
-        with gr.Accordion("The mask: blocks that are computed", open=False, elem_id="mask-box"):
+        with folded("The mask: blocks that are computed", "Which queries see which keys", "mask-box"):
             gr.Markdown(NO_MASK, elem_id="mask-note")
             self.mask = gr.Image(label="Mask", show_label=False, interactive=False, elem_id="mask")
-        with gr.Accordion("Report", open=False, elem_id="report-box"):
+        with folded("Report", "Layer by layer, what ran and what it saved", "report-box"):
             self.report = gr.Textbox(
                 label="What ran in each layer", lines=12, max_lines=24, interactive=False, elem_id="report",
                 elem_classes="monospace", buttons=["copy"],
             )  # fmt: skip
-        with gr.Accordion("The same in Python", open=False, elem_id="code-box"):
+        with folded("The same in Python", "A script that makes exactly this clip", "code-box"):
             self.code = gr.Code(label="Script", language="python", interactive=False, elem_id="code")
         self.gallery = gr.Gallery(
             label="Made in this visit", columns=4, height=220, interactive=False, preview=False, object_fit="contain",

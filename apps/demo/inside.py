@@ -16,6 +16,7 @@ from dattn.registry import pattern_from_string
 from ..insight import ENOUGH, Insight, Seen
 from ..running import telling
 from . import charts, knobs, limits
+from .hints import folded
 from .look import badges
 from .parts import SizeControls, Update, example, lora_choice
 from .serving import QUIET, Given, Job, named, served
@@ -43,7 +44,7 @@ class Inside:
 class InsideTab(Tab):
     """Attention over space and time, its decay, recall of patterns, and heads that could be sparse."""
 
-    prefix, action = "inside-", "Look"
+    prefix, action, hint = "inside-", "Look", "Make a clip, and see what its attention did"
 
     def build_wish(self, name: str, wishes: Wishes) -> None:
         """What is made meanwhile, and from where to look."""
@@ -70,7 +71,7 @@ class InsideTab(Tab):
                 for name, label, only, info in PLACE
             )
         self.charts = gr.HTML(EMPTY, elem_id="inside-charts", min_height=300)
-        with gr.Accordion("The figures", open=False, elem_id="inside-figures-box"):
+        with folded("The figures", "All that the charts show, as numbers", "inside-figures-box"):
             self.figures = gr.JSON(label="Figures", elem_id="inside-figures")
 
     def connect(self) -> None:

@@ -40,7 +40,7 @@ class Timed(NamedTuple):
 class LongTab(Tab):
     """A tab of the models that the pipeline is for."""
 
-    prefix, action = "long-", "Make"
+    prefix, action, hint = "long-", "Make", "Make one clip of all prompts, in their order"
 
     @property
     def models(self) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from . import limits
+from .hints import folded
 from .visits import NO_LORA, OWN_LORA
 from .wishes import Wishes
 
@@ -24,7 +25,7 @@ class SizeControls:
     """
 
     def __init__(self, wishes: Wishes, prefix: str = "") -> None:
-        with gr.Accordion("Size, steps and seed", open=False, elem_id=f"{prefix}size"):
+        with folded("Size, steps and seed", "How large, how long, and from which noise", f"{prefix}size"):
             self.frames = gr.Slider(
                 1, 513, wishes.frames, step=1, label="Frames", info="How long the clip is", visible=wishes.video,
                 elem_id=f"{prefix}frames",

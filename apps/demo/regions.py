@@ -15,6 +15,7 @@ from dattn.control import Region, Regions
 from ..media import write_clip
 from ..running import run
 from . import limits
+from .hints import folded, hinted
 from .look import badges
 from .painting import COLORS, around, boxed, outlined, painted, softened, zoom
 from .parts import Pair, SizeControls, Update, examples, lora_choice
@@ -44,7 +45,7 @@ APART: dict[bool, tuple[Any, ...]] = {True: (0.3, True, True, 0.5, 0), False: (0
 class RegionsTab(Tab):
     """Up to four regions."""
 
-    prefix, action = "regions-", "Make"
+    prefix, action, hint = "regions-", "Make", "Make it without and with the regions, from one noise"
 
     @property
     def models(self) -> list[str]:
@@ -58,11 +59,12 @@ class RegionsTab(Tab):
             FIRST[wishes.video][0], label="Base prompt", info="Of the whole picture", lines=2, max_length=most,
             elem_id="regions-prompt",
         )  # fmt: skip
-        self.canvas = gr.ImageEditor(
+        canvas = gr.ImageEditor(
             type="pil", image_mode="RGBA", sources=[], transforms=[], layers=False, fixed_canvas=True,
             brush=gr.Brush(16, [*COLORS.values()], next(iter(COLORS.values())), "fixed"), buttons=["fullscreen"],
             canvas_size=_canvas(wishes.height, wishes.width), label="Canvas", elem_id="regions-canvas",
         )  # fmt: skip
+        self.canvas = hinted(canvas, "Paint a region in the colour that is beside its prompt")
         self.shape = gr.State(_canvas(wishes.height, wishes.width))
         self.paint = gr.Radio(
             [PAINTED, AROUND], value=PAINTED, label="A painted region is", info="Draw a box by a stroke across it",
@@ -92,7 +94,7 @@ class RegionsTab(Tab):
 
     def _build_how(self, ratio: float, isolate: bool, avoid: bool, window: float, soft: int) -> dict[str, Any]:
         """How strictly regions are kept, by names of the API."""
-        with gr.Accordion("How strictly", open=False, elem_id="regions-how"):
+        with folded("How strictly", "How much the regions know of each other", "regions-how"):
             return {
                 "base_ratio": gr.Slider(
                     0, 1, ratio, step=0.05, label="Base ratio", elem_id="regions-ratio",

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import gradio as gr
 
+from .hints import hinted
 from .look import badges
 from .parts import SizeControls
 from .serving import ALONE, ASIDE, DEVICE, QUIET, Given, Job, named, run_for, served
@@ -26,13 +27,14 @@ class Tab:
     Attributes:
         model: the choice of the model.
         prefix: of all ``elem_id``.
-        action: what is written on the button that starts.
+        action, hint: what is written on the button that starts, and its tooltip.
         stop_api: how the stop button is served; one tab serves it to programs for all.
     """
 
     model: gr.Dropdown
     prefix: ClassVar[str] = ""
     action: ClassVar[str] = ""
+    hint: ClassVar[str] = ""
     stop_api: ClassVar[dict[str, Any]] = {"api_visibility": "private"}
 
     def __init__(self, studio: Studio, visits: Visits) -> None:
@@ -51,8 +53,10 @@ class Tab:
             with gr.Column(scale=2, min_width=300):
                 self.build_wish(name, wishes)
                 with gr.Row():
-                    self.go = gr.Button(self.action, variant="primary", elem_id=f"{self.prefix}go")
-                    self.stop = gr.Button("Stop", variant="stop", elem_id=f"{self.prefix}stop")
+                    go = gr.Button(self.action, variant="primary", elem_id=f"{self.prefix}go")
+                    stop = gr.Button("Stop", variant="stop", elem_id=f"{self.prefix}stop")
+                    self.go = hinted(go, self.hint)
+                    self.stop = hinted(stop, "End what you have asked for, within a step")
             with gr.Column(scale=3, min_width=300):
                 ready = badges({"Ready": f"press {self.action}"})
                 self.facts = gr.HTML(ready, elem_id=f"{self.prefix}facts", min_height=36)

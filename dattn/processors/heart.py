@@ -16,9 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dattn.control.base import Call
 from dattn.processors.layer import Layer
-from dattn.processors.parts import OWN, Parts
 
 Stock = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """What a processor's call would have run: query, key, value, mask -> output."""
@@ -96,7 +94,11 @@ def dispatched(
     heads_first = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
     if parallel_config is None:
         return _compute(*heads_first, attn_mask, is_causal, scale, stock).transpose(1, 2)
-    ours = _attend_spread(*heads_first, attn_mask is not None or is_causal, scale, parallel_config)
+    from dattn.processors.distributed import attend_distributed
+
+    assert _current.layer is not None  # a stand-in is attending
+    masked = attn_mask is not None or is_causal
+    ours = attend_distributed(_current.layer, *heads_first, masked, scale, parallel_config)
     return (stock(*heads_first, attn_mask) if ours is None else ours).transpose(1, 2)
 
 
@@ -113,47 +115,15 @@ def _compute(
     layer = _current.layer
     assert layer is not None  # a stand-in is attending
     if layer.controlled and not causal:
-        ours = _controlled(layer, query, key, value, mask, scale, stock)
+        from dattn.processors.controlled import attend_controlled
+
+        ours = attend_controlled(layer, query, key, value, mask, scale, stock)
     else:
-        ours = _attend(layer, query, key, value, mask, causal, scale) if layer.active else None
+        ours = attend_alone(layer, query, key, value, mask, causal, scale) if layer.active else None
     return stock(query, key, value, mask) if ours is None else ours
 
 
-@torch.compiler.disable
-def _controlled(
-    layer: Layer, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None, stock: Stock
-) -> Tensor | None:
-    """What the controls of a layer make of a call, or None where it is not for them."""
-    key, value = (_as_many_heads(t, query) for t in (key, value))
-
-    parts = Parts((query, key, value, mask), layer.chain.acting)
-
-    def patterned(call: Call, lse: bool = False) -> Any:
-        given = call.query, call.key, call.value, call.mask
-        layer.part = parts.of(given)
-        return _attend(layer, *given, False, scale, lse) if layer.active else None
-
-    def base(call: Call) -> Tensor:
-        ours = patterned(call)
-        if (
-            ours is None and mask is None and call.mask is not None
-        ):  # a control hides keys: not every backend takes a mask
-            return F.scaled_dot_product_attention(call.query, call.key, call.value, call.mask, scale=call.scale)
-        return stock(call.query, call.key, call.value, call.mask) if ours is None else ours
-
-    def pair(call: Call) -> tuple[Tensor, Tensor]:
-        ours = patterned(call, lse=True)
-        return call.aside() if ours is None else ours
-
-    try:
-        return layer.chain.run(query, key, value, mask, scale, base, pair, layer.active)
-    finally:
-        layer.part = OWN
-        if not parts.met:
-            layer.turn()  # as if it had been: the next one is another branch's
-
-
-def _attend(
+def attend_alone(
     layer: Layer,
     query: Tensor,
     key: Tensor,
@@ -163,7 +133,7 @@ def _attend(
     scale: float | None,
     lse: bool = False,
 ) -> Any:
-    """What the current layer computes, with ``lse`` a pair, or None where the call is not for it."""
+    """What a layer computes without its controls, with ``lse`` a pair, or None where the call is not for it."""
     bias = None
     if layer.pairs and mask is not None and mask.shape[-2] == mask.shape[-1] == key.shape[2]:
         mask = mask[:, 0].diagonal(dim1=1, dim2=2)
@@ -172,7 +142,7 @@ def _attend(
     key_mask = key_mask_of(mask, len(query), key.shape[2])
     if not layer.expects(query, key, causal or (mask is not None and key_mask is None)):
         return None
-    key, value = (_as_many_heads(t, query) for t in (key, value))
+    key, value = (as_many_heads(t, query) for t in (key, value))
     if bias is None:
         return layer.attend(query, key, value, scale, key_mask, lse)
     scale, width = query.shape[-1] ** -0.5 if scale is None else scale, value.shape[-1]
@@ -183,7 +153,7 @@ def _attend(
     return output[..., :width], sums
 
 
-def _as_many_heads(tensor: Tensor, query: Tensor) -> Tensor:
+def as_many_heads(tensor: Tensor, query: Tensor) -> Tensor:
     """Keys or values with a head for every head of the queries, which may share them."""
     shared = query.shape[1] // tensor.shape[1]
     return tensor if shared == 1 else tensor.repeat_interleave(shared, 1)
@@ -193,29 +163,6 @@ def _with_bias(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: f
     """Longer heads, whose logits have added what ``bias`` [batch, tokens] says of query and key, multiplied."""
     column = F.pad(bias.to(query.dtype)[:, None, :, None], (0, 7)).expand(*query.shape[:3], 8)  # in eights for GPUs
     return torch.cat([query, column / scale], -1), torch.cat([key, column], -1), F.pad(value, (0, 8))
-
-
-def _attend_spread(
-    query: Tensor, key: Tensor, value: Tensor, masked: bool, scale: float | None, config: Any
-) -> Tensor | None:
-    """The same where every process has some of the tokens, as a ``ParallelConfig`` of Diffusers says."""
-    layer, context = _current.layer, config.context_parallel_config
-    assert layer is not None
-    if layer.controlled:
-        names = ", ".join(type(control).__name__ for control in layer.chain.acting)
-        raise ValueError(
-            f"{names} at {layer.name} under context parallelism, where no process has all tokens: leave control= out, "
-            "or run the model without a parallel configuration"
-        )
-    if masked or key.shape != query.shape:
-        layer.pass_by("a mask or a context came with context parallelism, which serves plain self-attention")
-    elif context.ring_degree > 1 and context.ulysses_degree > 1:
-        layer.pass_by("context parallelism with ring_degree and ulysses_degree at once: give one of them")
-    elif context.ring_degree > 1:
-        return layer.attend_ring(context._ring_mesh.get_group(), query, key, value, scale)
-    else:
-        return layer.attend_spread(context._ulysses_mesh.get_group(), query, key, value, scale)
-    return None
 
 
 def key_mask_of(mask: Tensor | None, batch: int, tokens: int) -> Tensor | None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dattn.attention import attend, autocast
-from dattn.backends import choose, load
+from dattn.backends import choose
 from dattn.block_mask import BlockMask, MaskCache
 from dattn.grid import TokenGrid
 from dattn.processors.parts import OWN, Part
@@ -272,7 +272,7 @@ class Layer:
         if reason:
             self.pass_by(reason)
         else:
-            self._serve()
+            self.serve()
         return not reason
 
     def pass_by(self, reason: str) -> None:
@@ -280,7 +280,8 @@ class Layer:
         if not self._served:
             self.refuse(reason)
 
-    def _serve(self) -> None:
+    def serve(self) -> None:
+        """A call is for this layer."""
         self.refusal, self._served = "", True
 
     def _refusal(self, query: Tensor, key: Tensor, masked: bool) -> str:
@@ -355,65 +356,6 @@ class Layer:
         assert grid is not None
         pattern = self._placed.fit(grid)[0] if self.samples else None
         return self.eager(query, key, value, scale, key_mask, grid, pattern, lse)
-
-    @torch.compiler.disable
-    def attend_spread(self, group: Any, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-        """``attend`` on [batch, heads, own tokens, head_dim], where the processes of a group have the others.
-
-        Raises:
-            ValueError: fewer heads than processes, heads that cannot be computed apart, or tokens that are spread in
-                another way than is known.
-        """
-        from dattn.processors.parallel import attend_spread, spread_over
-
-        grid, tokens = self._parts(group, query)
-        heads, device = query.shape[1], query.device
-        terms = (attend_spread, self.concrete if self.concrete.static else None, grid, heads, device, group)
-        spread = self.masks.keep(terms, lambda: spread_over(group, tokens, self._work(heads, device), device))
-        mine = self.concrete.for_heads(tuple(spread.heads[spread.rank]), heads)
-        own = lambda q, k, v: self.eager(q, k, v, scale, None, grid, mine)
-        self._serve()
-        return attend_spread(spread, query, key, value, own)
-
-    @torch.compiler.disable
-    def attend_ring(self, group: Any, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-        """``attend_spread`` where keys and values go round instead of heads.
-
-        Raises:
-            ValueError: a pattern that is not static, or one with a tail; or tokens spread in an unknown way.
-        """
-        from dattn.processors.ring import Ring, attend_ring
-
-        if not self.concrete.static:
-            raise ValueError(f"{self.concrete.name} looks at the keys of all processes: use ulysses_degree instead")
-        grid, tokens = self._parts(group, query)
-        mask = self.masks.get(self.concrete, grid, query.device)
-        ring = self.masks.keep((Ring, self.concrete, grid, query.device, group), lambda: Ring.of(group, mask, tokens))
-        scale = query.shape[-1] ** -0.5 if scale is None else scale
-        self._serve()
-        return attend_ring(ring, load(self.chosen(query)), query, key, value, scale, max(map(len, tokens)))
-
-    def _parts(self, group: Any, query: Tensor) -> tuple[TokenGrid, list[Tensor]]:
-        """The grid, and which of its tokens each process has."""
-        from dattn.processors.parallel import tokens_of
-
-        assert self.grid is not None  # an active layer has one
-        tokens = tokens_of(self.grid, group.size(), self.one_stream)
-        own = len(tokens[group.rank()])
-        if self.samples or own != query.shape[2]:
-            raise ValueError(
-                f"{self.name}: process {group.rank()} has {query.shape[2]} tokens of {self.grid}, not {own}; patterns "
-                "know sequences that Diffusers cuts: all samples alike, text and picture each in consecutive parts"
-            )
-        return self.grid, tokens
-
-    def _work(self, heads: int, device: torch.device) -> list[float]:
-        """What each head costs, as far as the grid tells."""
-        if self.grid is None or not self.concrete.static:
-            return [1.0] * heads
-        mask = self.masks.get(self.concrete, self.grid, device)
-        visited = mask.visited.sum(0).expand(mask.groups).tolist()
-        return [visited[h * mask.groups // heads] for h in range(heads)]
 
     def eager(
         self,

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
+import re
+import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
@@ -194,6 +198,29 @@ def served(shapes_folder, sd_folder):
     yield address, studio, visits, demo
     demo.close()
     visits.close()
+
+
+@pytest.fixture(scope="session")
+def demo_process():
+    """A demo in a process of its own on two cores: where it begins, as soon as it tells it, and what it tells then."""
+
+    def told(process):
+        for line in process.stdout:
+            if found := re.search(r"http://[\d.:]+", line):
+                yield found[0]
+
+    @contextmanager
+    def started(*words):
+        command = [sys.executable, "-c", "from dattn.apps.cli import main; main()", "demo", "--device", "cpu", *words]
+        cores = {"OMP_NUM_THREADS": "2", "PYTHONUNBUFFERED": "1"}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **cores}) as process:
+            addresses = told(process)
+            try:
+                yield next(addresses), addresses
+            finally:
+                process.terminate()
+
+    return started
 
 
 @pytest.fixture

@@ -71,6 +71,34 @@ def test_a_clip_is_made_with_progress_and_shown(page):
     assert not page.errors
 
 
+def test_the_first_page_tells_of_the_start_and_gives_way_to_the_demo(browser, demo_process, shapes_folder):
+    with demo_process("--model", str(shapes_folder)) as (address, told):
+        page = browser.new_page()
+        page.goto(address)
+        assert page.inner_text("[role=status]").startswith("Loading")
+        page.wait_for_selector("#estimate .badge", timeout=120000)
+        assert next(told) == address
+        page.close()
+
+
+def test_the_first_page_tells_of_a_demo_that_has_ended(browser, demo_process, shapes_folder):
+    page = browser.new_page()
+    with demo_process("--model", str(shapes_folder)) as (address, _):
+        page.goto(address)
+    page.wait_for_selector("text=has ended", timeout=60000)
+    page.close()
+
+
+def test_what_is_pressed_has_a_tooltip(page):
+    for place in ("#go", "#stop", "#tab-edit-button", "#size > button", "#examples"):
+        page.wait_for_function("place => document.querySelector(place).title.length > 10", arg=place)
+    for name in TABS:
+        open_tab(page, name)
+        bare = "[...document.querySelectorAll('button[role=tab], button.lg, .label-wrap')].filter(b => !b.title)"
+        page.wait_for_function(f"{bare}.length === 0")
+    assert not page.errors
+
+
 def test_sliders_write_the_pattern(page):
     before = page.input_value("#pattern textarea")
     set_number(page, "knob-0", 32)

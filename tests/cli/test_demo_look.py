@@ -1,5 +1,6 @@
 """How the demo looks, as far as no browser is needed."""
 
+import json
 import re
 
 import pytest
@@ -9,6 +10,7 @@ gr = pytest.importorskip("gradio")
 from dattn.apps.demo.edit import EditTab  # noqa: E402, after the check for gradio
 from dattn.apps.demo.finetune import FinetuneTab  # noqa: E402
 from dattn.apps.demo.generate import GenerateTab  # noqa: E402
+from dattn.apps.demo.hints import script  # noqa: E402
 from dattn.apps.demo.inside import InsideTab  # noqa: E402
 from dattn.apps.demo.look import STYLES, theme  # noqa: E402
 from dattn.apps.demo.regions import RegionsTab  # noqa: E402
@@ -74,6 +76,10 @@ def test_every_control_of_every_tab_is_labelled_explained_and_named(served):
         assert not one.visible or (one.label and (getattr(one, "info", "") or isinstance(one, gr.ImageEditor))), (
             one.elem_id
         )
+    pressed = (gr.Button, gr.Tab, gr.Accordion, gr.Dataset, gr.ImageEditor)
+    hints = [one.hint for one in demo.blocks.values() if isinstance(one, pressed) and one.elem_id]
+    assert len(hints) == sum(isinstance(one, pressed) for one in demo.blocks.values()) > 20 and all(hints)
+    assert all(json.dumps(hint) in script(demo) for hint in hints)
     names = [one.elem_id for one in demo.blocks.values() if one.elem_id]
     assert len(names) == len(set(names))
 

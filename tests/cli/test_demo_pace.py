@@ -1,12 +1,7 @@
 """How long a visitor of the demo waits; the seconds are printed (``-s``). Slow, since a busy machine is no fault."""
 
-import os
-import re
-import subprocess
-import sys
 import time
-from contextlib import contextmanager
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -23,32 +18,21 @@ FIRST_PAGE, GENERATION = 3.0, 30.0
 """Seconds; of both clips, by stock attention and under a pattern, on two cores."""
 
 
-@contextmanager
-def started(*words):
-    """The address of a demo in a process of its own on two cores, as soon as it listens."""
-    command = [sys.executable, "-c", "from dattn.apps.cli import main; main()", "demo", "--device", "cpu", *words]
-    cores = {"OMP_NUM_THREADS": "2", "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **cores}) as process:
-        try:
-            yield next(found[0] for line in process.stdout if (found := re.search(r"http://[\d.:]+", line)))
-        finally:
-            process.terminate()
-
-
 @pytest.fixture(scope="module")
-def address():
-    with started() as found:
-        yield found
+def address(demo_process):
+    with demo_process() as (_, told):
+        yield next(told)
 
 
-def test_the_first_page_comes_at_once():
+def test_the_first_page_comes_at_once(demo_process):
     began = time.perf_counter()
-    with started() as address:
-        listening = time.perf_counter()
-        page = urlopen(address).read()
-        seconds = time.perf_counter() - listening
-    print(f"\nfirst page: {seconds:.2f} s after the demo listens, {listening - began:.1f} s after the command")
-    assert b"dattn" in page and seconds < FIRST_PAGE
+    with demo_process() as (address, told):
+        page = urlopen(Request(address, headers={"Accept": "text/html"})).read()
+        first = time.perf_counter() - began
+        assert next(told) == address  # at the same place
+        demo = urlopen(address).read()
+        print(f"\nfirst page: {first:.2f} s after the command, the demo: {time.perf_counter() - began:.1f} s")
+    assert b"Loading" in page and b"gradio" in demo and first < FIRST_PAGE
 
 
 def test_a_clip_of_the_demo_model_is_soon_made(address):

@@ -15,8 +15,7 @@ from safetensors.torch import load_file
 gradio_client = pytest.importorskip("gradio_client")
 pytest.importorskip("gradio")
 
-from dattn.apps.demo import parser  # noqa: E402, after the check for gradio
-from dattn.apps.demo.app import build, launch  # noqa: E402
+from dattn.apps.demo.app import build  # noqa: E402
 from dattn.apps.demo.serving import Job  # noqa: E402
 from dattn.apps.demo.studio import Studio  # noqa: E402
 from dattn.apps.demo.visits import MOST_RUNS, MOST_VISITS, Stopped, Visits  # noqa: E402
@@ -359,30 +358,16 @@ def test_a_page_that_is_lost_may_come_back():
     visits.close()
 
 
-def test_the_command_without_gradio_says_what_to_install(dattn_command, monkeypatch):
-    import builtins
-
-    real = builtins.__import__
-
-    def without(name, *args, **kwargs):
-        if name.partition(".")[0] == "gradio":
-            raise ModuleNotFoundError("No module named 'gradio'", name="gradio")
-        return real(name, *args, **kwargs)
-
-    import sys
-
-    for name in [name for name in sys.modules if name.startswith("dattn.apps.demo.") or name.startswith("gradio")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr(builtins, "__import__", without)
-    outcome = dattn_command("demo")
-    assert outcome.code == 2 and 'pip install "dattn[demo]"' in outcome.err
+@pytest.mark.parametrize("words, missing, remedy", [((), "gradio", "dattn[demo]"), (("--mcp",), "mcp", "gradio[mcp]")])
+def test_the_command_says_at_once_what_to_install(dattn_command, monkeypatch, words, missing, remedy):
+    monkeypatch.setattr("dattn.apps.demo.find_spec", lambda name: None if name == missing else object())
+    monkeypatch.setattr("dattn.apps.demo.Welcome", None)  # nothing was served
+    outcome = dattn_command("demo", *words)
+    assert outcome.code == 2 and f"{missing} is not installed" in outcome.err and remedy in outcome.err
 
 
-def test_mcp_tools_are_called_as_the_endpoints_are(served, monkeypatch):
+def test_mcp_tools_are_called_as_the_endpoints_are(served):
     demo = build(*served[1:3])
     public = [one for one in demo.fns.values() if one.api_name and one.api_visibility == "public"]
     assert {"generate", "edit", "regions", "estimate", "stop"} <= {one.api_name for one in public}
     assert all(one.fn.__name__ == one.api_name for one in public)
-    monkeypatch.setattr("dattn.apps.demo.app.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"mcp is not installed; pip install \"gradio\[mcp\]\""):
-        launch(demo, parser().parse_args(["--mcp"]))

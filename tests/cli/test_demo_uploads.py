@@ -11,6 +11,7 @@ pytest.importorskip("gradio")
 
 from dattn.apps.demo import app, defaults, uploads  # noqa: E402, after the check for gradio
 from dattn.apps.demo.painting import MOST_LAYERS  # noqa: E402
+from dattn.apps.demo.welcome import Welcome  # noqa: E402
 
 
 def picture(kind, size=(8, 8)):
@@ -71,7 +72,7 @@ def test_the_command_opens_pictures_of_these_kinds_alone(shapes_folder, monkeypa
     options = defaults()
     options.model, options.device = [str(shapes_folder)], "cpu"
     try:
-        app.serve(options)
+        app.serve(options, Welcome(options.host))
         assert sorted(Image.ID) == sorted(uploads.PICTURES)
         for kind in uploads.PICTURES:
             Image.open(io.BytesIO(picture(kind))).load()
