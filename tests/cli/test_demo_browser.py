@@ -71,6 +71,21 @@ def test_a_clip_is_made_with_progress_and_shown(page):
     assert not page.errors
 
 
+def test_what_was_made_is_downloaded_from_the_gallery_and_fits_a_phone(page):
+    page.set_viewport_size(PHONE)
+    page.click("#size > button")
+    set_number(page, "steps", 2)
+    page.click("#go")
+    page.wait_for_selector("#dattn-clip video", timeout=120000)
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    page.locator("#gallery .grid-container button, #gallery .thumbnail-item").first.click()
+    with page.expect_download() as download:
+        page.click("#gallery button[aria-label='Download'], #gallery a[download]")
+    assert download.value.path().stat().st_size > 100
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    assert not page.errors
+
+
 def test_the_first_page_tells_of_the_start_and_gives_way_to_the_demo(browser, demo_process, shapes_folder):
     with demo_process("--model", str(shapes_folder)) as (address, told):
         page = browser.new_page()

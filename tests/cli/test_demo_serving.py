@@ -109,6 +109,18 @@ def test_a_stop_ends_what_waits_in_the_queue_at_once(long_run, client, visitor, 
     assert not long_run.done() and not patient.done()  # of others
 
 
+def test_a_full_queue_says_so_and_keeps_what_is_in_it(served, long_run, client, visitor, wish, monkeypatch):
+    queue = served[3]._queue
+    monkeypatch.setattr(queue, "max_size", 1)
+    patient = visitor().submit(**wish())
+    deadline = time.time() + 30
+    while not len(queue) and time.time() < deadline:
+        time.sleep(0.05)
+    with pytest.raises(Exception, match="[Qq]ueue is full"):
+        client.predict(**wish())
+    assert not long_run.done() and not patient.done()
+
+
 def test_an_estimate_does_not_wait_for_the_device(long_run, client, shapes_folder):
     began = time.time()
     for side in (32, 64):  # the second was made by nobody
