@@ -23,6 +23,7 @@ class Store:
 
     def __init__(self, folder: Path | None, settings: dict[str, Any]) -> None:
         self._folder = folder
+        self._figures: dict[str, Any] = {}
         self._arrays: dict[str, np.ndarray] = {}
         if folder is None:
             return
@@ -38,7 +39,9 @@ class Store:
     def do(self, name: str, measure: Callable[[], Any]) -> Any:
         """What ``measure`` gives, JSON-ready; what is there already is not measured again."""
         if self._folder is None:
-            return json.loads(json.dumps(measure()))  # as from a file: keys are text
+            if name not in self._figures:
+                self._figures[name] = json.loads(json.dumps(measure()))  # as from a file: keys are text
+            return self._figures[name]
         path = self._folder / f"{name}.json"
         if not path.is_file():
             _write(path, measure())

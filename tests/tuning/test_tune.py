@@ -26,7 +26,7 @@ from dattn.tuning.candidates import candidates
 from dattn.tuning.goal import Goal
 from dattn.tuning.manners import MANNERS
 from dattn.tuning.store import Store
-from dattn.tuning.study import LOSSES, RANGES, Study, _plain, losses
+from dattn.tuning.study import RANGES, Study, _plain, losses
 from dattn.tuning.tables import Measured
 from tests.cli.conftest import build_wan
 
@@ -127,16 +127,20 @@ def test_a_looser_bound_is_never_slower(pipe, study):
     assert all(one["ssim"] <= 1 - q + 1e-9 for one, q in zip(expected, (0.999, 0.9, 0.5, 0.1), strict=True))
 
 
-@pytest.mark.parametrize("trusted", list(MANNERS))
-def test_of_two_manners_the_one_that_promises_more(pipe, study, monkeypatch, trusted):
-    """Where the other one is said to lose far more than it shows, that one has to keep attention dense."""
-    (other,) = MANNERS.keys() - {trusted}
-    monkeypatch.setitem(MANNERS, other, MANNERS[other]._replace(optimism=dict.fromkeys(LOSSES, (1e9, 1e9, 1e9))))
-    places = tuned(pipe, study, quality=0.999).figures["places"]
-    used = [{name for row in places if row["range"] == n for name in row["heads"]} for n in range(len(RANGES))]
-    assert any(names != {"Dense()"} for names in used)
-    if trusted == "one for all":
-        assert all(len(names) == 1 for names in used) and len(set.union(*used) - {"Dense()"}) == 1
+def test_what_each_manner_chooses_is_checked_and_the_better_one_is_taken(pipe, study):
+    figures = tuned(pipe, study, quality=0.9).figures
+    assert {one["manner"] for one in figures["tried"]} == set(MANNERS)
+    assert figures["measured"] == Goal("quality", 0.9).best(figures["tried"], "measured")["measured"]
+
+
+def test_one_for_all_is_one_for_all(pipe, study, monkeypatch):
+    monkeypatch.delitem(MANNERS, "by place")
+    figures = tuned(pipe, study, quality=0.999).figures
+    used = [
+        {name for row in figures["places"] if row["range"] == n for name in row["heads"]} for n in range(len(RANGES))
+    ]
+    assert figures["manner"] == "one for all"
+    assert all(len(names) == 1 for names in used) and len(set.union(*used) - {"Dense()"}) == 1
 
 
 def test_the_same_measurements_give_the_same_recipe(pipe, study):
