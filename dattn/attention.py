@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from dattn.block_mask import BlockMask, MaskCache
 from dattn.grid import TokenGrid
 from dattn.spec import Call, Operator, Spec, State
 
+Narrow = Callable[[BlockMask], BlockMask | None]
+"""What makes of a block mask one in which fewer see each other; None where it cannot."""
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -80,19 +83,58 @@ def attend(
 
     Under autocast the inputs are cast first, as PyTorch's own attention does.
     """
-    query, key, value = autocast(query, key, value)
-    check_inputs(query, key, value, pattern, grid, key_mask)
-    scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
-    call = Call(query, key, value, grid, {} if state is None else state, scale, key_mask, backend)
+    call = _checked(query, key, value, pattern, grid, state, scale, key_mask, backend)
     with torch.autocast(query.device.type, enabled=False):
         if pattern.static and (return_lse or not _in_parts(pattern, call)):
             return _masked(pattern, call, return_lse)
         assert isinstance(pattern, Operator)
-        pattern.choose(backend, query)
+        pattern.choose(backend, call.query)
         results = pattern.with_lse(call) if return_lse else pattern.attend(*call[:5], **call.options)
     if return_lse and results[1] is None:
         raise ValueError(f"return_lse: {pattern.name} has no sum of exponentials; leave it out")
     return results if return_lse else results[0]
+
+
+def attend_over(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pattern: Spec,
+    grid: TokenGrid,
+    narrow: Narrow,
+    *,
+    scale: float | None = None,
+    key_mask: Tensor | None = None,
+    backend: str = "auto",
+    state: State | None = None,
+) -> tuple[Tensor, Tensor] | None:
+    """``attend``, output and LSE, over what is left of a pattern's block mask; None where there is none to narrow."""
+    if not pattern.static:
+        return None
+    call = _checked(query, key, value, pattern, grid, state, scale, key_mask, backend)
+    mask = narrow(masks_in(call.state).get(pattern, grid, query.device))
+    if mask is None:
+        return None
+    with torch.autocast(query.device.type, enabled=False):
+        return over(mask, call)
+
+
+def _checked(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pattern: Spec,
+    grid: TokenGrid,
+    state: State | None,
+    scale: float | None,
+    key_mask: Tensor | None,
+    backend: str,
+) -> Call:
+    """A call as the two above are given it, cast and checked."""
+    query, key, value = autocast(query, key, value)
+    check_inputs(query, key, value, pattern, grid, key_mask)
+    scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
+    return Call(query, key, value, grid, {} if state is None else state, scale, key_mask, backend)
 
 
 def _in_parts(pattern: Spec, call: Call) -> bool:

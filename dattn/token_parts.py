@@ -40,14 +40,14 @@ def _single(mask: BlockMask, queries: Tensor, keys: Tensor, length: int) -> Bloc
         _layout(side, tokens, length, mask.block_size) for side, tokens in ((mask.query, queries), (mask.key, keys))
     )
     some = q_there.any(1), k_there.any(1)
-    rows = [_rows(blocks) for blocks in (mask.full, mask.partial)]
+    rows = [rows_of(blocks) for blocks in (mask.full, mask.partial)]
     columns = [blocks.index[0, 0].long() for blocks in (mask.full, mask.partial)]
     keep = [some[0][row] & some[1][column] for row, column in zip(rows, columns, strict=True)]
-    full = _list(rows[0][keep[0]], columns[0][keep[0]], query.blocks)
+    full = list_of(rows[0][keep[0]], columns[0][keep[0]], query.blocks)
     row, column, tile = (t[keep[1]] for t in (rows[1], columns[1], mask.tile[0, 0].long()))
     tiles, number = _shrunk(mask, tile, (q_there, row), (k_there, column))
     seen = tiles.flatten(1).any(1)[number]
-    partial = _list(row[seen], column[seen], query.blocks)
+    partial = list_of(row[seen], column[seen], query.blocks)
     number = number[seen].int()[None, None]
     return BlockMask(query, key, full, partial, number, pack_bits(tiles), mask.block_size)
 
@@ -63,14 +63,14 @@ def _layout(side: Layout, tokens: Tensor, length: int, size: int) -> tuple[Layou
     return Layout(order[None, None], lengths.int()[None, None], pooled), there
 
 
-def _rows(blocks: BlockList) -> Tensor:
+def rows_of(blocks: BlockList) -> Tensor:
     """int64 [entries]: the query block of each entry of a single list."""
     return torch.arange(blocks.offsets.shape[-1] - 1, device=blocks.index.device).repeat_interleave(
         blocks.counts()[0, 0].long()
     )
 
 
-def _list(rows: Tensor, columns: Tensor, blocks: int) -> BlockList:
+def list_of(rows: Tensor, columns: Tensor, blocks: int) -> BlockList:
     """Entries in ascending rows as a list of ``blocks`` rows."""
     offsets = pad(rows.bincount(minlength=blocks).cumsum(0), (1, 0)).int()
     return BlockList(offsets[None, None], columns.int()[None, None])

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dattn.attention import Narrow
 from dattn.control.merging import dense_lse
 from dattn.control.stage import Stage
 from dattn.grid import TokenGrid
@@ -60,6 +61,7 @@ class Runs(NamedTuple):
         sparse: whether a pattern runs there.
         alone: whether no other control does.
         changes: the first control among those that does not keep sums, or ``""``.
+        over: ``pair`` over a part of the pattern's block mask; None, or a result of None, where it has none.
     """
 
     inner: Callable[[Call], Tensor]
@@ -67,6 +69,7 @@ class Runs(NamedTuple):
     sparse: bool = False
     alone: bool = True
     changes: str = ""
+    over: Callable[[Call, Narrow], tuple[Tensor, Tensor] | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,10 @@ class Call:
     def attend_lse(self) -> tuple[Tensor, Tensor]:
         """``attend``, and the natural-log sum of the exponentials of every row: [batch, heads, queries]."""
         return self.runs.pair(self)
+
+    def attend_over(self, narrow: Narrow) -> tuple[Tensor, Tensor] | None:
+        """``attend_lse`` over what ``narrow`` makes of the pattern's block mask; None where there is no such mask."""
+        return None if self.runs.over is None else self.runs.over(self, narrow)
 
     def aside(self) -> tuple[Tensor, Tensor]:
         """Dense attention and its LSE, past pattern and other controls, for keys that are gathered or added."""

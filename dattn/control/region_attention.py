@@ -55,10 +55,15 @@ def joint(call: Call, plan: Plan, texts: Sequence[Tensor]) -> Tensor:
 
 def within_picture(call: Call, plan: Plan) -> Pair:
     """What a picture's tokens see of the picture: output and LSE of a call on those alone."""
-    if not plan.groups:
+    if plan.kinds is None:
         return call.attend_lse()
-    outputs, sums = zip(*(_of_group(call, *group) for group in plan.groups), strict=True)
-    order = torch.cat([queries for queries, _ in plan.groups]).argsort()
+    return call.attend_over(plan.kinds.narrowed) or _in_groups(call, plan.kinds.groups)
+
+
+def _in_groups(call: Call, groups: Sequence[Pair]) -> Pair:
+    """The same, group of queries by group: they, and the keys that they see."""
+    outputs, sums = zip(*(_of_group(call, *group) for group in groups), strict=True)
+    order = torch.cat([queries for queries, _ in groups]).argsort()
     return torch.cat(outputs, 2)[:, :, order], torch.cat(sums, 2)[:, :, order]
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from dattn.apart import apart, listed
+from dattn.block_mask import BlockMask, MaskCache
 
 NOTHING = 1e-9
 """What is left of a share of 1 after subtracting others is rounding below this."""
@@ -31,17 +35,56 @@ class Part(NamedTuple):
     bias: Tensor | None
 
 
+@dataclass(frozen=True, eq=False)
+class Kinds:
+    """Tokens of a picture by the regions that they are in: who sees whom, with a pattern or without.
+
+    Attributes:
+        kind: int64 [tokens].
+        sees: bool [kinds, kinds].
+    """
+
+    kind: Tensor
+    sees: Tensor
+    _lists: MaskCache = field(default_factory=lambda: MaskCache(64), repr=False)
+
+    @classmethod
+    def of(cls, members: Tensor) -> Kinds:
+        """Of bool [regions, tokens]: tokens of no region see all and are seen by all, others those of their regions."""
+        kinds, kind = members.unique(dim=1, return_inverse=True)
+        free = ~kinds.any(0)
+        sees = free | free[:, None] | (kinds[:, :, None] & kinds[:, None]).any(0)
+        sees, merged = sees.unique(dim=0, return_inverse=True)  # kinds that see the same are one
+        first = torch.stack([(merged == number).nonzero()[0, 0] for number in range(len(sees))])
+        return cls(merged[kind], sees[:, first])
+
+    @cached_property
+    def groups(self) -> list[tuple[Tensor, Tensor]]:
+        """The tokens of every kind, and those that they see: int64 each."""
+        return [
+            ((self.kind == n).nonzero().flatten(), row[self.kind].nonzero().flatten())
+            for n, row in enumerate(self.sees)
+        ]
+
+    def narrowed(self, mask: BlockMask) -> BlockMask | None:
+        """A pattern's block mask of the picture without what may not be seen; None where lists cannot say it.
+
+        It is kept for as long as this is.
+        """
+        return self._lists.keep(mask, lambda: apart(mask, self.kind, self.sees)) if listed(mask) else None
+
+
 @dataclass(frozen=True)
 class Plan:
     """All texts' parts of one picture, and who in it sees whom.
 
     Attributes:
         parts: the base prompt's and those of the regions that act.
-        groups: queries and the keys that they see among the picture's tokens, int64 each; empty where all see all.
+        kinds: of the picture's tokens, where not all see all.
     """
 
     parts: tuple[Part, ...]
-    groups: tuple[tuple[Tensor, Tensor], ...]
+    kinds: Kinds | None
 
 
 def plan(covers: Tensor, acting: Sequence[int], weight: float, isolate: bool, like: Tensor) -> Plan:
@@ -59,8 +102,8 @@ def plan(covers: Tensor, acting: Sequence[int], weight: float, isolate: bool, li
     rest = rest.masked_fill(rest < NOTHING, 0)
     near = [torch.ones_like(rest), *covers[list(acting)]]
     texts = zip((0, *(1 + i for i in acting)), (rest, *shares), near, strict=True)
-    groups = _groups(covers[list(acting)] > 0, like.device) if isolate and acting else ()
-    return Plan(tuple(_part(*text, like) for text in texts), groups)
+    kinds = Kinds.of((covers[list(acting)] > 0).to(like.device)) if isolate and acting else None
+    return Plan(tuple(_part(*text, like) for text in texts), None if kinds is None or kinds.sees.all() else kinds)
 
 
 def _part(text: int, share: Tensor, cover: Tensor, like: Tensor) -> Part:
@@ -68,13 +111,3 @@ def _part(text: int, share: Tensor, cover: Tensor, like: Tensor) -> Part:
     bias = None if (cover[near] == 1).all() else cover[near].log().to(like)
     device = like.device
     return Part(text, rows.to(device), share[rows, None].to(like), near.to(device), bias)
-
-
-def _groups(members: Tensor, device: torch.device) -> tuple[tuple[Tensor, Tensor], ...]:
-    """Tokens that are in the same of some regions, bool [regions, tokens], and the keys that they see."""
-    kinds, kind = members.unique(dim=1, return_inverse=True)
-    found = []
-    for number, regions in enumerate(kinds.T):
-        free = ~members.any(0) | (members & regions[:, None]).any(0) | ~regions.any()
-        found.append(((kind == number).nonzero().flatten().to(device), free.nonzero().flatten().to(device)))
-    return tuple(found)

@@ -40,8 +40,10 @@ class Regions(Control):
         regions: prompts and where they hold.
         base_ratio: how much of the base prompt there is within them, 0 to 1.
         isolate: whether tokens of one region do not see those of another, in self-attention and in joint attention.
-            Each kind of tokens then runs with its own keys alone; over a pattern it runs on the whole picture with
-            the other keys hidden, which is exact but saves nothing.
+            Each kind of tokens then runs with its own keys alone. A static pattern runs once, on its block lists
+            without the pairs of blocks that hide from each other. With a tail, and where blocks are chosen by what is
+            in them, it runs once for each kind with the other keys hidden, which saves nothing: means and choices are
+            of the keys that a kind sees.
         window: the denoising steps in which it acts; outside of it the model is given the base prompt alone.
         layers: numbers of layers among those of their kind, or a predicate on their names; in the others the
             picture follows the base prompt alone.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dattn.adapters.text import Prompt
+from dattn.attention import Narrow
 from dattn.control.base import Call, Control, Place, Runs
 from dattn.control.stage import Stage
 from dattn.grid import TokenGrid
@@ -105,13 +106,14 @@ class Chain:
         base: Callable[[Call], Tensor],
         base_pair: Callable[[Call], Pair],
         sparse: bool = False,
+        over: Callable[[Call, Narrow], Pair | None] | None = None,
     ) -> Tensor | None:
         """Attention under every control that acts here; None if this call is not for them.
 
-        ``base`` and ``base_pair`` compute it without any, by a pattern where it is ``sparse``.
+        ``base``, ``base_pair`` and ``over`` compute it without any, by a pattern where it is ``sparse``; see ``Runs``.
         """
         scale = query.shape[-1] ** -0.5 if scale is None else scale
-        runs = Runs(base, base_pair, sparse)
+        runs = Runs(base, base_pair, sparse, over=over)
         for control in self._acting:
             runs = _around(control, runs, base_pair, self._stage)
         call = Call(query, key, value, mask, scale, self._places[0], slice(0, 0), runs)

@@ -5,14 +5,16 @@ Imported by the first such call: what is kept out of graphs brings the compiler 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dattn.attention import Narrow, attend_over
 from dattn.control.base import Call
-from dattn.processors.heart import Stock, as_many_heads, attend_alone
+from dattn.processors.heart import Stock, as_many_heads, attend_alone, key_mask_of
 from dattn.processors.layer import Layer
 from dattn.processors.parts import OWN, Parts
 
@@ -44,8 +46,22 @@ def attend_controlled(
         return call.aside() if ours is None else ours
 
     try:
-        return layer.chain.run(query, key, value, mask, scale, base, pair, layer.active)
+        return layer.chain.run(query, key, value, mask, scale, base, pair, layer.active, partial(_over, layer))
     finally:
         layer.part = OWN
         if not parts.met:
             layer.turn()  # as if it had been: the next one is another branch's
+
+
+def _over(layer: Layer, call: Call, narrow: Narrow) -> tuple[Tensor, Tensor] | None:
+    """What a layer computes over a part of its pattern's block mask, or None where it has none for the call."""
+    key_mask = key_mask_of(call.mask, len(call.query), call.key.shape[2])
+    plain = call.mask is None or key_mask is not None
+    if layer.samples or not plain or not layer.active or not layer.expects(call.query, call.key, False):
+        return None
+    grid = layer.grid_of(call.query.shape[2])
+    assert grid is not None  # ``expects`` was asked
+    layer.chosen(call.query)
+    given = call.query, call.key, call.value, layer.concrete, grid, narrow
+    options: dict[str, Any] = {"scale": call.scale, "key_mask": key_mask, "backend": layer.backend}
+    return attend_over(*given, **options, state={"masks": layer.masks})

@@ -6,6 +6,7 @@ from zlib import crc32
 import torch
 
 import dattn
+from dattn.attention import attend_over
 from dattn.control.stage import Stage
 from dattn.control.words import Tokens
 from dattn.processors.chain import Chain
@@ -82,9 +83,16 @@ def through(controls, own, kind, query, key, value, pattern=None, grid=None, ind
             return call.aside()
         return patterned(call, return_lse=True)
 
+    def over(call, narrow):
+        if pattern is None:
+            return None
+        key_mask = key_mask_of(call.mask, len(call.query), call.key.shape[2])
+        own = resized(grid, call.query.shape[2])
+        return attend_over(call.query, call.key, call.value, pattern, own, narrow, key_mask=key_mask)
+
     if not chain.on:
         return base_of(base, query, key, value)
-    return chain.run(query, key, value, mask, None, base, pair, pattern is not None)
+    return chain.run(query, key, value, mask, None, base, pair, pattern is not None, over)
 
 
 def base_of(base, query, key, value):
