@@ -3,9 +3,9 @@
 The pipeline runs with dense attention. Every layer's gate is shown the layer's queries and keys and learns to say what
 weights each pair of blocks has: KL(true weights || gate), both normalised over a row; the largest of a pair, as the
 authors have it, or their sum. These come from the backend that computed the attention, block by block from its LSE: no
-map is built. The gate begins as the product of mean queries and mean keys. Two details of the authors' recipe are left out
-for good reasons: they drop the first quarter of the rows, which under a causal mask see little, and there is none here;
-and they weigh the loss by 10, which Adam divides out.
+map is built. The gate begins as the product of mean queries and mean keys. Two details of the authors' recipe are left
+out for good reasons: they drop the first quarter of the rows, which under a causal mask see little, and there is none
+here; and they weigh the loss by 10, which Adam divides out.
 """
 
 from __future__ import annotations

@@ -118,19 +118,24 @@ def lines(options: Any, attention: Any, buckets: Sequence[Size], files: int) -> 
     for size in buckets:
         manner = listen(subject.pipeline, model, size, subject.call)
         cost = cost_of(model, manner, pattern, options.gradient_checkpointing, _taught(options, files), window)
-        dense, sparse = cost.linear + cost.dense, cost.linear + cost.sparse
+        dense, sparse = (_passes(options) * (cost.linear + attended) for attended in (cost.dense, cost.sparse))
         memory = {
             "preparation": _preparation(subject.pipeline, size, adapter.video) / GIB,
             "training": _training(model, cost.tokens, lora, options) / GIB,
         }
         told += [
             f"{'x'.join(map(str, size))}: {cost.tokens:,} tokens",
-            f"  FLOPs for each example: dense {dense:.3g} ({cost.dense / dense:.0%} attention), "
+            f"  FLOPs for each example: dense {dense:.3g} ({cost.dense / (cost.linear + cost.dense):.0%} attention), "
             f"under {options.attention} {sparse:.3g}: at most {dense / sparse:.2f} x faster",
             f"  memory (estimate, bf16): {max(memory.values()):.1f} GiB, the larger of "
             + " and ".join(f"{gib:.1f} in {when}" for when, gib in memory.items()),
         ]
     return told
+
+
+def _passes(options: Any) -> int:
+    """How often an example is seen in a step: with its caption, and without where guidance is matched."""
+    return 2 if options.distill_guidance else 1
 
 
 def _taught(options: Any, files: int) -> float:
@@ -170,6 +175,6 @@ def _training(model: nn.Module, tokens: int, lora: int, options: Any) -> float:
     weights = 2.0 * sum(p.numel() for p in model.parameters())
     sites = adapter_for(model).sites(model)
     layers, width = len(sites), max(_projection(site.module).in_features for site in sites)
-    kept = 2.0 * tokens * width * options.train_batch_size
+    kept = 2.0 * tokens * width * options.train_batch_size * _passes(options)
     activations = kept * (layers + OF_ACTIVATIONS) if options.gradient_checkpointing else kept * layers * OF_ACTIVATIONS
     return weights + 16.0 * lora + activations

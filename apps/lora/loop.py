@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dattn.control.map_store import on_latents
 
@@ -48,6 +48,7 @@ class Settings:
     dropout: float = 0.0
     distill: bool = False
     teach_epochs: int | None = None
+    guidance: float | None = None
     seed: int = 0
     checkpoint_every: int = 500
     checkpoint_limit: int | None = None
@@ -63,6 +64,8 @@ class Settings:
 
 class Batch:
     """Noisy latents of some examples, and what is to be predicted: the same for the same seed and position.
+
+    Where the settings name a guidance, every example is there twice, the second time without its caption.
 
     Args:
         prepared: the data.
@@ -101,6 +104,7 @@ class Batch:
             self.captions, areas = [text for text, _ in about], [area for _, area in about]
         if personal is None:
             files = [prepared.nothing[size] if out else e.told for e, out in zip(examples, left_out, strict=True)]
+            files += [prepared.nothing[size]] * len(files) if settings.guidance else []
             read = [load_told(file) for file in files]
             told: Mapping[str, Tensor] = {name: _stacked(name, [one[name] for one in read]) for name in read[0]}
         else:
@@ -108,7 +112,9 @@ class Batch:
         levels = drawn if levels is None else levels
         self.done, self.weights = objective.done(levels), objective.weights(levels, settings.noise).to(device)
         latents, times, target = objective.noisy(clean, noise, levels)
-        self.target, self._area = target.to(device), _laid_over(areas, target)
+        self.target, self._area, self._guidance = target.to(device), _laid_over(areas, target), settings.guidance
+        if settings.guidance:
+            latents, times = torch.cat([latents, latents]), torch.cat([times, times])
         self.arguments = self.manner.arguments(
             latents.to(device),
             times.to(device),
@@ -117,9 +123,21 @@ class Batch:
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         """The mean squared error of what is predicted, where the step is about something, weighted by noise level."""
-        error = prediction.float() - target.float()
+        error = self.error(prediction, target)
         error = error if self._area is None else error * self._area.to(error)
         return (self.weights * error.square().flatten(1).mean(1)).mean()
+
+    def error(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """What is wrong with predictions, float32; under a guidance g of u + g (c - u), over g.
+
+        The errors of c and u meet there with factors g and 1 - g, so what they have in common counts little, and what
+        they differ in much.
+        """
+        error = prediction.float() - target.float()
+        if not self._guidance:
+            return error
+        told, untold = error.chunk(2)
+        return told + (1 / self._guidance - 1) * untold
 
 
 def _laid_over(areas: Sequence[Tensor | None], latents: Tensor) -> Tensor | None:
@@ -339,7 +357,7 @@ class Trainer:
                 self._moment(batch.done)
                 with self.accelerator.autocast():
                     output = self.plain(**batch.arguments, return_dict=False)
-                losses.append(nn.functional.mse_loss(batch.manner.prediction(output).float(), target.float()))
+                losses.append(batch.error(batch.manner.prediction(output), target).square().mean())
         self.plain.train()
         return float(torch.stack(losses).mean())
 

@@ -192,6 +192,13 @@ def _training(group: argparse._ArgumentGroup) -> None:
         help="with --distill: ask the stock model N times through the data; then the same noise comes again, and what "
         "it said is read from disk (default: always ask)",
     )
+    group.add_argument(
+        "--distill_guidance",
+        type=float,
+        metavar="SCALE",
+        help="with --distill: match the prediction under this guidance scale, from two passes, with and without the "
+        "caption; guidance makes their errors larger (default: match single passes)",
+    )
     group.add_argument("--gradient_checkpointing", action="store_true", help="less memory, a third more time")
     group.add_argument("--mixed_precision", choices=("no", "bf16", "fp16"), help="(default: accelerate's config)")
     group.add_argument("--allow_tf32", action="store_true", help="faster float32 products on NVIDIA GPUs, less exact")

@@ -18,6 +18,7 @@ ONLY_OF: dict[str, tuple[str, tuple[Any, ...]]] = {
     "lr_num_cycles": ("lr_scheduler", ("cosine_with_restarts",)),
     "lr_power": ("lr_scheduler", ("polynomial",)),
     "teach_epochs": ("distill", (True,)),
+    "distill_guidance": ("distill", (True,)),
 }
 """Options that act only with some values of another."""
 
@@ -39,6 +40,7 @@ def read_options(argv: Sequence[str]) -> argparse.Namespace:
         raise ValueError(f"--validation_data {data} and --validation_split {split}: give one of them")
     if options.teach_epochs and options.placeholder_token:
         raise ValueError(f"--teach_epochs {options.teach_epochs}: captions with new words change; leave it out")
+    _check_guidance(options)
     options.buckets = _buckets(options)
     options.validation_prompts = [p for text in options.validation_prompts for p in text.split(SEPARATOR)]
     for name in ("model", "buckets") if options.dataset_name else ("model", "data", "buckets"):
@@ -51,6 +53,21 @@ def read_options(argv: Sequence[str]) -> argparse.Namespace:
         if value is not None and there not in values:
             raise ValueError(f"--{name} {value}: acts with --{other} {', '.join(map(str, values))}, this is {there}")
     return options
+
+
+def _check_guidance(options: argparse.Namespace) -> None:
+    scale = options.distill_guidance
+    if scale is None:
+        return
+    if not 1 < scale < 100:
+        raise ValueError(f"--distill_guidance {scale:g}: a guidance scale above 1 and below 100; leave it out for none")
+    if options.placeholder_token:
+        raise ValueError(f"--distill_guidance {scale:g}: the model's own captions teach; new words have no teacher")
+    if options.caption_dropout:
+        raise ValueError(
+            f"--distill_guidance {scale:g}: every example is seen with and without its caption; leave out "
+            f"--caption_dropout {options.caption_dropout:g}"
+        )
 
 
 def _buckets(options: argparse.Namespace) -> list[str]:

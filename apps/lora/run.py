@@ -50,7 +50,7 @@ KEPT = (
 """Options that stay the same where any run goes on, or it would not be the unbroken one."""
 CHOSEN = (
     *("lora_dropout", "logit_mean", "logit_std", "mode_scale", "snr_gamma", "use_8bit_adam", "train_norms"),
-    *("train_window", "teach_epochs"),
+    *("train_window", "teach_epochs", "distill_guidance"),
 )
 """More of them, which are told only where they are another than the default."""
 DTYPES = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -189,8 +189,13 @@ def _check_captions(prepared: Prepared, options: Any) -> None:
     """Raise where captions of one batch would be of different lengths."""
     for size, nothing in prepared.nothing.items():
         files = {example.told for example in prepared.examples if example.size == size}
-        files |= {nothing} if options.caption_dropout else set()
+        files |= {nothing} if options.caption_dropout or options.distill_guidance else set()
         shapes = {tuple((name, tuple(x.shape)) for name, x in sorted(load_told(file).items())) for file in files}
+        if len(shapes) > 1 and options.distill_guidance:
+            raise ValueError(
+                f"--distill_guidance {options.distill_guidance:g}: the pipeline writes captions, and none, in "
+                f"{len(shapes)} different lengths; leave it out"
+            )
         if len(shapes) > 1 and options.train_batch_size > 1:
             raise ValueError(
                 f"--train_batch_size {options.train_batch_size}: the pipeline writes captions in {len(shapes)} "
@@ -226,6 +231,7 @@ def _settings(
         dropout=options.caption_dropout,
         distill=options.distill,
         teach_epochs=options.teach_epochs,
+        guidance=options.distill_guidance,
         seed=options.seed,
         checkpoint_every=options.checkpointing_steps,
         checkpoint_limit=options.checkpoints_total_limit,

@@ -80,3 +80,12 @@ def test_patterns_of_steps_count_with_the_steps_that_are_trained(capsys, picture
     whole = attention("--attention", pattern)
     assert attention("--attention", steps) == pytest.approx(whole / 2, rel=0.03)
     assert attention("--attention", steps, "--train_window", "0.5", "1") == pytest.approx(whole, rel=0.03)
+
+
+def test_matching_guidance_takes_twice_the_passes(capsys, pictures, tmp_path):
+    def flops(*more):
+        words = ["train-lora", "--model", "shapes-wan", "--data", str(pictures), "--buckets", "33x64x64", "--estimate"]
+        assert main([*words, "--output", str(tmp_path / "out"), "--distill", *more]) == 0
+        return float(re.search(r"dense ([\d.e+]+) ", capsys.readouterr().out)[1])
+
+    assert flops("--distill_guidance", "4") == pytest.approx(2 * flops(), rel=0.01)

@@ -163,6 +163,28 @@ def test_a_teacher_that_is_the_student_leaves_nothing_to_learn(pictures, tmp_pat
     assert first[1]["loss"] == 0 < second[1]["loss"]
 
 
+def test_under_a_guidance_what_guidance_makes_of_both_predictions_is_matched(pictures, tmp_path, monkeypatch):
+    from dattn.apps.lora.loop import Batch
+
+    real, seen = Batch.loss, []
+
+    def noting(self, prediction, target):
+        loss = real(self, prediction, target)
+        seen.append((self.arguments, prediction.detach(), target, loss.item()))
+        return loss
+
+    monkeypatch.setattr(Batch, "loss", noting)
+    words = ["--distill", "--attention", "Neighborhood(3)", "--validation_steps", "1", "--teach_epochs", "1"]
+    assert train(pictures, tmp_path, 2, *words, "--distill_guidance", "4", "--train_batch_size", "2") == 0
+    for arguments, prediction, target, loss in seen:
+        latents, text = arguments["hidden_states"], arguments["encoder_hidden_states"]
+        assert len(latents) == 4 and torch.equal(latents[:2], latents[2:]) and not torch.equal(text[:2], text[2:])
+        told, untold = (prediction - target)[:2], (prediction - target)[2:]
+        assert loss == pytest.approx(((untold + 4 * (told - untold)) / 4).square().mean().item(), rel=1e-5) and loss > 0
+    validation = json.loads((tmp_path / "training.jsonl").read_text().splitlines()[0])["validation_loss"]
+    assert validation > 0
+
+
 def test_a_teacher_is_asked_once_for_what_comes_again(pictures, tmp_path, monkeypatch):
     """Five examples are five batches: the sixth is the first again, with its noise, also where a run goes on."""
     from dattn.apps.lora.loop import Batch, Trainer
