@@ -187,9 +187,7 @@ class Trainer:
         optimizer = settings.optimizing.optimizer(groups)
         self._rate = settings.optimizing.scheduler(optimizer, settings.steps)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
-        self._learning = [
-            parameter for parameter in model.parameters() if parameter.requires_grad
-        ]  # others, if sharded
+        self._learning = [p for p in model.parameters() if p.requires_grad]  # others than before, where it is sharded
         if norms is not None:
             norms.follow(model)
         self._order = Order([example.size for example in prepared.examples], settings.batch, settings.seed)

@@ -1,6 +1,7 @@
 """A model whose parameters processes hold in parts: FSDP2, PyTorch's ``fully_shard``, by accelerate.
 
-A forward pass of such a model, and gathering a tensor, take all processes.
+A forward pass of such a model, and gathering a tensor, take all processes. What PyTorch and accelerate have for it is
+imported where it is used: it loads for a while, and pages of the demo that train nothing import this file too.
 """
 
 from __future__ import annotations
@@ -8,10 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def prepare(accelerator: Any, options: Any) -> None:
@@ -19,6 +17,9 @@ def prepare(accelerator: Any, options: Any) -> None:
 
     accelerate would gather what learns, and hand times to the model, in half precision; autocast does what is needed.
     """
+    from accelerate.utils import DistributedType
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
     if accelerator.distributed_type != DistributedType.FSDP:
         return
     plugin = accelerator.state.fsdp_plugin
@@ -49,11 +50,15 @@ def prepare(accelerator: Any, options: Any) -> None:
 
 def whole(tensor: Tensor) -> Tensor:
     """A tensor that may be in parts, gathered."""
+    from torch.distributed.tensor import DTensor
+
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def divided(tensor: Tensor, like: Tensor) -> Tensor:
     """A tensor, the same in all processes, in parts where another of its shape is."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
     if not isinstance(like, DTensor):
         return tensor
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
@@ -64,6 +69,8 @@ def reshard(model: nn.Module) -> None:
 
     Until then changes of parameters, or of what learns, would pass it by.
     """
+    from torch.distributed.fsdp import FSDPModule
+
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()

@@ -44,7 +44,7 @@ def sharded(data, output, steps, *more, env=BLOCKS):
 def test_two_processes_with_a_part_each_and_one_that_sees_as_much(pictures, tmp_path):
     sharded(pictures, tmp_path / "parts", 2, *QUICK)
     assert train(pictures, tmp_path / "whole", 2, *QUICK, "--gradient_accumulation_steps", "2") == 0
-    assert near(tmp_path / "parts", tmp_path / "whole", 0.01)
+    assert near(tmp_path / "parts", tmp_path / "whole", 1e-3)
     pipe = DiffusionPipeline.from_pretrained(f"{MODELS}/shapes-flux")
     pipe.load_lora_weights(str(tmp_path / "parts"), adapter_name="own")
     there = {name: tensor for name, tensor in pipe.transformer.named_parameters() if "lora_B" in name}
@@ -55,11 +55,12 @@ def test_two_processes_with_a_part_each_and_one_that_sees_as_much(pictures, tmp_
 def test_parts_and_copies(pictures, tmp_path):
     """FSDP and DDP."""
     options = [*QUICK, "--gradient_accumulation_steps", "2", "--attention", "Neighborhood(3)"]
+    options += ["--max_grad_norm", "0.05"]  # less than they have, and not as much less in every step
     sharded(pictures, tmp_path / "parts", 3, *options)
     copies = launched(2, pictures, tmp_path / "copies", 3, *options)
     said, _ = copies.communicate(timeout=300)
     assert copies.returncode == 0, said
-    assert near(tmp_path / "parts", tmp_path / "copies", 0.01)
+    assert near(tmp_path / "parts", tmp_path / "copies", 1e-3)
 
 
 @pytest.mark.slow
@@ -74,7 +75,7 @@ def test_a_teacher_in_parts(pictures, tmp_path, env):
     said = sharded(pictures, tmp_path / "parts", 4, *options, "--validation_prompts", "a circle", env=env)
     assert "none on the way" in said
     assert train(pictures, tmp_path / "whole", 4, *options, "--gradient_accumulation_steps", "2") == 0
-    assert near(tmp_path / "parts", tmp_path / "whole", 0.02)
+    assert near(tmp_path / "parts", tmp_path / "whole", 1e-3)
     logs = [(tmp_path / name / "training.jsonl").read_text().splitlines() for name in ("parts", "whole")]
     for ours, its in zip(*logs, strict=True):
         assert json.loads(ours)["validation_loss"] == pytest.approx(json.loads(its)["validation_loss"], rel=1e-3)
@@ -86,7 +87,7 @@ def test_in_half_precision(pictures, tmp_path):
     options = [*QUICK, "--mixed_precision", "bf16", "--gradient_checkpointing"]
     sharded(pictures, tmp_path / "parts", 2, *options)
     assert train(pictures, tmp_path / "whole", 2, *options, "--gradient_accumulation_steps", "2") == 0
-    assert near(tmp_path / "parts", tmp_path / "whole", 0.2)
+    assert near(tmp_path / "parts", tmp_path / "whole", 0.01)
 
 
 @pytest.mark.slow
