@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -246,7 +246,8 @@ class Trainer:
         Processes that share a model stop together, after a step.
         """
         self.model.train()
-        with uninterrupted() if self.accelerator.is_fsdp2 else nullcontext([]) as asked:
+        held: AbstractContextManager[list[int]] = uninterrupted() if self.accelerator.is_fsdp2 else nullcontext([])
+        with held as asked:
             if self.settings.validate_every and self.step == 0:
                 report({"validation_loss": self.validation_loss()})
             try:
