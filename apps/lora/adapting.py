@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from dattn.adapters import adapter_for
 from dattn.norms import NORMS, load_norms
 
+from .sharding import divided, whole
+
 NAME = "default"
 WEIGHTS = "pytorch_lora_weights.safetensors"
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "to_qkv")
@@ -67,17 +69,24 @@ def add_lora(
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
-    """The LoRA's tensors by peft's names, on the CPU."""
-    from peft import get_peft_model_state_dict
-
-    return {name: tensor.detach().cpu() for name, tensor in get_peft_model_state_dict(model, adapter_name=NAME).items()}
+    """The LoRA's tensors by peft's names, whole, on the CPU."""
+    return {name: whole(tensor.detach()).cpu() for name, tensor in _tensors(model).items()}
 
 
 def restore(model: nn.Module, saved: dict[str, Tensor]) -> None:
     """Put tensors that ``weights`` gave back."""
     from peft import set_peft_model_state_dict
 
-    set_peft_model_state_dict(model, saved, adapter_name=NAME)
+    there = _tensors(model)
+    own = {name: divided(tensor, there[name]) for name, tensor in saved.items()}
+    set_peft_model_state_dict(model, own, adapter_name=NAME)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    from peft import get_peft_model_state_dict
+
+    found: dict[str, Tensor] = get_peft_model_state_dict(model, adapter_name=NAME)
+    return found
 
 
 def save(

@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from .sharding import divided, whole
+
 PATTERN = "checkpoint-*"
 
 
@@ -93,16 +95,18 @@ def taken(weights: dict[str, Tensor], prefix: str | tuple[str, ...]) -> dict[str
 
 
 def numbers_of(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The state of an optimiser whose state is tensors, by ``parameter.name``."""
+    """The state of an optimiser whose state is tensors, by ``parameter.name``, whole."""
     state = optimizer.state_dict()["state"]
-    return {f"{i}.{name}": torch.as_tensor(x).cpu() for i, own in state.items() for name, x in own.items()}
+    return {f"{i}.{name}": whole(torch.as_tensor(x)).cpu() for i, own in state.items() for name, x in own.items()}
 
 
 def restore_numbers(optimizer: torch.optim.Optimizer, numbers: dict[str, Tensor]) -> None:
     """Put what ``numbers_of`` gave back; counts are Python's in optimisers that keep them so."""
     state: dict[int, dict[str, Any]] = {}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for key, tensor in numbers.items():
         index, name = key.split(".", 1)
         count = tensor.ndim == 0 and not tensor.is_floating_point()
-        state.setdefault(int(index), {})[name] = tensor.item() if count else tensor
+        own = divided(tensor, parameters[int(index)]) if tensor.ndim else tensor
+        state.setdefault(int(index), {})[name] = tensor.item() if count else own
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

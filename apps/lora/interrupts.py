@@ -10,23 +10,23 @@ from typing import Any
 
 
 @contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C back until the end of the block, then raise ``KeyboardInterrupt``.
+def uninterrupted() -> Iterator[list[int]]:
+    """Hold Ctrl-C back until the end of the block, then let it do what it does outside; yields those that came.
 
     Only the main thread is ever interrupted; in any other this does nothing.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     asked: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
 
     def later(number: int, frame: Any) -> None:
         asked.append(number)
 
     before = signal.signal(signal.SIGINT, later)
     try:
-        yield
+        yield asked
     finally:
         signal.signal(signal.SIGINT, before)
     if asked:
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from .objective import Noise, Objective
 from .optimizing import Optimizing
 from .order import Order
 from .personal import FOUND, Personal
+from .sharding import anywhere, reshard
 from .tokens import PREFIX
 
 VALIDATION = 2**40
@@ -156,6 +157,14 @@ def _stacked(name: str, tensors: list[Tensor]) -> Tensor:
     return torch.cat(tensors)
 
 
+def put_back(model: nn.Module, norms: Norms | None, saved: dict[str, Tensor]) -> None:
+    """Give a model with LoRA what a checkpoint has of it."""
+    beside = checkpoints.taken(saved, NORMS)
+    restore(model, saved)
+    if norms is not None:
+        norms.restore({name.removeprefix(NORMS): tensor for name, tensor in beside.items()})
+
+
 class Trainer:
     """Trains the parameters of a model that want gradients.
 
@@ -183,10 +192,10 @@ class Trainer:
     ) -> None:
         self.accelerator, self.plain, self.settings = accelerator, model, settings
         self._prepared, self._objective, self._moment = prepared, objective, moment
-        self._learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
         beside = [] if norms is None else list(norms.parameters.values())
         ours = {id(parameter) for parameter in beside}
-        groups: list[dict[str, Any]] = [{"params": [p for p in self._learning if id(p) not in ours]}]
+        groups: list[dict[str, Any]] = [{"params": [p for p in learning if id(p) not in ours]}]
         self._norms, self._personal, self._alone = norms, personal, []
         if norms is not None:
             groups.append({"params": beside, "lr": norms.rate or settings.optimizing.rate, "weight_decay": 0.0})
@@ -196,10 +205,14 @@ class Trainer:
         optimizer = settings.optimizing.optimizer(groups)
         self._rate = settings.optimizing.scheduler(optimizer, settings.steps)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self._learning = [p for p in model.parameters() if p.requires_grad]  # others than before, where it is sharded
+        if norms is not None:
+            norms.follow(model)
         self._order = Order([example.size for example in prepared.examples], settings.batch, settings.seed)
         self._lessons = Lessons(
             settings.output / "taught" / settings.digest,
             settings.teach_epochs and settings.teach_epochs * self._order.per_epoch,
+            self._anywhere,
         )
         self.step = 0
 
@@ -220,14 +233,11 @@ class Trainer:
                 "with the same"
             )
         own = checkpoints.taken(state.weights, (PREFIX, FOUND))
-        norms = checkpoints.taken(state.weights, NORMS)
         if own and self._personal is None:
             raise ValueError(f"resume_from_checkpoint {self.settings.resume}: it learned new words; name them again")
-        restore(self.plain, state.weights)
+        put_back(self.plain, self._norms, state.weights)
         if self._personal is not None:
             self._personal.restore(own)
-        if self._norms is not None:
-            self._norms.restore({name.removeprefix(NORMS): tensor for name, tensor in norms.items()})
         checkpoints.restore_numbers(self.optimizer.optimizer, state.optimizer)
         self.step = state.step
         for _ in range(state.step):
@@ -237,7 +247,7 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(scaler)
 
     def write(self) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint on the main process; all take part, as each may have but its part of it."""
         scaler = self.accelerator.scaler
         told = self.settings.told | ({"scaler": scaler.state_dict()} if scaler is not None else {})
         numbers = checkpoints.numbers_of(self.optimizer.optimizer)
@@ -245,34 +255,44 @@ class Trainer:
         norms = {} if self._norms is None else self._norms.weights()
         beside = own | {NORMS + name: tensor for name, tensor in norms.items()}
         state = checkpoints.State(self.step, weights(self.plain) | beside, numbers, told)
-        checkpoints.write(self.settings.output, state, self.settings.checkpoint_limit)
+        if self.accelerator.is_main_process:
+            checkpoints.write(self.settings.output, state, self.settings.checkpoint_limit)
 
     def run(self, report: Callable[[dict[str, float]], None]) -> None:
-        """Train to the last step; a checkpoint is written where the user interrupts."""
+        """Train to the last step; a checkpoint is written where the user interrupts.
+
+        Processes that share a model stop together, after a step.
+        """
         self.model.train()
-        if self.settings.validate_every and self.step == 0:
-            report({"validation_loss": self.validation_loss()})
-        try:
-            while self.step < self.settings.steps:
-                began = time.perf_counter()
-                told = {"loss": self._one_step()}
-                told |= {"seconds": time.perf_counter() - began, "lr": self._rate.get_last_lr()[0]}
-                if self.settings.validate_every and self.step % self.settings.validate_every == 0:
-                    told["validation_loss"] = self.validation_loss()
-                report(told)
-                if self.step % self.settings.checkpoint_every == 0 and self.step < self.settings.steps:
-                    self._write_once()
-        except KeyboardInterrupt:
-            self._write_once()
-            raise
+        held: AbstractContextManager[list[int]] = uninterrupted() if self.accelerator.is_fsdp2 else nullcontext([])
+        with held as asked:
+            if self.settings.validate_every and self.step == 0:
+                report({"validation_loss": self.validation_loss()})
+            try:
+                while self.step < self.settings.steps:
+                    self._reported_step(report)
+                    if self._anywhere(bool(asked)):
+                        raise KeyboardInterrupt
+            except KeyboardInterrupt:
+                self.write()
+                raise
 
     def forget(self) -> None:
         """Remove what was kept for this run alone."""
         self._lessons.forget()
 
-    def _write_once(self) -> None:
-        """Write a checkpoint on the main process."""
-        if self.accelerator.is_main_process:
+    def _anywhere(self, so: bool) -> bool:
+        return anywhere(self.accelerator, so)
+
+    def _reported_step(self, report: Callable[[dict[str, float]], None]) -> None:
+        """A step with what is due after it."""
+        began = time.perf_counter()
+        told = {"loss": self._one_step()}
+        told |= {"seconds": time.perf_counter() - began, "lr": self._rate.get_last_lr()[0]}
+        if self.settings.validate_every and self.step % self.settings.validate_every == 0:
+            told["validation_loss"] = self.validation_loss()
+        report(told)
+        if self.step % self.settings.checkpoint_every == 0 and self.step < self.settings.steps:
             self.write()
 
     def _one_step(self) -> float:
@@ -291,7 +311,8 @@ class Trainer:
         for vectors in self._alone:
             vectors.grad = accelerator.reduce(vectors.grad, "mean")
         if settings.clip:
-            accelerator.clip_grad_norm_(self._learning, settings.clip)
+            accelerator.unscale_gradients()  # accelerate's own clipping would do this twice under FSDP
+            nn.utils.clip_grad_norm_(self._learning, settings.clip)
         with uninterrupted():
             self.optimizer.step()
             self.optimizer.zero_grad()
@@ -335,11 +356,13 @@ class Trainer:
     def _teacher(self, batch: Batch) -> Tensor:
         """What the model predicts without what it learned and by stock attention."""
         self._moment(None)
+        reshard(self.plain)
         self.plain.disable_adapters()
         try:
             with self.accelerator.autocast(), nullcontext() if self._norms is None else self._norms.untrained():
                 return batch.manner.prediction(self.plain(**batch.arguments, return_dict=False))
         finally:
+            reshard(self.plain)
             self.plain.enable_adapters()
 
     @torch.no_grad()

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .sharding import divided, whole
+
 PREFIX = "norms."
 """Of their names in a checkpoint."""
 
@@ -58,27 +60,32 @@ class Norms:
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
 
+    def follow(self, model: nn.Module) -> None:
+        """Take the parameters by their names in a model whose parameters are others now."""
+        there = dict(model.named_parameters())
+        self.parameters = {name: there[name] for name in self.parameters}
+
     def weights(self) -> dict[str, Tensor]:
-        """Their values by name, on the CPU."""
-        return {name: parameter.detach().cpu().clone() for name, parameter in self.parameters.items()}
+        """Their values by name, whole, on the CPU."""
+        return {name: whole(parameter.detach()).cpu().clone() for name, parameter in self.parameters.items()}
 
     @torch.no_grad()
     def restore(self, saved: dict[str, Tensor]) -> None:
         """Put values that ``weights`` gave back."""
         for name, parameter in self.parameters.items():
-            parameter.copy_(saved[name])
+            parameter.copy_(divided(saved[name], parameter))
 
     @contextmanager
     def untrained(self) -> Iterator[None]:
         """The model as it was before it learned."""
-        trained = {name: parameter.data for name, parameter in self.parameters.items()}
-        for name, parameter in self.parameters.items():
-            parameter.data = self._was[name].to(parameter, copy=True)
+        trained = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+        self.restore(self._was)
         try:
             yield
         finally:
-            for name, parameter in self.parameters.items():
-                parameter.data = trained[name]
+            with torch.no_grad():
+                for name, parameter in self.parameters.items():
+                    parameter.copy_(trained[name])
 
     def settle(self) -> None:
         """End the learning: the values are in the model's own type, as where it is used."""

@@ -16,15 +16,15 @@ from tqdm import tqdm
 import dattn
 from dattn.control.base import check_window
 
-from . import sharing
+from . import sharding, sharing
 from .adapting import add_lora, targets
 from .asking import Size
 from .cache import Cache, Prepared, load_told
-from .checkpoints import checkpoints, step_of
+from .checkpoints import checkpoints, read, step_of
 from .finishing import finish
 from .holdout import hold_out, validated_on
 from .items import Item
-from .loop import Settings, Trainer
+from .loop import Settings, Trainer, put_back
 from .norms import Norms, normalising
 from .objective import Noise, Objective, objective_of
 from .optimizing import Optimizing, optimizing_of
@@ -87,21 +87,23 @@ def train(
     prompts = options.validation_prompts if first else []
     validation = Validation(subject, prompts, buckets[0], options, done) if prompts else None
     subject.put_away("" if personal is None else "text_encoder")
-    alpha = options.lora_alpha or options.rank
-    learning = add_lora(subject.model, names, options.rank, alpha, options.seed, options.lora_dropout)
-    norms = Norms(subject.model, options.norm_learning_rate) if options.train_norms else None
+    learning, norms = _adapted(subject, names, options)
     if options.gradient_checkpointing:
         subject.model.enable_gradient_checkpointing()
     moment = subject.sparse(options.distill, [] if personal is None else personal.controls)
-    settings = _settings(options, names, optimizing, noise, prepared, accelerator.num_processes)
+    settings = _settings(options, names, optimizing, noise, prepared, accelerator)
     trainer = Trainer(accelerator, subject.model, prepared, objective, settings, moment, personal, norms)
     trainer.resume()
     if first:
-        learning += [] if norms is None else norms.parameters.values()
-        _say(prepared, sum(p.numel() for p in learning), len(names), trainer.step, options.max_train_steps)
-    told = _run(trainer, options, accelerator, None if personal else validation)  # new words watch single captions
+        _say(prepared, learning, len(names), trainer.step, options.max_train_steps)
+        if validation is not None and accelerator.is_fsdp2:
+            print("samples of the validation prompts before and after training, none on the way: the model is in parts")
+    on_the_way = personal is None and not accelerator.is_fsdp2  # new words watch single captions
+    told = _run(trainer, options, accelerator, validation if on_the_way else None)
+    trainer.write()
     if first:
-        trainer.write()
+        if accelerator.is_fsdp2:
+            subject, norms = _whole(subject, names, options, trainer)
         with accelerator.autocast():
             finish(options, subject, trainer, prepared, told, argv, norms)
             if personal is not None:
@@ -109,12 +111,33 @@ def train(
                 print(f"new words in {', '.join(files)}; before the LoRA: pipe.load_textual_inversion({files})")
         accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # or latents come out in another type
         if validation is not None:
-            validation.after()
+            validation.after(subject)
         trainer.forget()
         if options.push_to_hub:
             print(f"uploaded to {sharing.push(options)}")
     accelerator.wait_for_everyone()
     accelerator.end_training()
+
+
+def _adapted(subject: Subject, names: Sequence[str], options: Any) -> tuple[int, Norms | None]:
+    """Put on a subject's model what learns: how many numbers that is, and normalisation if it is among it."""
+    alpha = options.lora_alpha or options.rank
+    learning = add_lora(subject.model, names, options.rank, alpha, options.seed, options.lora_dropout)
+    norms = Norms(subject.model, options.norm_learning_rate) if options.train_norms else None
+    learning += [] if norms is None else norms.parameters.values()
+    return sum(parameter.numel() for parameter in learning), norms
+
+
+def _whole(subject: Subject, names: Sequence[str], options: Any, trainer: Trainer) -> tuple[Subject, Norms | None]:
+    """In place of a subject whose model is in parts: it anew, with what the checkpoint of this step has."""
+    accelerator = trainer.accelerator
+    again = subject_of(options, subject.attention, str(accelerator.device), DTYPES[accelerator.mixed_precision])
+    again.put_away()
+    _, norms = _adapted(again, names, options)
+    state = read(options.output, f"checkpoint-{trainer.step}")
+    assert state is not None
+    put_back(again.model, norms, state.weights)
+    return again, norms
 
 
 def _prepared(
@@ -152,6 +175,7 @@ def _accelerator(options: Any) -> Any:
         project_config=ProjectConfiguration(str(options.output), str(options.output / (options.logging_dir or ""))),
         kwargs_handlers=kwargs,
     )
+    sharding.prepare(made, options)
     if made.mixed_precision == "fp16" and made.device.type == "cpu":  # accelerate would not scale the loss there
         raise ValueError("--mixed_precision fp16: not on a CPU, where small gradients would be lost; take bf16 or no")
     return made
@@ -217,7 +241,7 @@ def _settings(
     optimizing: Optimizing,
     noise: Noise,
     prepared: Prepared,
-    processes: int,
+    accelerator: Any,
 ) -> Settings:
     plain = parser().get_default
     return Settings(
@@ -241,12 +265,13 @@ def _settings(
             "rank": options.rank,
             "lora_alpha": options.lora_alpha or options.rank,
             "layers": list(names),
-            "processes": processes,
+            "processes": accelerator.num_processes,
             **{name: getattr(options, name) for name in KEPT},
             "attention": str(options.attention),
             **{name: getattr(options, name) for name in CHOSEN if getattr(options, name) != plain(name)},
             **{name: getattr(options, name) for name in NEW_WORDS if options.placeholder_token},
             **_shifts(prepared),
+            **({"sharded": True} if accelerator.is_fsdp2 else {}),
             **({"held_out": len(prepared.held_out)} if prepared.held_out else {}),
             "examples": _digest(prepared),
         },

@@ -43,8 +43,9 @@ class Validation:
             self._note(f"step {step}", step)
         model.train()
 
-    def after(self) -> None:
-        """What came of it: the LoRA, under the pattern."""
+    def after(self, subject: Subject) -> None:
+        """What came of it, in a subject: the LoRA, under the pattern."""
+        self._subject = subject
         self._subject.pipeline.to(self._subject.model.device)
         with dattn.apply(self._subject.pipeline, self._subject.attention, dense_steps=0, **self._subject.schedule):
             self._note("after", None)

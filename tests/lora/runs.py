@@ -36,16 +36,16 @@ def _alike(one, other, are):
     return first.keys() == second.keys() and all(are(first[name], second[name]) for name in first)
 
 
-def launched(processes, data, output, steps, *more):
+def launched(processes, data, output, steps, *more, module="dattn.apps.train_lora", env=()):
     """A run in processes of its own: one by accelerate, several by torchrun, as accelerate wants MPI for CPUs."""
-    own = ["-m", "dattn.apps.train_lora", *FLUX, "--data", str(data), "--cache_dir", str(data / "cache")]
+    own = ["-m", module, *FLUX, "--data", str(data), "--cache_dir", str(data / "cache")]
     own += ["--output", str(output), "--max_train_steps", str(steps), "--learning_rate", "1e-2", *more]
     one = ["accelerate.commands.launch", "--cpu", "--num_processes", "1", "--num_machines", "1"]
     one += ["--mixed_precision", "no", "--dynamo_backend", "no"]
     several = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     return subprocess.Popen(
         [sys.executable, "-m", *(one if processes == 1 else several), *own],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"} | dict(env),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
