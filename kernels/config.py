@@ -76,7 +76,7 @@ TABLE: dict[tuple[int, int, int], Row] = {
     (90, 256, 128): Row(Config(64, 32, 4, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 2)),
     (100, 64, 64): Row(Config(64, 64, 4, 2), Config(64, 64, 4, 2), Config(64, 64, 4, 2)),
     (100, 64, 128): Row(Config(128, 64, 8, 3), Config(128, 64, 8, 2), Config(64, 128, 8, 2)),
-    (100, 128, 64): Row(Config(64, 64, 4, 3), Config(64, 64, 4, 2), Config(64, 64, 4, 2)),
+    (100, 128, 64): Row(Config(64, 64, 4, 3), Config(64, 32, 4, 3), Config(64, 64, 4, 2)),
     (100, 128, 128): Row(Config(128, 64, 8, 3), Config(64, 64, 4, 2), Config(64, 128, 8, 2)),
     (100, 256, 64): Row(Config(64, 32, 4, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 2)),
     (100, 256, 128): Row(Config(64, 32, 4, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 2)),
