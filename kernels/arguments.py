@@ -151,3 +151,8 @@ class Walk(NamedTuple):
     ragged: bool
     sparse: bool
     scale: float
+
+    @property
+    def crowded(self) -> bool:
+        """Whether there are padded keys, blocks visited in part and pooled keys, all of them."""
+        return all(part is not None for part in (self.key_mask, self.visits.partial, self.pool))

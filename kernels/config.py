@@ -44,20 +44,26 @@ class Row(NamedTuple):
     grad_key: Config
 
 
-# (architecture, widest head dim, largest block): chosen by compiling, not yet by timing. At head dims of 64 and 128
-# none of these spills registers, but for a few of 80, 89 and 120 where a mask has all there is (padded keys, tiles
-# and means; levels). At others some of 80 do, seen with Triton 3.9: at 32, 8 bytes in grad_key (blocks of 64) and 12
-# in forward (tiles, blocks of 128); at 72, 4 bytes in forward (blocks of 64) and 8 in grad_key (tiles, blocks of
-# 128). Those of 80 fit in the 99 KiB of shared memory that 89 and 120 have.
+# (architecture, widest head dim, largest block): chosen by compiling, not yet by timing. With Triton 3.9 none spills
+# registers on 80, 90 and 100 at head dims of 64 and 128, whatever the mask; what the assembler gives up for occupancy
+# is another with each version. Those of 80 fit in the 99 KiB of shared memory that 89 and 120 have.
 TABLE: dict[tuple[int, int, int], Row] = {
-    (80, 64, 64): Row(Config(64, 64, 4, 2), Config(64, 64, 8, 2), Config(32, 64, 4, 2)),
+    (80, 32, 64): Row(Config(64, 64, 4, 2), Config(64, 32, 4, 2), Config(32, 32, 4, 2)),
+    (80, 32, 128): Row(Config(128, 64, 8, 2), Config(128, 32, 8, 2), Config(32, 64, 4, 2)),
+    (80, 64, 64): Row(Config(64, 64, 4, 2), Config(32, 64, 4, 2), Config(32, 64, 4, 2)),
     (80, 64, 128): Row(Config(128, 64, 8, 3), Config(128, 64, 8, 2), Config(32, 64, 4, 2)),
+    (80, 96, 64): Row(Config(64, 64, 8, 3), Config(64, 64, 8, 2), Config(32, 64, 8, 2)),
+    (80, 96, 128): Row(Config(64, 64, 8, 3), Config(64, 32, 4, 2), Config(32, 64, 8, 2)),
     (80, 128, 64): Row(Config(64, 64, 8, 2), Config(64, 64, 8, 2), Config(32, 64, 8, 2)),
     (80, 128, 128): Row(Config(64, 64, 8, 3), Config(64, 32, 8, 2), Config(64, 64, 8, 2)),
     (80, 256, 64): Row(Config(64, 32, 8, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 2)),
     (80, 256, 128): Row(Config(64, 32, 8, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 2)),
-    (89, 64, 64): Row(Config(64, 64, 4, 2), Config(64, 64, 8, 2), Config(32, 64, 4, 2)),
+    (89, 32, 64): Row(Config(64, 64, 4, 2), Config(64, 32, 4, 2), Config(32, 32, 4, 2)),
+    (89, 32, 128): Row(Config(128, 64, 8, 2), Config(128, 32, 8, 2), Config(32, 64, 4, 2)),
+    (89, 64, 64): Row(Config(64, 64, 4, 2), Config(32, 64, 4, 2), Config(32, 64, 4, 2)),
     (89, 64, 128): Row(Config(128, 64, 8, 3), Config(128, 64, 8, 2), Config(32, 64, 4, 2)),
+    (89, 96, 64): Row(Config(64, 64, 8, 3), Config(64, 64, 8, 2), Config(32, 64, 8, 2)),
+    (89, 96, 128): Row(Config(64, 64, 8, 3), Config(64, 32, 4, 2), Config(32, 64, 8, 2)),
     (89, 128, 64): Row(Config(64, 64, 8, 2), Config(64, 64, 8, 2), Config(32, 64, 8, 2)),
     (89, 128, 128): Row(Config(64, 64, 8, 3), Config(64, 32, 8, 2), Config(64, 64, 8, 2)),
     (89, 256, 64): Row(Config(64, 32, 8, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 2)),
@@ -70,16 +76,27 @@ TABLE: dict[tuple[int, int, int], Row] = {
     (90, 256, 128): Row(Config(64, 32, 4, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 2)),
     (100, 64, 64): Row(Config(64, 64, 4, 2), Config(64, 64, 4, 2), Config(64, 64, 4, 2)),
     (100, 64, 128): Row(Config(128, 64, 8, 3), Config(128, 64, 8, 2), Config(64, 128, 8, 2)),
-    (100, 128, 64): Row(Config(64, 64, 4, 3), Config(64, 64, 8, 2), Config(64, 64, 4, 2)),
+    (100, 128, 64): Row(Config(64, 64, 4, 3), Config(64, 32, 4, 3), Config(64, 64, 4, 2)),
     (100, 128, 128): Row(Config(128, 64, 8, 3), Config(64, 64, 4, 2), Config(64, 128, 8, 2)),
     (100, 256, 64): Row(Config(64, 32, 4, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 2)),
     (100, 256, 128): Row(Config(64, 32, 4, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 2)),
-    (120, 64, 64): Row(Config(64, 64, 4, 2), Config(64, 64, 8, 2), Config(32, 64, 4, 2)),
+    (120, 32, 64): Row(Config(64, 64, 4, 2), Config(64, 32, 4, 2), Config(32, 32, 4, 2)),
+    (120, 32, 128): Row(Config(128, 64, 8, 2), Config(128, 32, 8, 2), Config(32, 64, 4, 2)),
+    (120, 64, 64): Row(Config(64, 64, 4, 2), Config(32, 64, 4, 2), Config(32, 64, 4, 2)),
     (120, 64, 128): Row(Config(128, 64, 8, 3), Config(128, 64, 8, 2), Config(32, 64, 4, 2)),
+    (120, 96, 64): Row(Config(64, 64, 8, 3), Config(64, 64, 8, 2), Config(32, 64, 8, 2)),
+    (120, 96, 128): Row(Config(64, 64, 8, 3), Config(64, 32, 4, 2), Config(32, 64, 8, 2)),
     (120, 128, 64): Row(Config(64, 64, 8, 2), Config(64, 64, 8, 2), Config(32, 64, 8, 2)),
     (120, 128, 128): Row(Config(64, 64, 8, 3), Config(64, 32, 8, 2), Config(64, 64, 8, 2)),
     (120, 256, 64): Row(Config(64, 32, 8, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 2)),
     (120, 256, 128): Row(Config(64, 32, 8, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 2)),
+}
+# What takes the place of a row's where a mask has padded keys, tiles and means together: each of them takes registers.
+CROWDED: dict[tuple[int, int, int], dict[str, Config]] = {
+    (80, 64, 128): {"forward": Config(128, 32, 8, 3)},
+    (89, 64, 128): {"forward": Config(128, 32, 8, 3)},
+    (90, 128, 64): {"forward": Config(64, 32, 4, 2), "grad_query": Config(64, 32, 4, 2)},
+    (120, 64, 128): {"forward": Config(128, 32, 8, 3)},
 }
 # (precision of products, widest head dim), for all three kernels on every architecture: the widest heads in the 99 KiB
 # of 89 and 120 too, and few registers spilled, as products outside of the tensor cores hold whole rows in them.
@@ -91,23 +108,27 @@ FLOAT32: dict[tuple[str, int], Config] = {
 }
 
 
-def key_of(architecture: int, width: int, size: int) -> tuple[int, int, int]:
+def key_of(architecture: int, dim: int, size: int) -> tuple[int, int, int]:
     """The row of the table that serves such a GPU, head dim and block."""
     known = max((key[0] for key in TABLE if key[0] <= architecture), default=80)
-    return known, min(key[1] for key in TABLE if key[1] >= width), min(key[2] for key in TABLE if key[2] >= size)
+    return min(key for key in TABLE if key[0] == known and key[1] >= dim and key[2] >= size)
 
 
-def pick(architecture: int, width: int, size: int, float32: str | None = None) -> Row:
+def pick(architecture: int, dim: int, size: int, float32: str | None = None, crowded: bool = False) -> Row:
     """The configurations to launch with.
 
     Args:
         architecture: CUDA compute capability, 10 · major + minor.
-        width: the head dim, padded to a power of two.
+        dim: the head dim.
         size: slots in a block.
         float32: the precision of products where inputs are of 32 bits, "ieee" or "tf32"; those take small tiles.
+        crowded: whether the mask has padded keys, tiles and means together.
     """
     if float32 is None:
-        row = TABLE[key_of(architecture, width, size)]
+        key = key_of(architecture, dim, size)
+        row = TABLE[key]
+        if crowded:
+            row = row._replace(**CROWDED.get(key, {}))
     else:
-        row = Row(*[FLOAT32[float32, min(w for p, w in FLOAT32 if p == float32 and w >= width)]] * 3)
+        row = Row(*[FLOAT32[float32, min(w for p, w in FLOAT32 if p == float32 and w >= dim)]] * 3)
     return Row(*(config.within(size) for config in row))

@@ -31,7 +31,7 @@ def block_sparse(query: Tensor, key: Tensor, value: Tensor, walk: Walk) -> tuple
     batch, heads, tokens = query.shape[:3]
     out = like_model(query)
     lse = query.new_empty(query.shape[:3], dtype=torch.float32)
-    config = configs(query, walk.size).forward
+    config = configs(query, walk.size, walk.crowded).forward
     tensors = tuple(map(Heads.of, (query, key, value, out)))
     width = padded_width(query.shape[-1])
     described = [t.described(config.N, width) if config.descriptors else None for t in tensors[1:3]]
@@ -61,7 +61,7 @@ def block_sparse_gradients(
     nothing) and ``delta_of``.
     """
     batch, heads, tokens = query.shape[:3]
-    _, query_config, key_config = configs(query, walk.size)
+    _, query_config, key_config = configs(query, walk.size, walk.crowded)
     tensors = tuple(map(Heads.of, (query, key, value, grad)))
     grads = [like_model(t) for t in (query, key, value)]
     dq, dk, dv = map(Heads.of, grads)
@@ -103,11 +103,11 @@ def delta_of(out: Tensor, grad: Tensor, grad_lse: Tensor) -> Tensor:
     return delta
 
 
-def configs(query: Tensor, size: int) -> Row:
-    """The row of the table for such queries and blocks of ``size`` slots, on their GPU."""
+def configs(query: Tensor, size: int, crowded: bool = False) -> Row:
+    """What ``pick`` gives for such queries and blocks of ``size`` slots, on their GPU."""
     architecture = INTERPRETED_ARCHITECTURE
     if query.is_cuda:
         major, minor = torch.cuda.get_device_capability(query.device)
         architecture = 10 * major + minor
     float32 = precision(query.dtype) if query.dtype == torch.float32 else None
-    return pick(architecture, padded_width(query.shape[-1]), size, float32)
+    return pick(architecture, query.shape[-1], size, float32, crowded)

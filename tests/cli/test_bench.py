@@ -19,7 +19,7 @@ from dattn.apps import (
 from dattn.apps.benchmark_chart import chart
 from dattn.apps.benchmark_sweep import best_row, candidates, difference, line, use_rows, with_switches
 from dattn.apps.cli import main
-from dattn.kernels.config import TABLE, Config, Row, key_of, pick
+from dattn.kernels.config import CROWDED, TABLE, Config, Row, key_of, pick
 
 WANTED = Row(Config(128, 64, 4, 3), Config(64, 32, 4, 2), Config(64, 128, 8, 2))
 
@@ -121,13 +121,25 @@ def test_the_difference_shows_the_old_and_the_new_row():
 
 @pytest.mark.parametrize(
     ("asked", "row"),
-    [((90, 128, 128), (90, 128, 128)), ((87, 72, 16), (80, 128, 64)), ((103, 16, 32), (100, 64, 64))],
+    [
+        ((90, 128, 128), (90, 128, 128)),
+        ((87, 72, 16), (80, 96, 64)),
+        ((103, 16, 32), (100, 64, 64)),
+        ((86, 48, 128), (80, 64, 128)),
+    ],
 )
 def test_every_gpu_head_dim_and_block_has_a_row(asked, row):
     assert key_of(*asked) == row
     assert all(max(c.M, c.N) <= asked[2] for c in pick(*asked))
     for float32 in ("ieee", "tf32"):
         assert all(max(c.M, c.N) <= asked[2] for c in pick(*asked, float32))
+
+
+@pytest.mark.parametrize("key", CROWDED)
+def test_crowded_masks_take_narrower_tiles(key):
+    row, crowded = pick(*key), pick(*key, crowded=True)
+    assert crowded == row._replace(**CROWDED[key])
+    assert all(getattr(crowded, name).N < getattr(row, name).N for name in CROWDED[key])
 
 
 @pytest.mark.parametrize("passes", benchmark_model.PASSES)

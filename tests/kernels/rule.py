@@ -72,8 +72,8 @@ def turn_on(monkeypatch, switches):
     """Turn switches of the forward kernel on in every configuration."""
     plain_configs = launch.configs
 
-    def configs(query, size):
-        row = plain_configs(query, size)
+    def configs(*asked):
+        row = plain_configs(*asked)
         return row._replace(forward=row.forward._replace(**dict.fromkeys(switches, True)))
 
     monkeypatch.setattr(launch, "configs", configs)

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") == "1", reason="interpreted kernels are Python: nothing to compile"
 )
 SHARED = {80: 163, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB of shared memory that a program may have
-SPILLED = 0 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9) else 32  # older ones: a few words
+SPILLED = 0 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9) else 64  # older ones: a few words
 MASKS = {
     "full": lambda block: Radial(block_size=block),
     "partial": lambda block: Neighborhood((3, 9, 9), tile=(1, block // 8, 8)),
@@ -37,6 +37,7 @@ WANTED = {
     "all": {"forward", "grad_query", "grad_key", "grad_pool", "reorder", "run_means", "spread_means"},
     "levels": {"forward", "grad_query", "grad_key", "grad_pool", "run_means", "spread_means"},
 }
+LONG = {("all", 64, 100), ("levels", 64, 100)}  # minutes in all: compiling for Blackwell takes longest
 GRID = TokenGrid(5, 16, 16, text=7)
 ROWS = dict.fromkeys(("forward", "grad_query", "antidiagonal", "block_weights"), "M") | dict.fromkeys(
     ("grad_key", "grad_pool"), "N"
@@ -93,17 +94,19 @@ def check_attention(kind, architecture, block, dim, dtype=torch.bfloat16):
     """Forward and backward pass of attention under a mask of this kind; "all" has padded keys too."""
     with recorded(architecture) as calls:
         attend(MASKS[kind](block), dim, dtype, padded=kind == "all")
-    tight = architecture in (80, 89, 120) and (kind in ("levels", "all") or dim == 72)  # lacks a few registers
-    few = tight or dtype == torch.float32 or dim > 128
-    check_usage(calls, architecture, WANTED[kind], dtype != torch.float32, max(SPILLED, 64) if few else SPILLED)
+    few = dtype == torch.float32 or dim > 128 or architecture in (89, 120)  # the latter have the table's rows of 80
+    check_usage(calls, architecture, WANTED[kind], dtype != torch.float32, 64 if few else SPILLED)
 
 
 @pytest.mark.parametrize("dim", [64, 128])
-@pytest.mark.parametrize("architecture", [80, 90, 100])
 @pytest.mark.parametrize(
-    ("kind", "block"), [(kind, 128) for kind in MASKS] + [(kind, 64) for kind in MASKS if kind not in ("levels", "all")]
+    ("kind", "block", "architecture"),
+    [
+        pytest.param(*case, marks=pytest.mark.slow if case in LONG else ())
+        for case in product(MASKS, (64, 128), (80, 90, 100))
+    ],
 )
-def test_no_spills_and_tensor_cores(kind, architecture, block, dim):
+def test_no_spills_and_tensor_cores(kind, block, architecture, dim):
     check_attention(kind, architecture, block, dim)
 
 
@@ -135,8 +138,8 @@ def test_switches_compile_without_spills(monkeypatch, architecture, switch):
     """What ``dattn bench sweep`` tries; descriptors read by the tensor memory accelerator there."""
     plain = launch.configs
 
-    def configs(query, size):
-        row = plain(query, size)
+    def configs(*asked):
+        row = plain(*asked)
         return row._replace(forward=row.forward._replace(**{switch: True}))
 
     monkeypatch.setattr(launch, "configs", configs)
@@ -183,8 +186,8 @@ def test_float32_at_any_head_dim(monkeypatch, precision, architecture, dim):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dim", [16, 72, 128])
-@pytest.mark.parametrize("block", [16, 128])
+@pytest.mark.parametrize("dim", [16, 32, 72, 128])
+@pytest.mark.parametrize("block", [16, 64, 128])
 @pytest.mark.parametrize("architecture", SHARED)
 @pytest.mark.parametrize("kind", MASKS)
 def test_no_spills_at_any_head_dim_in_float16(kind, architecture, block, dim):

@@ -78,12 +78,14 @@ BLOCKS = {
 }
 
 
-@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("padded", [False, True], ids=["", "padded"])
+@pytest.mark.parametrize("dim", [32, 64, 96, 128])
 @pytest.mark.parametrize("block", [64, 128])
 @pytest.mark.parametrize("kind", BLOCKS)
-def test_rows_of_the_table(kind, block, dim):
+def test_rows_of_the_table(kind, block, dim, padded):
     grid = TokenGrid(7, 12, 20, text=(30, 77))
-    check_error(tensors(grid, dim, torch.bfloat16), BLOCKS[kind](block), grid)
+    key_mask = torch.rand(2, grid.tokens, device="cuda") > 0.3 if padded else None
+    check_error(tensors(grid, dim, torch.bfloat16), BLOCKS[kind](block), grid, key_mask)
 
 
 @pytest.mark.parametrize("case", ["radial", "radial-tail", "per-head"])
