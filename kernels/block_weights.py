@@ -83,7 +83,7 @@ def weights_of_blocks(
         offset are 0.
     """
     batch, heads, tokens = query.shape[:3]
-    config = configs(query, size).forward
+    config = configs(query, size, crowded=True).forward  # its sums take registers, as padded keys and means do
     parts = size // config.M  # of a block of queries, put together at the end
     largest, total = (query.new_zeros(batch, heads, parts, lists.entries, dtype=torch.float32) for _ in range(2))
     block_weights[(visits.own.number * parts, batch * heads)](

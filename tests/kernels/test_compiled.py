@@ -208,8 +208,7 @@ def test_kernels_of_block_scores(architecture, dtype, dim):
     with recorded(architecture) as calls:
         score_blocks(dim, dtype)
     half = dtype != torch.float32
-    few = not half or architecture == 80
-    check_usage(calls, architecture, {"antidiagonal", "block_weights"}, half, max(SPILLED, 64) if few else SPILLED)
+    check_usage(calls, architecture, {"antidiagonal", "block_weights"}, half, SPILLED if half else max(SPILLED, 64))
 
 
 def test_launches_are_on_the_device_of_their_tensors(monkeypatch):
