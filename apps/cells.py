@@ -19,17 +19,17 @@ from .running import Result
 
 @dataclass(frozen=True)
 class Cell:
-    """One pattern at one length, a multiple of the model's native length; ``lora`` tells its own LoRA's weights."""
+    """One pattern at one length, a multiple of the model's native length; ``contents`` tells what its files hold."""
 
     pattern: str
     length: int
-    lora: str | None = None
+    contents: str | None = None
 
     @property
     def file(self) -> str:
         """The name of its file."""
-        weights = f"-{self.lora}" if self.lora else ""
-        return f"{slug(self.pattern)}{weights}@{self.length}x.jsonl"
+        contents = f"-{self.contents}" if self.contents else ""
+        return f"{slug(self.pattern)}{contents}@{self.length}x.jsonl"
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,6 @@ def main(argv: Sequence[str]) -> int:
     from .adapted import parts
     from .cells import Cell, Clip, Store
     from .loading import load, resolve
-    from .record import fingerprint
     from .running import check, is_stock, read_attention
     from .study import fill, gather_settings, report
 
@@ -101,8 +100,8 @@ def main(argv: Sequence[str]) -> int:
     resolve(options.model)
     loaded = load(options.model, options.device, options.dtype, options.lora)
     lengths = chosen_lengths(options.lengths, preset, loaded)
-    weights = {name: fingerprint(parts(name)[1], "*.safetensors") for name in sparse}
-    cells = [Cell(name, length, weights.get(name)) for length in lengths for name in ["stock", *sparse]]
+    contents = {name: _contents(name) for name in sparse}
+    cells = [Cell(name, length, contents.get(name)) for length in lengths for name in ["stock", *sparse]]
     if len(cells) > MAX_CELLS:
         raise ValueError(f"{len(cells)} cells (rows x lengths): at most {MAX_CELLS}; ask for fewer")
     captions = chosen_captions(options.captions, preset, loaded)
@@ -116,6 +115,17 @@ def main(argv: Sequence[str]) -> int:
     fill(store, loaded, request, cells, clips, apply_options(options))
     report(store, cells, clips, settings, argv)
     return 0
+
+
+def _contents(name: str) -> str | None:
+    """What tells the files that a row names, a recipe or a LoRA, from others in their places; None of no files."""
+    from .adapted import parts
+    from .record import fingerprint
+
+    row = parts(name)
+    recipe = Path(row.attention)
+    found = [fingerprint(recipe) if recipe.is_file() else None, fingerprint(row[1], "*.safetensors")]
+    return "-".join(filter(None, found)) or None
 
 
 def chosen_lengths(wish: list[int] | None, preset: Preset, loaded: Loaded) -> list[int]:

@@ -17,14 +17,15 @@ def assembled(chosen: Mapping[tuple[int, int], Heads], begins: Sequence[float]) 
     """The pattern that does what was chosen.
 
     Args:
-        chosen: (range, layer) -> what each head has; what is not named is dense.
+        chosen: (range, layer) -> what each head has; a layer that is not named is dense, a range goes on as the one
+            before.
         begins: of the ranges, as shares of the steps; the first is 0.
     """
-    ranges = [_of_layers({layer: heads for (r, layer), heads in chosen.items() if r == n}) for n in range(len(begins))]
     steps: dict[float, Spec] = {}
-    for begin, spec in zip(begins, ranges, strict=True):
+    for number in sorted({number for number, _ in chosen}):
+        spec = _of_layers({layer: heads for (n, layer), heads in chosen.items() if n == number})
         if not steps or spec != list(steps.values())[-1]:
-            steps[begin or 0] = spec
+            steps[begins[number] or 0] = spec
     return steps[0] if len(steps) == 1 else PerStep(steps)
 
 

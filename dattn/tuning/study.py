@@ -26,7 +26,7 @@ from dattn.spec import Spec
 from dattn.tuning.passes import Again, heard, numbers
 from dattn.tuning.watch import Notes, Size, Watch, Watching, starts
 
-RANGES = (0.0, 0.25, 0.6)
+RANGES = (0.0, 0.1, 0.25, 0.6)
 """Where ranges of steps begin."""
 LOSSES = "mse", "ssim"
 PARTS = 3

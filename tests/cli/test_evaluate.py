@@ -11,6 +11,8 @@ from dattn.apps.evaluate import all_captions, picture_captions
 from dattn.apps.loading import shipped_folder
 from dattn.apps.shapes import parse_caption
 from dattn.apps.shapes.captions import COLORS, SHAPES
+from dattn.recipe import Recipe
+from dattn.registry import pattern_from_string
 
 PATTERN = "Radial(block_size=16)"
 LOCAL = "Neighborhood((1, 2, None))"
@@ -143,6 +145,15 @@ def test_rows_with_a_lora_of_their_own(evaluate, made, shapes_lora, tmp_path):
     save_file({name: 2 * tensor for name, tensor in tensors.items()}, place / shapes_lora[0].name)
     assert evaluate(*one, *names[1:]).code == 0
     assert [attention for attention, *_ in made] == names[1:], "other weights, other clips"
+
+
+def test_another_recipe_in_the_same_file_is_another_row(evaluate, made, tmp_path):
+    place = tmp_path / "mine.json"
+    for attention in (PATTERN, "SparseFrames(1, 2)"):
+        Recipe("WanTransformer3DModel", None, pattern_from_string(attention)).save(place)
+        made.clear()
+        evaluate("--lengths", "1", "--captions", "1", "--patterns", str(place))
+        assert str(place) in [attention for attention, *_ in made]
 
 
 def test_a_lora_of_a_row_that_cannot_be(evaluate, shapes_lora, tmp_path):
