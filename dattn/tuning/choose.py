@@ -106,6 +106,15 @@ def uniform(places: Sequence[Place], ranges: Sequence[int]) -> list[Choice]:
     return found
 
 
+def efficient(found: Sequence[Choice]) -> list[Choice]:
+    """Those than which none loses less and is as fast, from the least loss on, each faster than the one before."""
+    kept: list[Choice] = []
+    for one in sorted(found, key=lambda one: (one.loss, one.seconds)):
+        if not kept or one.seconds < kept[-1].seconds:
+            kept.append(one)
+    return kept
+
+
 def least_time(found: Sequence[Choice], loss: float) -> Choice:
     """The fastest choice whose loss is not above ``loss``; the one of least loss where there is none."""
     allowed = [one for one in found if one.loss <= loss]

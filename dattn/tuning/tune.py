@@ -23,6 +23,7 @@ from dattn.registry import pattern_from_string
 from dattn.spec import Spec
 from dattn.tuning.assemble import assembled
 from dattn.tuning.candidates import DENSE, candidates
+from dattn.tuning.choose import efficient
 from dattn.tuning.goal import Goal
 from dattn.tuning.manners import MANNERS, Manner
 from dattn.tuning.passes import Again, heard
@@ -285,7 +286,7 @@ class _Tuning:
                 {"range": key[0], "layer": key[1], "heads": list(heads), **measured.seen(key, heads)}
                 for key, heads in names.items()
             ],
-            "frontier": [[one.loss, own.other + one.seconds] for one in found],
+            "frontier": [[one.loss, own.other + one.seconds] for one in efficient(found)],
         }
 
 

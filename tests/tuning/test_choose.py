@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dattn.tuning.choose import NEVER, Place, choices, least_loss, least_time, uniform
+from dattn.tuning.choose import NEVER, Choice, Place, choices, efficient, least_loss, least_time, uniform
 
 
 def places_of(seed, count=2, candidates=3, heads=2, fixed=0.1):
@@ -58,6 +58,18 @@ def test_a_looser_bound_is_never_slower(seed, loss, more):
 @given(st.integers(0, 10_000))
 def test_the_same_figures_the_same_choice(seed):
     assert choices(places_of(seed)) == choices(places_of(seed))
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1))
+def test_efficient_choices_are_those_that_none_beats(figures):
+    found = [Choice((), float(loss), float(seconds)) for loss, seconds in figures]
+    kept = {(one.loss, one.seconds) for one in efficient(found)}
+    for one in found:
+        beaten = any(
+            (o.loss <= one.loss and o.seconds < one.seconds) or (o.loss < one.loss and o.seconds <= one.seconds)
+            for o in found
+        )
+        assert ((one.loss, one.seconds) in kept) != beaten
 
 
 def test_no_loss_is_dense_and_any_loss_is_the_fastest():
