@@ -89,6 +89,7 @@ def test_a_step_is_about_the_whole_picture(tokens, sampling, caption):
 
 def test_the_error_counts_in_the_area_alone():
     batch, area = object.__new__(Batch), (random(SIDE, SIDE) > 0.5).double()
+    batch._guidance = None
     prediction, target = random(2, 4, 16, 16, seed=1).float(), random(2, 4, 16, 16, seed=2).float()
     batch._area, batch.weights = _laid_over([area, None], target), torch.ones(2)
     inside = F.interpolate(area[None, None], (16, 16), mode="bilinear", align_corners=False)[0]
