@@ -60,11 +60,14 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError('--mcp: the package mcp is not installed; pip install "gradio[mcp]"')
     welcome = Welcome(options.host, options.port)
     options.port = welcome.port
-    print(f"The demo starts at http://{options.host}:{options.port}", flush=True)
-    welcome.stage = "Loading Gradio and Diffusers"
-    from .app import serve  # only now: this takes seconds
+    try:
+        print(f"The demo starts at {welcome.address}", flush=True)
+        welcome.stage = "Loading Gradio and Diffusers"
+        from .app import serve  # only now: this takes seconds
 
-    serve(options, welcome)
+        serve(options, welcome)
+    finally:
+        welcome.leave()
     return 0
 
 

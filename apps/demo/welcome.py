@@ -102,17 +102,18 @@ class Welcome(ThreadingHTTPServer):
     def __init__(self, host: str, port: int | None = None) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         first = int(os.getenv("GRADIO_SERVER_PORT", FIRST_PORT))
-        self._bind(host.strip("[]"), range(first, first + PORTS) if port is None else [port])
+        self._host = host.strip("[]")
+        self._bind(range(first, first + PORTS) if port is None else [port])
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
 
-    def _bind(self, host: str, ports: range | list[int]) -> None:
+    def _bind(self, ports: range | list[int]) -> None:
         for port in ports:
             try:
-                super().__init__((host, port), _Answers)
+                super().__init__((self._host, port), _Answers)
             except OSError as error:
                 if port == ports[-1]:
                     what = "is taken or not yours" if len(ports) == 1 else "and all before it are taken"
-                    raise OSError(f"{host}, port {port} {what} ({error}): choose another with --port") from None
+                    raise OSError(f"{self._host}, port {port} {what} ({error}): choose another with --port") from None
             else:
                 return
 
@@ -125,7 +126,12 @@ class Welcome(ThreadingHTTPServer):
         """Where it is served."""
         return int(self.server_address[1])
 
+    @property
+    def address(self) -> str:
+        """The same, for browsers."""
+        return f"http://{f'[{self._host}]' if ':' in self._host else self._host}:{self.port}"
+
     def leave(self) -> None:
-        """End, and free the port."""
+        """End, and free the port; once more does nothing."""
         self.shutdown()
         self.server_close()

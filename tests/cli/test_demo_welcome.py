@@ -56,6 +56,7 @@ def test_the_port_is_free_for_the_demo_even_after_visits():
     page = Welcome("127.0.0.1")
     ask(page, **BROWSER).read()
     page.leave()
+    page.leave()
     with socket.socket() as demo:
         demo.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as Gradio does
         demo.bind(("127.0.0.1", page.port))
@@ -68,6 +69,7 @@ def test_it_is_served_over_ipv6_too():
     except OSError as error:
         pytest.skip(f"no IPv6 here: {error}")
     try:
-        assert urlopen(Request(f"http://[::1]:{page.port}/", headers=BROWSER), timeout=5).status == 200
+        assert page.address == f"http://[::1]:{page.port}"
+        assert urlopen(Request(page.address, headers=BROWSER), timeout=5).status == 200
     finally:
         page.leave()
