@@ -307,8 +307,19 @@ CHOOSING = (
 )
 
 
-@pytest.mark.parametrize(("names", "bound"), [(CHOOSING, 400), (("VMoBA().at(2, 3, 0, 1)",), 1200)], ids=["", "VMoBA"])
-def test_choosing_takes_memory_that_grows_with_the_tokens(names, bound, tmp_path):
+OPERATORS = ("Rectified()", "SignificanceTail(Radial())", "FirstOrder(Radial())")
+
+
+@pytest.mark.parametrize(
+    ("names", "bound", "call"),
+    [
+        (CHOOSING, 400, "{}.mask_for(q, k, grid)"),
+        (("VMoBA().at(2, 3, 0, 1)",), 1200, "{}.mask_for(q, k, grid)"),
+        (OPERATORS, 400, "attention(q, k, k, {}, grid)"),
+    ],
+    ids=["choosing", "VMoBA", "operators"],
+)
+def test_memory_grows_with_the_tokens(names, bound, call, tmp_path):
     """At 75 600 tokens, of a head: N x N bits alone would be 680 MiB, floats 21 GiB.
 
     VMoBA has a gate for every query and region.
@@ -328,7 +339,7 @@ def test_choosing_takes_memory_that_grows_with_the_tokens(names, bound, tmp_path
         "Alike().mask_for(q[:, :, :4096], k[:, :, :4096], TokenGrid(16, 16, 16))\n"
         "base = peak()\n"
         f"for name in {names!r}:\n"
-        "    mask = eval(name).mask_for(q, k, grid)\n"
+        f"    eval({call!r}.format(name))\n"
         "    print(peak() - base)\n"
     )
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
