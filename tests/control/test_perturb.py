@@ -20,6 +20,7 @@ from tests.tiny_models import Pipeline
 from .stages import grid_for, maps, qkv, stage, through
 
 MAIN = ("unet", "wan", "cogvideox", "flux", "sd3", "ltx", "hunyuan_video", "qwen_image")
+SPARSE = dattn.Radial(block_size=16, decay=0.3, sink=False)
 NO_GRID = [name for name, family in FAMILIES.items() if not family.grids]
 
 
@@ -63,12 +64,14 @@ def second_pass(control, own, *args, **options):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("pattern", [None, dattn.Neighborhood((None, 3, 3)), dattn.Radial(block_size=16)])
+@pytest.mark.parametrize("pattern", [None, dattn.Neighborhood((None, 3, 3)), SPARSE])
 @pytest.mark.parametrize(("place", "spare"), [("self", True), ("joint", True), ("joint", False)])
 def test_the_map_fades_to_another(place, spare, pattern, kind):
-    grid = grid_for(place, (3, 4, 5))
+    grid = grid_for(place, (9, 4, 4))
     query, key, value = qkv(2, 3, grid.tokens, grid.tokens)
-    p = maps(query, key, None if pattern is None else pattern.fit(grid)[0].allowed(grid))
+    allowed = None if pattern is None else pattern.fit(grid)[0].allowed(grid)
+    assert pattern is None or not allowed.all()
+    p = maps(query, key, allowed)
     visual = slice(12, None) if place == "joint" else slice(None)
     other = other_map(kind, query, key, None, 8**-0.5, visual)
     control = Perturb(kind, 0.7, heads=[2, 0], spare_text=spare)

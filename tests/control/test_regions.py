@@ -23,7 +23,7 @@ PLACES = {
     "soft": (Region("a", mask=SOFT), Region("b", mask=0.5 * SOFT.flip(0))),
     "edges": (Region("a", box=(0, 0, 0.5, 0.6)), Region("b", box=(0.5, 0.3, 0.9, 1))),
 }
-PATTERNS = [None, dattn.Neighborhood((None, 3, 3)), dattn.Radial(block_size=16)]
+PATTERNS = [None, dattn.Neighborhood((None, 3, 3)), dattn.SlidingTile((1, 2, 2), (1, 1, 3))]
 BASE = 4
 
 
@@ -102,7 +102,7 @@ def test_cross_attention(places, ratio):
 
 
 @pytest.mark.parametrize("isolate", [False, True])
-@pytest.mark.parametrize("pattern", PATTERNS, ids=["dense", "neighborhood", "radial"])
+@pytest.mark.parametrize("pattern", PATTERNS, ids=["dense", "neighborhood", "tiles"])
 @pytest.mark.parametrize(
     ("places", "ratio"), [("hard", 0), ("gap", 0.3), ("overlap", 0.3), ("soft", 0.3), ("edges", 1)]
 )
@@ -125,7 +125,7 @@ def test_joint_attention_with_text_behind_and_frames():
     assert (output - wanted).abs().max() < 1e-12
 
 
-@pytest.mark.parametrize("pattern", PATTERNS, ids=["dense", "neighborhood", "radial"])
+@pytest.mark.parametrize("pattern", PATTERNS, ids=["dense", "neighborhood", "tiles"])
 @pytest.mark.parametrize("places", ["hard", "gap", "overlap", "edges"])
 def test_isolated_self_attention(places, pattern):
     query, key, value = qkv(1, 2, 20, 20)
