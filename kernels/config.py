@@ -45,8 +45,8 @@ class Row(NamedTuple):
 
 
 # (architecture, widest head dim, largest block): chosen by compiling, not yet by timing. With Triton 3.9 none spills
-# registers on 80, 90 and 100 at head dims of 64 and 128, whatever the mask; what the assembler gives up for occupancy
-# is another with each version. Those of 80 fit in the 99 KiB of shared memory that 89 and 120 have.
+# registers on 80, 90 and 100 at head dims up to 128, whatever the mask; what the assembler gives up for occupancy is
+# another with each version. Those of 80 fit in the 99 KiB of shared memory that 89 and 120 have.
 TABLE: dict[tuple[int, int, int], Row] = {
     (80, 32, 64): Row(Config(64, 64, 4, 2), Config(64, 32, 4, 2), Config(32, 32, 4, 2)),
     (80, 32, 128): Row(Config(128, 64, 8, 2), Config(128, 32, 8, 2), Config(32, 64, 4, 2)),
@@ -70,11 +70,12 @@ TABLE: dict[tuple[int, int, int], Row] = {
     (89, 256, 128): Row(Config(64, 32, 8, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 2)),
     (90, 64, 64): Row(Config(64, 64, 4, 3), Config(64, 64, 4, 2), Config(32, 64, 4, 2)),
     (90, 64, 128): Row(Config(128, 64, 8, 3), Config(128, 64, 8, 2), Config(64, 128, 8, 2)),
+    (90, 96, 16): Row(Config(16, 16, 4, 3), Config(16, 16, 4, 2), Config(16, 16, 4, 2)),
     (90, 128, 64): Row(Config(64, 64, 4, 2), Config(64, 64, 8, 2), Config(64, 64, 8, 2)),
     (90, 128, 128): Row(Config(128, 64, 8, 3), Config(128, 64, 8, 2), Config(32, 128, 8, 2)),
     (90, 256, 64): Row(Config(64, 32, 4, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 2)),
     (90, 256, 128): Row(Config(64, 32, 4, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 2)),
-    (100, 16, 64): Row(Config(64, 64, 4, 3), Config(64, 64, 4, 2), Config(64, 64, 4, 2)),
+    (100, 16, 64): Row(Config(64, 64, 4, 3), Config(64, 64, 4, 2), Config(32, 64, 4, 2)),
     (100, 32, 64): Row(Config(64, 64, 4, 2), Config(32, 64, 4, 2), Config(64, 64, 4, 2)),
     (100, 32, 128): Row(Config(128, 64, 8, 3), Config(64, 64, 4, 2), Config(64, 128, 8, 2)),
     (100, 64, 64): Row(Config(64, 64, 4, 2), Config(64, 64, 4, 2), Config(64, 64, 4, 2)),
