@@ -20,7 +20,7 @@ OLDER  := 0.41.0
 GPU    := assets/benchmarks/gpu
 GPU_IN := tests/kernels/test_gpu.py tests/kernels/test_interpreted_scores.py tests/test_plugin_compile.py \
           tests/control/test_fused.py tests/lora/test_training.py
-WHAT   ?= sweep gpu selection choosing model
+WHAT   ?= sweep gpu selection choosing model cost
 WHEEL  := pip wheel --quiet --no-deps --no-build-isolation
 
 .DEFAULT_GOAL := help

@@ -14,6 +14,7 @@ from dattn.apps.arguments import Parser, at_least, writable_folder
 from dattn.apps.benchmark_chart import chart
 from dattn.apps.benchmark_choosing import choosing, choosing_defaults
 from dattn.apps.benchmark_compiled import compiled
+from dattn.apps.benchmark_cost import cost
 from dattn.apps.benchmark_gpu import SHAPES, gpu
 from dattn.apps.benchmark_model import CLIPS, PASSES, model
 from dattn.apps.benchmark_selection import selection
@@ -35,6 +36,7 @@ EXAMPLES = """\
   dattn bench gpu                    our kernels beside cuDNN, FlashAttention and FlexAttention
   dattn bench selection              choosing blocks from queries and keys
   dattn bench model --repeats 2      a denoising and a training step of Wan 2.1 14B
+  dattn bench cost --clips 720p      what tune expects of candidates' time in Wan 2.1 14B, and what they take
   dattn bench sweep --head-dims 128  the kernels' configurations, measured anew
   dattn bench gpu --quick --rows outputs/sweep.json
   dattn bench gpu --shapes wan-720p --output assets/benchmarks/gpu.json
@@ -53,6 +55,7 @@ QUICK: dict[str, dict[str, Any]] = {
     },
     "selection": {"head_dims": [128], "repeats": 3},
     "choosing": {"head_dims": [128], "repeats": 3},
+    "cost": {"layers": 2, "clips": ["480p"], "repeats": 1},
     "model": {"layers": 2, "clips": ["720p"], "repeats": 2},
     "sweep": {"head_dims": [128], "blocks": [128], "repeats": 3},
 }
@@ -149,19 +152,21 @@ def _memory(options: Any, save: Save) -> dict[str, Any]:
 
 def _parser() -> Parser:
     parser = Parser("bench", "Block-sparse attention beside dense attention, in one run.", EXAMPLES)
-    parser.add_argument("what", choices=list(BENCHMARKS), help="see below; gpu, selection, model and sweep need a GPU")
+    parser.add_argument(
+        "what", choices=list(BENCHMARKS), help="see below; gpu, selection, model, cost and sweep need a GPU"
+    )
     parser.add_argument("--tokens", type=at_least(256), nargs="+", default=[2048, 8192, 16384])
     parser.add_argument("--head-dims", type=at_least(1), nargs="+", default=[64, 128])
     parser.add_argument(
         "--dtypes", nargs="+", choices=["float32", "bfloat16", "float16"], default=["float32", "bfloat16"]
     )
-    parser.add_argument("--patterns", nargs="+", metavar="P", help="of cpu, memory and gpu")
+    parser.add_argument("--patterns", nargs="+", metavar="P", help="of cpu, memory, gpu and cost")
     parser.add_argument("--shapes", nargs="+", choices=[s.name for s in SHAPES], help="of gpu (default: all)")
     parser.add_argument("--blocks", type=int, nargs="+", choices=[64, 128], default=[128], help="of sweep and compiled")
     parser.add_argument(
-        "--layers", type=at_least(1), default=8, help="of model, all 40 or fewer (default: %(default)s)"
+        "--layers", type=at_least(1), default=8, help="of model and cost, all 40 or fewer (default: %(default)s)"
     )
-    parser.add_argument("--clips", nargs="+", choices=list(CLIPS), help="of model (default: all)")
+    parser.add_argument("--clips", nargs="+", choices=list(CLIPS), help="of model (default: all) and cost")
     parser.add_argument("--passes", nargs="+", choices=PASSES, help="of model (default: both)")
     parser.add_argument(
         "--lengths", type=at_least(1), nargs="+", default=list(LENGTHS), help="of training, times the native length"
@@ -182,6 +187,7 @@ BENCHMARKS: dict[str, Callable[[Any, Save], dict[str, Any]]] = {
     "gpu": gpu,
     "selection": selection,
     "model": model,
+    "cost": cost,
     "sweep": sweep,
     "training": training,
 }

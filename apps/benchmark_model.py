@@ -104,8 +104,8 @@ def step(
     from dattn.presets import PRESETS
 
     preset = PRESETS["radial"]["wan"]
-    inputs, layers = _inputs(transformer, latent), len(transformer.blocks)
-    call = (_training if passes == "training step" else _denoising)(transformer, inputs)
+    inputs, layers = random_inputs(transformer, latent), len(transformer.blocks)
+    call = (_training if passes == "training step" else denoising)(transformer, inputs)
     stock_ms, stock_gib = _measured(call, repeats, may_fail=True)
     with dattn.apply(transformer, preset.attention, dense_layers=int(layers >= LAYERS)) as handle:
         sparse_ms, sparse_gib = _measured(call, repeats)
@@ -125,7 +125,8 @@ def step(
     )
 
 
-def _inputs(transformer: WanTransformer3DModel, latent: tuple[int, int, int]) -> dict[str, Tensor]:
+def random_inputs(transformer: WanTransformer3DModel, latent: tuple[int, int, int]) -> dict[str, Tensor]:
+    """Latents [1, channels, frames, height, width], text and a time, for a call of the model."""
     import torch
 
     make = lambda *shape: torch.randn(shape, device=transformer.device, dtype=transformer.dtype)
@@ -136,7 +137,8 @@ def _inputs(transformer: WanTransformer3DModel, latent: tuple[int, int, int]) ->
     }
 
 
-def _denoising(transformer: WanTransformer3DModel, inputs: dict[str, Tensor]) -> Callable[[], object]:
+def denoising(transformer: WanTransformer3DModel, inputs: dict[str, Tensor]) -> Callable[[], object]:
+    """A forward pass without gradients."""
     import torch
 
     transformer.eval()

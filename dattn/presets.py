@@ -186,7 +186,7 @@ def resolve(
         dense_steps: None where the caller gave none.
         dense_layers: None where the caller gave none.
         layers: how many self-attention layers the model has.
-        config: identity of the model, for ``"auto"`` to find recipes by.
+        config: identity of the model: what ``"auto"`` finds recipes by, and a recipe tells a model of its class by.
 
     Raises:
         ValueError: nothing that we know, or a schedule out of bounds.
@@ -196,6 +196,8 @@ def resolve(
     own: dict[str, Any] = {name: amount for name, amount in asked.items() if amount is not None}
     settings = _measured(known, family, layers, own) if known else _settings(attention, family, model, layers)
     settings = replace(settings, **own)
+    if settings.recipe is not None:
+        settings.recipe.check_config(config, settings.source)
     if isinstance(settings.attention, Auto) and settings.dense_steps == 0:  # no step to look in
         settings = replace(settings, attention=settings.attention.preset)
     return settings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +109,16 @@ class Recipe:
             raise ValueError(
                 f"{source} is for {self.model}, the target is {model}: a recipe is measured on one "
                 'model; pass its pattern yourself, or change "model" in the file'
+            )
+
+    def check_config(self, config: str, source: str) -> None:
+        """Warn where it was measured on a model of that class with another configuration: ``dattn.shelf.identity``."""
+        own = (self.figures or {}).get("config")
+        if own and config and own != config:
+            warnings.warn(
+                f"dattn: {source} was measured on another {self.model} (its configuration differs), so its speed and "
+                "quality are not known here; measure this one with dattn tune",
+                stacklevel=4,
             )
 
 

@@ -102,7 +102,7 @@ class Study:
         nothing = [0.0] * len(parts)  # of a range without steps
         by_part = zip(*(sensed.get(number, nothing) for number in range(len(RANGES))), strict=True)
         changes = [{"layers": layers, "change": change} for layers, change in zip(parts, by_part, strict=True)]
-        figures = {"seconds": seconds - notes.spent - repeats, **_plain(notes)}
+        figures = {"seconds": seconds - notes.spent - repeats, **figures_of(notes)}
         return clip, figures | ({"parts": changes} if sense else {})
 
     def _changes(self, watching: Watching, handle: Handle, again: Again, result: Any) -> list[float]:
@@ -171,7 +171,7 @@ def _parts(handle: Handle) -> list[list[int]]:
     return [part.tolist() for part in np.array_split(layers, min(PARTS, len(layers)))]
 
 
-def _plain(notes: Notes) -> dict[str, Any]:
+def figures_of(notes: Notes) -> dict[str, Any]:
     """Notes as JSON has them: lists of layers and ranges."""
     rows = []
     for (layer, number), calls in sorted(notes.calls.items()):

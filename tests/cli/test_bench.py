@@ -10,6 +10,7 @@ from dattn import Neighborhood, Radial, TokenGrid, attention
 from dattn.apps import (
     benchmark,
     benchmark_choosing,
+    benchmark_cost,
     benchmark_flex,
     benchmark_gpu,
     benchmark_model,
@@ -20,6 +21,8 @@ from dattn.apps.benchmark_chart import chart
 from dattn.apps.benchmark_sweep import best_row, candidates, difference, line, use_rows, with_switches
 from dattn.apps.cli import main
 from dattn.kernels.config import CROWDED, TABLE, Config, Row, key_of, pick
+from dattn.plugin import HANDLE
+from dattn.tuning import watch
 
 WANTED = Row(Config(128, 64, 4, 3), Config(64, 32, 4, 2), Config(64, 128, 8, 2))
 
@@ -59,7 +62,7 @@ def test_choosing_is_timed_beside_dense_attention(tmp_path, capsys):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-@pytest.mark.parametrize("what", ["gpu", "selection", "model", "sweep"])
+@pytest.mark.parametrize("what", ["gpu", "selection", "model", "cost", "sweep"])
 def test_what_needs_a_gpu_says_so_and_writes_nothing(what, tmp_path, capsys):
     assert main(["bench", what, "--output", str(tmp_path / "out.json")]) == 2
     error = capsys.readouterr().err
@@ -124,7 +127,8 @@ def test_the_difference_shows_the_old_and_the_new_row():
     [
         ((90, 128, 128), (90, 128, 128)),
         ((87, 72, 16), (80, 96, 64)),
-        ((103, 16, 32), (100, 64, 64)),
+        ((103, 16, 32), (100, 16, 64)),
+        ((103, 72, 64), (100, 96, 64)),
         ((86, 48, 128), (80, 64, 128)),
     ],
 )
@@ -159,6 +163,37 @@ def test_a_step_of_a_tiny_wan_runs_stock_and_sparse(monkeypatch, passes):
     assert calls == [3, 3] and row.speedup == 2.0 and row.tokens == 9 * 64 and row.layers == 2
     assert 0 < row.density <= 1
     assert all(p.grad is None for p in transformer.parameters())
+
+
+def test_times_that_tune_expects_are_beside_what_a_step_takes(monkeypatch):
+    """Attention takes all of the time that passes here, so that expectations are exact."""
+    spent = {"Dense": 4.0, "Radial": 1.0, "Neighborhood": 8.0}
+    clock = [0.0]
+    monkeypatch.setattr(benchmark_cost.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(watch, "_now", lambda tensor: clock[0])
+    attend = watch.attend
+
+    def timed(*args, **options):
+        clock[0] += spent[type(args[3]).__name__]
+        return attend(*args, **options)
+
+    monkeypatch.setattr(watch, "attend", timed)
+    tiny = {"num_attention_heads": 2, "attention_head_dim": 16, "ffn_dim": 32, "text_dim": 24}
+    transformer = benchmark_model.build(3, tiny, "cpu")
+    monkeypatch.setattr(benchmark_cost, "_seconds_under", lambda model, call, spec, repeats: 2.0 * 3)
+    texts = ["Radial(block_size=16)", "Neighborhood((3, None, None))"]
+    rows = list(benchmark_cost.costs(transformer, "tiny", (9, 16, 16), 1, texts))
+    assert [row.pattern for row in rows] == ["Radial(block_size=16)"]  # the other one is slower than dense attention
+    assert rows[0].expected_s == pytest.approx(3 * 1.0) and rows[0].off == pytest.approx(-0.5)
+    assert (rows[0].tokens, rows[0].layers) == (9 * 64, 3)
+
+
+def test_a_step_under_a_candidate_is_timed():
+    tiny = {"num_attention_heads": 2, "attention_head_dim": 16, "ffn_dim": 32, "text_dim": 24}
+    transformer = benchmark_model.build(1, tiny, "cpu")
+    rows = list(benchmark_cost.costs(transformer, "tiny", (9, 16, 16), 1, ["Radial(block_size=16)"]))
+    assert all(min(row.dense_s, row.expected_s, row.measured_s) > 0 for row in rows)
+    assert HANDLE not in vars(transformer)
 
 
 def test_the_chart_shows_rows_with_a_speed_up(tmp_path):
@@ -235,7 +270,7 @@ def test_a_step_that_does_not_fit_is_timed_with_fewer_layers(monkeypatch):
     tiny = {"num_attention_heads": 2, "attention_head_dim": 16, "ffn_dim": 32, "text_dim": 24}
     transformer = benchmark_model.build(4, tiny, "cpu")
     monkeypatch.setattr(benchmark_model, "_training", lambda transformer, inputs: lambda: transformer(**inputs))
-    monkeypatch.setattr(benchmark_model, "_denoising", lambda transformer, inputs: lambda: None)
+    monkeypatch.setattr(benchmark_model, "denoising", lambda transformer, inputs: lambda: None)
     row = benchmark_model.step_that_fits(transformer, "tiny", (9, 16, 16), "denoising step", 1)
     assert tried == [4, 4, 2, 2] and (row.layers, row.sparse_ms) == (2, 2.0) and len(transformer.blocks) == 4
 

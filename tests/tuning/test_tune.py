@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from dattn.tuning.candidates import candidates
 from dattn.tuning.goal import Goal
 from dattn.tuning.manners import MANNERS
 from dattn.tuning.store import Store
-from dattn.tuning.study import RANGES, Study, _plain, losses
+from dattn.tuning.study import RANGES, Study, figures_of, losses
 from dattn.tuning.tables import Measured
 from tests.cli.conftest import build_wan
 
@@ -134,6 +135,23 @@ def test_what_each_manner_chooses_is_checked_and_the_better_one_is_taken(pipe, s
     assert figures["measured"] == Goal("quality", 0.9).best(figures["tried"], "measured")["measured"]
 
 
+@pytest.mark.parametrize(("loss", "then"), [(0.9, -1), (0.001, 1)], ids=["tightened", "loosened"])
+def test_the_better_choice_is_corrected_once(pipe, study, monkeypatch, tmp_path, loss, then):
+    """By what its check found; ``then`` is where what may be lost goes, by the measure of before."""
+    folder = shutil.copytree(study, tmp_path / "study")
+    for kept in folder.glob("check-*"):
+        kept.unlink()
+    found = {"mse": loss, "ssim": loss, "work": 0.5, "seconds": 1.0}
+    monkeypatch.setattr(Study, "check", lambda *_: found)
+    tried = tuned(pipe, folder, quality=0.5).figures["tried"]
+    assert len(tried) == len(MANNERS) + 1 and tried[-1]["manner"] in MANNERS
+    before = next(one for one in tried if one["manner"] == tried[-1]["manner"])
+    may = [
+        one["predicted"]["ssim"] / off for one, off in ((before, 1), (tried[-1], loss / before["predicted"]["ssim"]))
+    ]
+    assert (may[1] - may[0]) * then > 0
+
+
 def test_one_for_all_is_one_for_all(pipe, study, monkeypatch):
     monkeypatch.delitem(MANNERS, "by place")
     figures = tuned(pipe, study, quality=0.999).figures
@@ -216,6 +234,10 @@ def test_another_model_is_refused_and_another_grid_is_said(pipe, study):
         dattn.apply(pipe, replace(recipe, model="Other"))
     with dattn.apply(pipe, recipe), pytest.warns(UserWarning, match="measured at 9x4x4 tokens, this call has 5x4x4"):
         Study(pipe, CALL | {"num_frames": 9}, {}, "").clip(PROMPTS[0])
+    other = replace(recipe, figures=recipe.figures | {"config": "of a larger one"})
+    with pytest.warns(UserWarning, match="this recipe was measured on another WanTransformer3DModel") as told:
+        dattn.apply(pipe, other).remove()
+    assert told[0].filename == __file__
 
 
 def test_memory_is_bounded(pipe):
@@ -308,7 +330,7 @@ def test_passes_with_text_of_another_length():
             q, k, v = torch.randn(3, 1, 2, grid.tokens, 8, generator=torch.Generator().manual_seed(step))
             call = Call(q, k, v, grid, state, 0.3, None, "auto")
             watch.Watch(watching).at(0, 1, step, 8).compute(call)
-    figures = json.loads(json.dumps(_plain(watching.notes)))
+    figures = json.loads(json.dumps(figures_of(watching.notes)))
     assert figures["sizes"] == {"0": [83, 2, 8]} and [entry["size"] for entry in figures["times"]] == [[83, 2, 8]]
     figures |= {"seconds": 1.0, "parts": [{"layers": [0], "change": [1.0] * len(RANGES)}]}
     tables = Measured(tuple(specs), SPECS[0], [figures], [{"mse": 0.1}] * len(RANGES)).tables("mse")
