@@ -175,9 +175,9 @@ def test_frames_are_held_or_left_out():
     assert resize(maps_, (1, 2, 2))[0, 0, :, 0, 0].tolist() == [0]
 
 
-def blend_of(control, own, query, key, value, latents, step=5):
+def blend_of(control, own, query, key, value, latents, step=5, kind="cross"):
     """The latents after one call of attention and one step."""
-    through([control], own, "cross", query, key, value, grid=grid_for("cross", (1, 4, 5)))
+    through([control], own, kind, query, key, value, grid=grid_for(kind, (1, 4, 5)))
     own.step = step
     return control.stepped(latents)
 
@@ -205,6 +205,21 @@ def test_outside_of_the_words_the_source_stays():
     assert 0.05 < mask.double().mean() < 0.95
     wanted = torch.where(mask, latents[1], latents[0])
     assert torch.equal(blended[1], wanted) and torch.equal(blended[0], latents[0])
+
+
+@pytest.mark.parametrize("kind", ["cross", "joint"])
+def test_one_threshold_and_nothing_subtracted(kind):
+    grid = grid_for(kind, (1, 4, 5))
+    query, key, value = qkv(2, 2, grid.tokens, 12 if kind == "cross" else grid.tokens)
+    query *= 5  # maps with peaks
+    latents = torch.randn(2, 4, 8, 10, dtype=torch.float64)
+    own = stage("a red circle", "a red square")
+    blended = blend_of(LocalBlend(["circle", "square"], threshold=0.6), own, query, key, value, latents, kind=kind)
+    looks = maps(query, key)[:, :, grid.text_before :]
+    mask = naive_mask(looks[0], [3], 0.6, True) | naive_mask(looks[1], [3], 0.6, True)
+    mask = mask.repeat_interleave(2, 0).repeat_interleave(2, 1)
+    assert 0.05 < mask.double().mean() < 0.95
+    assert torch.equal(blended[1], torch.where(mask, latents[1], latents[0])) and torch.equal(blended[0], latents[0])
 
 
 def test_blending_begins_later():

@@ -30,13 +30,14 @@ def test_all_three_are_shifted(kind, share, frames):
     assert ((found - maps(*tensors[:2]) @ tensors[2]).abs().max() > 1e-3) == (frames > 0)
 
 
-def test_over_a_pattern_its_output_is_shifted():
-    grid = grid_for("self", SHAPE)
+@pytest.mark.parametrize("kind", ["self", "joint"])
+def test_over_a_pattern_its_output_is_shifted(kind):
+    grid = grid_for(kind, SHAPE)
     tensors = qkv(1, 2, grid.tokens, grid.tokens)
     pattern = dattn.Neighborhood((3, 3, 3))
-    found = through([OrderShift(0.4)], stage(), "self", *tensors, pattern, grid)
+    found = through([OrderShift(0.4)], stage("a red circle"), kind, *tensors, pattern, grid)
     plain = maps(*tensors[:2], pattern.allowed(grid)) @ tensors[2]
-    assert (found - shifted(plain, 2, 0)).abs().max() < 1e-12
+    assert (found - shifted(plain, 2, grid.text_before)).abs().max() < 1e-12
 
 
 def test_frames_that_are_samples():

@@ -59,7 +59,8 @@ def test_in_joint_attention(pattern):
     assert (found - shared).abs().max() > 1e-3
 
 
-def test_in_self_attention_by_maps_of_cross_attention():
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_in_self_attention_by_maps_of_cross_attention(pattern):
     grid = grid_for("self", SHAPE)
     control = SubjectKeys(WORDS, item="previous")
     own = stage(*PROMPTS)
@@ -70,12 +71,12 @@ def test_in_self_attention_by_maps_of_cross_attention():
     kept = control._store
     query, key, value = qkv(3, 2, grid.tokens, grid.tokens)
     control.start = lambda: None  # the same call goes on
-    found = through([control], own, "self", query, key, value, grid=grid)
+    found = through([control], own, "self", query, key, value, pattern, grid)
     assert control._store is kept
     looks = maps(*looking[:2]).mean(1)
     subject = torch.cat([subjects(looks[i, :, tokens].sum(-1)[None]) for i, tokens in enumerate(TOKENS)])
-    everything = torch.ones(grid.tokens, grid.tokens).bool()
-    expected = oracle(query, key, value, subject, torch.ones(grid.tokens).bool(), everything)
+    allowed = torch.ones(grid.tokens, grid.tokens).bool() if pattern is None else pattern.allowed(grid)
+    expected = oracle(query, key, value, subject, torch.ones(grid.tokens).bool(), allowed)
     assert (found - expected).abs().max() < 1e-12
 
 
