@@ -108,6 +108,7 @@ def test_cross_attention(places, ratio):
 )
 def test_joint_attention(places, ratio, pattern, isolate):
     grid, regions = grid_for("joint"), PLACES[places]
+    assert pattern is None or not pattern.fit(grid)[0].allowed(grid).all()
     query, key, value = qkv(1, 2, grid.tokens, grid.tokens)
     output = through([Placed(regions, ratio, isolate)], stage("base"), "joint", query, key, value, pattern)
     wanted = naive(query, key, value, "joint", covers_of(regions, grid), ratio, isolate=isolate, pattern=pattern)
