@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from dattn.apps.table import table
+from dattn.apps.timing import seconds
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,7 +88,7 @@ def _row(text: str, grid: TokenGrid, tensors: list[Tensor], repeats: int) -> dic
     with torch.no_grad():
         for call in calls:
             call()
-        turns = [[_seconds(call, query) for call in calls] for _ in range(repeats)]
+        turns = [[seconds(call, query)[1] for call in calls] for _ in range(repeats)]
     mask = chooser.mask_for(query, key, grid)
     return {
         "density": mask.density,
@@ -97,18 +97,3 @@ def _row(text: str, grid: TokenGrid, tensors: list[Tensor], repeats: int) -> dic
         "choosing": median(turn[1] / turn[0] for turn in turns),
         "whole call": median(turn[2] / turn[0] for turn in turns),
     }
-
-
-def _seconds(call: Callable[[], object], tensor: Tensor) -> float:
-    """Seconds of a call on the tensor's device."""
-    import torch
-
-    if not tensor.is_cuda:  # the processor's own time: what else the machine does matters little
-        start = time.process_time()
-        call()
-        return time.process_time() - start
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    call()
-    torch.cuda.synchronize()
-    return time.perf_counter() - start

@@ -16,6 +16,8 @@ from .publish import slug
 from .record import write_json
 from .running import Result
 
+INSIDE = "inside.json"
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -83,6 +85,15 @@ class Store:
         cut = path.is_file() and not path.read_bytes().endswith(b"\n")
         with path.open("a") as file:
             file.write("\n" * cut + json.dumps(row) + "\n")
+
+    def inside(self) -> dict[str, dict[str, Any]]:
+        """What ``dattn probe`` found of cells, by the names of their files."""
+        path = self.folder / INSIDE
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+    def add_inside(self, found: dict[str, dict[str, Any]]) -> None:
+        """Keep what was found of more cells."""
+        write_json(self.folder / INSIDE, self.inside() | found)
 
     def reference(self, length: int, clip: Clip) -> np.ndarray | None:
         """The stock clip of the same length, caption and seed, if it is there."""

@@ -46,10 +46,10 @@ class Preset:
     lengths: tuple[int, ...]
     captions: int
     steps: int | None
-    rows: int
+    patterns: int  # beside stock
 
 
-PRESETS = {"screening": Preset((4,), 8, 12, MAX_CELLS), "final": Preset((1, 4, 8), 24, None, 6)}
+PRESETS = {"screening": Preset((4,), 8, 12, MAX_CELLS - 1), "final": Preset((1, 4, 8), 24, None, 6)}
 
 
 def parser() -> Parser:
@@ -69,6 +69,11 @@ def parser() -> Parser:
     p.add_argument("--steps", type=at_least(1), help="denoising steps (default: by preset, or the model's)")
     p.add_argument("--guidance", type=float, help="guidance scale (default: the model's)")
     p.add_argument(
+        "--probe",
+        action="store_true",
+        help="also what patterns keep of the weight and the time of a call, in one dense clip of each length",
+    )
+    p.add_argument(
         "--output", type=Path, default=Path("outputs/evaluate"), metavar="DIR", help="(default: %(default)s)"
     )
     add_schedule_options(p)
@@ -85,13 +90,13 @@ def main(argv: Sequence[str]) -> int:
     from .cells import Cell, Clip, Store
     from .loading import load, resolve
     from .running import check, is_stock, read_attention
-    from .study import fill, gather_settings, report
+    from .study import fill, gather_settings, look_inside, report
 
     sparse = list(dict.fromkeys(name for name in options.patterns if not is_stock(name)))
-    if len(sparse) >= preset.rows:
+    if len(sparse) > preset.patterns:
         raise ValueError(
-            f"{len(sparse) + 1} rows, stock included: the budget of {options.preset!r} is {preset.rows}; "
-            f"find out with --preset screening which patterns are worth it"
+            f"{len(sparse)} patterns beside stock: the budget of {options.preset!r} is {preset.patterns}; "
+            f"find out with --preset screening which are worth it"
         )
     for name in sparse:
         applied = parts(name).attention
@@ -113,6 +118,8 @@ def main(argv: Sequence[str]) -> int:
     store.begin(settings)
     clips = [Clip(caption, seed) for seed in options.seeds for caption in captions]
     fill(store, loaded, request, cells, clips, apply_options(options))
+    if options.probe:
+        look_inside(store, loaded, request, cells, clips[0])
     report(store, cells, clips, settings, argv)
     return 0
 

@@ -8,36 +8,44 @@ operator keeps from step to step it keeps from one probed step to the next.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from pathlib import Path
-from statistics import fmean
-from time import perf_counter
+from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
 from .arguments import Parser, add_model_options, at_least, writable_folder
 from .table import table
+from .timing import seconds
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from dattn.spec import Spec
+
+    from .loading import Loaded
+    from .running import Request
 
 EXAMPLES = """\
   dattn probe --patterns "Radial(block_size=64)" "Agent(0.75)" "TokenMerge(0.5)"
   dattn probe --patterns "Radial(block_size=64)" --tails --output outputs/tails.json
   dattn probe --model assets/models/shapes-flux --patterns "Grouped(4, 'cross')" "MultiAxis(4, 'grid')" """
-COLUMNS = ("pattern", "work", "choosing", "error", "kept", "worst layer")
+COLUMNS = ("pattern", "work", "choosing", "call", "error", "kept", "worst layer")
 
 
 @dataclass
 class Figures:
     """What was noted of one pattern: error ‖o - dense‖ / ‖dense‖ and kept weight, a pair per layer and step.
 
-    ``choosing`` is the time that a pattern takes to look at queries and keys, over that of dense attention beside it.
+    ``choosing`` is the time that a pattern takes to look at queries and keys, ``call`` that of its whole call, over
+    that of dense attention beside it.
     """
 
     work: list[float] = field(default_factory=list)
     choosing: list[float] = field(default_factory=list)
+    call: list[float] = field(default_factory=list)
     error: dict[int, list[float]] = field(default_factory=dict)
     kept: list[float] = field(default_factory=list)
 
@@ -48,7 +56,8 @@ class Figures:
         return {
             "pattern": name,
             "work": fmean(self.work),
-            "choosing": fmean(self.choosing) if self.choosing else None,
+            "choosing": median(self.choosing) if self.choosing else None,
+            "call": median(self.call),
             "error": fmean(layers.values()),
             "kept": fmean(self.kept) if self.kept else None,
             "worst layer": f"{worst} ({layers[worst]:.3f})",
@@ -88,10 +97,11 @@ def main(argv: Sequence[str]) -> int:
         for text in options.patterns:
             static_from_string(text)
     resolve(options.model)
-    rows = probe(load(options.model, options.device, options.dtype, options.lora), specs, options)
+    loaded = load(options.model, options.device, options.dtype, options.lora)
+    rows = probe(loaded, specs, requests(loaded, options), options.every, options.tails)
     print(table(COLUMNS, [[row[name] for name in COLUMNS] for row in rows]))
     print(
-        "\nwork: of dense attention; choosing: time, beside dense attention's; error: of a layer's output; "
+        "\nwork: of dense attention; choosing, call: time, beside dense attention's; error: of a layer's output; "
         "kept: of the weight. Pooled keys count in work and kept"
     )
     if options.output:
@@ -101,32 +111,38 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def probe(loaded: Any, specs: dict[str, Spec], options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Run the pipeline for every prompt and seed with every layer probed; a row of figures for each pattern."""
+def requests(loaded: Loaded, options: argparse.Namespace) -> list[Request]:
+    """A clip for every prompt and seed."""
+    from .running import Request
+
+    prompts = options.prompts or [loaded.native.prompt if loaded.native else ""]
+    asked = product(prompts, options.seeds)
+    return [Request(prompt, seed, options.frames, steps=options.steps).filled(loaded) for prompt, seed in asked]
+
+
+def probe(
+    loaded: Loaded, specs: Mapping[str, Spec], requests: Sequence[Request], every: int, tails: bool = False
+) -> list[dict[str, Any]]:
+    """Run the pipeline for every request with every layer probed; a row of figures for each pattern.
+
+    Args:
+        loaded: a model.
+        specs: patterns and operators, by the name of their row.
+        requests: the clips, complete, all of as many steps.
+        every: so many steps from one probed step to the next.
+        tails: whether ways to stand in for what each pattern skips have rows too.
+    """
     import torch
 
     import dattn
 
-    from .running import Request
-
-    prompts = options.prompts or [loaded.native.prompt if loaded.native else ""]
     found: dict[str, Figures] = {}
-    probing = _probe_class()(tuple(specs.items()), options.steps, options.every, options.tails, found)
+    probing = _probe_class()(tuple(specs.items()), requests[0].steps, every, tails, found)
     with torch.no_grad(), dattn.apply(loaded.pipe, probing):
         loaded.pipe.set_progress_bar_config(desc="probing", leave=False, disable=None)
-        for prompt, seed in product(prompts, options.seeds):
-            request = Request(prompt, seed, options.frames, steps=options.steps).filled(loaded)
+        for request in requests:
             loaded.pipe(**request.call(loaded))
     return [figures.row(name) for name, figures in found.items()]
-
-
-def elapsed(began: float, tensor: Any) -> float:
-    """Seconds since ``began``, the work on the tensor's device included."""
-    import torch
-
-    if tensor.is_cuda:
-        torch.cuda.synchronize(tensor.device)
-    return perf_counter() - began
 
 
 def _probe_class() -> Any:
@@ -137,6 +153,10 @@ def _probe_class() -> Any:
     from dattn.spec import VISITED, Call, Operator
 
     from .tails import variants
+
+    def _attend(call: Call, spec: Spec, state: Any, lse: bool) -> Any:
+        options = {**call.options, "backend": "auto", "return_lse": lse}
+        return attend(*call[:3], spec, call.grid, **options, state=state)
 
     @dataclass(frozen=True, eq=False)
     class Probe(Operator):
@@ -150,32 +170,35 @@ def _probe_class() -> Any:
 
         def compute(self, call: Call) -> Any:
             """Output and LSE of dense attention."""
-            query, key, value, grid, state = call[:5]
-            options = {**call.options, "backend": "auto", "return_lse": True}
-            own = {"masks": state["masks"]}
-            began = perf_counter()
-            full, lse = attend(query, key, value, Dense(), grid, **options, state=own)
-            dense_time = elapsed(began, query)
+            state = call.state
+            dense = partial(_attend, call, Dense(), {"masks": state["masks"]})
+            full, lse = dense(True)
             step = state["calls"] = state.get("calls", -1) + 1
             if step % self.every == 0:
-                for name, spec in self._placed(state, step, grid):
-                    figures = self.found.setdefault(name, Figures())
-                    known = state.setdefault(name, dict(own))
+                _, unit = seconds(partial(dense, False), call.query)
+                for name, spec in self._placed(state, step, call.grid):
+                    known = state.setdefault(name, {"masks": state["masks"]})
                     known["step"] = step // self.every  # probed steps count as neighbours
-                    if isinstance(spec, Dynamic):
-                        began = perf_counter()
-                        spec.mask_for(query, key, grid, dict(known))
-                        figures.choosing.append(elapsed(began, query) / dense_time)
-                    options["return_lse"] = spec.static or isinstance(spec, Dynamic)
-                    result = attend(query, key, value, spec, grid, **options, state=known)
-                    output, sums = result if options["return_lse"] else (result, None)
-                    cost = known.pop(VISITED, None) or (cost_of(spec, grid, query.shape[-1], state["masks"]),)
-                    figures.work.append(sum(cost))
-                    error = (output - full).float().norm() / full.float().norm()
-                    figures.error.setdefault(state["layer"], []).append(error.item())
-                    if sums is not None:
-                        figures.kept.append((sums - lse).exp().mean().item())
+                    self._note(self.found.setdefault(name, Figures()), spec, call, known, unit, full, lse)
             return full, lse
+
+        def _note(
+            self, figures: Figures, spec: Any, call: Call, known: Any, unit: float, full: Tensor, lse: Tensor
+        ) -> None:
+            query, key, _, grid, state = call[:5]
+            if isinstance(spec, Dynamic):
+                _, took = seconds(partial(spec.mask_for, query, key, grid, dict(known)), query)
+                figures.choosing.append(took / unit)
+            has_lse = spec.static or isinstance(spec, Dynamic)
+            result, took = seconds(partial(_attend, call, spec, known, has_lse), query)
+            figures.call.append(took / unit)
+            output, sums = result if has_lse else (result, None)
+            cost = known.pop(VISITED, None) or (cost_of(spec, grid, query.shape[-1], state["masks"]),)
+            figures.work.append(sum(cost))
+            error = (output - full).float().norm() / full.float().norm()
+            figures.error.setdefault(state["layer"], []).append(error.item())
+            if sums is not None:
+                figures.kept.append((sums - lse).exp().mean().item())
 
         def _placed(self, state: Any, step: int, grid: Any) -> Any:
             for name, spec in self.specs:

@@ -12,9 +12,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from dattn.registry import pattern_from_string
+
 from .cells import Cell, Clip, Store, summary
 from .chart import chart
 from .loading import Loaded
+from .probe import probe
 from .publish import figures_line
 from .record import fingerprint, provenance, write_json
 from .running import Request, run
@@ -32,7 +35,12 @@ COLUMNS = {
     "density": "density",
     "pooled_share": "pooled",
     "work": "work",
+    "kept": "kept",
+    "choosing": "choosing",
+    "call": "call",
 }
+INSIDE, EVERY = ("kept", "choosing", "call"), 4
+"""The columns that come from looking inside of layers, and the steps from one look to the next."""
 
 
 def gather_settings(options: argparse.Namespace, loaded: Loaded, request: Request) -> dict[str, Any]:
@@ -110,12 +118,28 @@ def _stock(store: Store, loaded: Loaded, asked: Request, length: int, clip: Clip
     return reference
 
 
+def look_inside(store: Store, loaded: Loaded, request: Request, cells: Sequence[Cell], clip: Clip) -> None:
+    """Probe what is not probed yet, in one dense clip of each length: patterns that need no files of their own."""
+    known = store.inside()
+    new = [c for c in cells if c.pattern != "stock" and c.contents is None and c.file not in known]
+    for length in dict.fromkeys(cell.length for cell in new):
+        here = {cell.pattern: cell for cell in new if cell.length == length}
+        asked = replace(request, prompt=clip.caption, seed=clip.seed, frames=frames_at(loaded, length))
+        rows = probe(loaded, {name: pattern_from_string(name) for name in here}, [asked], EVERY)
+        store.add_inside({here[row["pattern"]].file: row for row in rows})
+
+
 def report(
     store: Store, cells: Sequence[Cell], clips: Sequence[Clip], settings: dict[str, Any], argv: Sequence[str]
 ) -> None:
     """Print the table; write ``results.json`` and ``results.png``."""
     wanted = set(clips)
-    rows = [summary(c, [row for clip, row in store.rows(c).items() if clip in wanted]) for c in cells]
+    inside = store.inside()
+    rows = [
+        summary(c, [row for clip, row in store.rows(c).items() if clip in wanted])
+        | {name: inside.get(c.file, {}).get(name) for name in INSIDE}
+        for c in cells
+    ]
     content = {
         **provenance("evaluate", argv),
         "settings": settings,
@@ -126,5 +150,6 @@ def report(
     write_json(store.folder / "results.json", content)
     title = f"{settings['model']}, {settings['steps']} steps, {len(clips)} clips for each point"
     chart(rows, store.folder / "results.png", title)
-    print(f"\n{table(tuple(COLUMNS.values()), [[row[name] for name in COLUMNS] for row in rows])}\n")
+    shown = [name for name in COLUMNS if name not in INSIDE or any(row[name] is not None for row in rows)]
+    print(f"\n{table([COLUMNS[name] for name in shown], [[row[name] for name in shown] for row in rows])}\n")
     print(f"written: {store.folder / 'results.json'}, {store.folder / 'results.png'}")

@@ -1,9 +1,16 @@
-"""Milliseconds of a call on a GPU."""
+"""What a call takes: milliseconds on a GPU, seconds where its tensors are."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from statistics import median
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+T = TypeVar("T")
 
 DEVICE = "cuda"
 CALLS = ((100, 20), (1000, 10))  # calls shorter than so many milliseconds are timed so often at least
@@ -17,6 +24,23 @@ def gpu_needed(what: str) -> None:
 
     if not torch.cuda.is_available():
         raise ValueError(f"bench {what}: needs a CUDA device, and there is none here; `dattn bench cpu` needs none")
+
+
+def seconds(call: Callable[[], T], tensor: Tensor) -> tuple[T, float]:
+    """What a call returns, and its seconds on the tensor's device.
+
+    On a CPU they are the process' own, so that what else the machine does matters little.
+    """
+    if not tensor.is_cuda:
+        start = time.process_time()
+        return call(), time.process_time() - start
+    import torch
+
+    torch.cuda.synchronize(tensor.device)
+    start = time.perf_counter()
+    result = call()
+    torch.cuda.synchronize(tensor.device)
+    return result, time.perf_counter() - start
 
 
 def milliseconds(call: Callable[[], object], repeats: int, warm_up: int = 2, may_fail: bool = False) -> float | None:

@@ -66,9 +66,9 @@ CASES = {
     "a token outside": ((*PLOT, "--pattern", "Radial", "--grid", "2x3x3", "--token", "2,0,0"), "outside"),
     "not a token": ((*PLOT, "--pattern", "Radial", "--grid", "2x3x3", "--token", "2"), "FRAME,ROW,COLUMN"),
     "not a picture": (("plot", "--pattern", "Radial", "--grid", "2x3x3", "-o", "{out}/mask.exe"), ".png"),
-    "evaluate more rows than the budget has": (
-        (*EVALUATE, "--patterns", *(f"Radial(decay=0.{i})" for i in range(1, 7))),
-        "7 rows, stock included: the budget of 'final' is 6",
+    "evaluate more patterns than the budget has": (
+        (*EVALUATE, "--patterns", *(f"Radial(decay=0.{i})" for i in range(1, 8))),
+        "7 patterns beside stock: the budget of 'final' is 6",
     ),
     "evaluate an unknown pattern": ((*EVALUATE, "--patterns", "Spiral"), "Spiral"),
     "no captions": (("evaluate", "--model", "{model}", "--output", "{out}", "--captions", "0"), "captions 0"),

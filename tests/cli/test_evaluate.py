@@ -82,6 +82,25 @@ def test_what_is_done_is_not_made_again(evaluate, made, tmp_path):
     assert results(tmp_path)["rows"] == first
 
 
+def test_what_layers_say_of_patterns_is_asked_once(evaluate, tmp_path, monkeypatch):
+    real, asked = study.probe, []
+
+    def spy(loaded, specs, requests, every):
+        asked.append((list(specs), requests[0].frames))
+        return real(loaded, specs, requests, every)
+
+    monkeypatch.setattr(study, "probe", spy)
+    words = "--captions", "1", "--probe", "--lengths"
+    assert evaluate(*words, "1").code == 0
+    assert asked == [([PATTERN], 5)]
+    outcome = evaluate(*words, "1", "2")
+    assert outcome.code == 0 and " kept " in outcome.out
+    assert asked == [([PATTERN], 5), ([PATTERN], 9)]
+    stock, row = results(tmp_path)["rows"][2:]
+    assert 0 < row["kept"] < 1 and row["call"] > 0 and row["choosing"] is None
+    assert stock["kept"] is None and stock["call"] is None
+
+
 def test_it_goes_on_after_an_interruption(evaluate, made, tmp_path, monkeypatch):
     add = Store.add
 
