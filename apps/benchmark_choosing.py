@@ -51,6 +51,7 @@ def choosing(options: Any, save: Callable[[dict[str, Any]], None]) -> dict[str, 
     dtypes = {"cpu": torch.float32, "cuda": torch.bfloat16}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rows: list[dict[str, Any]] = []
+    auto: list[dict[str, Any]] = []
     for tokens in options.tokens:
         grid = TokenGrid(max(1, tokens // (FRAME[0] * FRAME[1])), *FRAME)
         for head_dim in options.head_dims:
@@ -61,8 +62,10 @@ def choosing(options: Any, save: Callable[[dict[str, Any]], None]) -> dict[str, 
                 case = {"pattern": text, "tokens": grid.tokens, "head_dim": head_dim}
                 rows.append(case | _row(text, grid, tensors, options.repeats))
                 save({"choosing": rows, "device": device})
-    print(table(list(rows[0]), [tuple(row.values()) for row in rows]))
-    return {"choosing": rows, "device": device}
+            auto.append({"tokens": grid.tokens, "head_dim": head_dim} | _auto(grid, tensors, options.repeats))
+    for found in (rows, auto):
+        print(table(list(found[0]), [tuple(row.values()) for row in found]))
+    return {"choosing": rows, "auto": auto, "device": device}
 
 
 def _row(text: str, grid: TokenGrid, tensors: list[Tensor], repeats: int) -> dict[str, Any]:
@@ -97,3 +100,29 @@ def _row(text: str, grid: TokenGrid, tensors: list[Tensor], repeats: int) -> dic
         "choosing": median(turn[1] / turn[0] for turn in turns),
         "whole call": median(turn[2] / turn[0] for turn in turns),
     }
+
+
+def _auto(grid: TokenGrid, tensors: list[Tensor], repeats: int) -> dict[str, float]:
+    """What ``"auto"`` adds to a layer in its last dense step, over the dense call: where no pattern comes near enough."""
+    import torch
+
+    from dattn.attention import attend
+    from dattn.block_mask import MaskCache
+    from dattn.patterns import Dense, Radial
+    from dattn.spec import Call, State
+    from dattn.tuning.auto import Looking, observed
+
+    state: State = {"masks": MaskCache()}
+    query, key, value = tensors
+    call = Call(query, key, value, grid, state, query.shape[-1] ** -0.5, None, "auto")
+    looking = Looking(observed(Radial(block_size=64), video=True)).fit(grid)[0]
+    with torch.no_grad():
+        looking.compute(call)
+        turns = [
+            (
+                seconds(lambda: attend(query, key, value, Dense(), grid, state=state), query)[1],
+                seconds(lambda: looking.compute(call), query)[1],
+            )
+            for _ in range(repeats)
+        ]
+    return {"a look": median(looked / dense - 1 for dense, looked in turns)}

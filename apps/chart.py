@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+SECONDS = "denoiser_seconds", "denoising seconds"
+CALL = "call", "time of a call, of dense"
 PANELS = (
     ("accuracy", "judged right"),
     ("psnr", "PSNR against stock (dB)"),
     ("ssim", "SSIM against stock"),
-    ("denoiser_seconds", "denoising seconds"),
+    SECONDS,
+    CALL,
 )
 MARKS = "osD^v<>P*X"
 
@@ -22,7 +25,9 @@ def chart(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     """Draw the summaries of cells into a PNG; a figure that no cell has gets no panel."""
     from matplotlib.figure import Figure
 
-    panels = [panel for panel in PANELS if any(row[panel[0]] is not None for row in rows)]
+    panels = [panel for panel in PANELS if any(row.get(panel[0]) is not None for row in rows)]
+    if panels[-1] == CALL:  # measured in one run; the seconds of clips may be of several days
+        panels.remove(SECONDS)
     patterns = len({row["pattern"] for row in rows})
     figure = Figure(figsize=(3.6 * len(panels), 3.4 + 0.1 * patterns), dpi=130, layout="constrained")
     draw = _over_cost if len({row["length"] for row in rows}) == 1 else _over_length

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from .arguments import Parser, add_model_options, at_least, writable_folder
@@ -56,8 +56,8 @@ class Figures:
         return {
             "pattern": name,
             "work": fmean(self.work),
-            "choosing": median(self.choosing) if self.choosing else None,
-            "call": median(self.call),
+            "choosing": fmean(self.choosing) if self.choosing else None,
+            "call": fmean(self.call),
             "error": fmean(layers.values()),
             "kept": fmean(self.kept) if self.kept else None,
             "worst layer": f"{worst} ({layers[worst]:.3f})",

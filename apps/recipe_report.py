@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dattn.recipe import Recipe
+from dattn.tuning.candidates import DENSE
 from dattn.tuning.goal import Goal, decibels
 
 from .table import table
@@ -41,13 +42,17 @@ def _head(recipe: Recipe, figures: Mapping[str, Any]) -> str:
         f"{figures.get('name', recipe.model)} at {grid} tokens{on}: goal {goal}, {reached}.\n"
         f"{_between(goal, figures['predicted'].get('interval'))}"
         f"Checked with a prompt kept apart: {figures['prompts'][-1]!r}.\n"
-        f"Measured with {_call(figures)}; seen: {seen or 'the same, with other noise'}."
+        f"Measured with {_call(figures)}; seen: {seen or 'the same, with other noise'}.{_took(figures)}"
     )
 
 
 def _between(goal: Goal, interval: list[float] | None) -> str:
     """What was expected, at most and at least."""
     return f"Expected between {_of_goal(goal, interval[1])} and {_of_goal(goal, interval[0])}. " if interval else ""
+
+
+def _took(figures: Mapping[str, Any]) -> str:
+    return f" Tuning took {figures['tuning_seconds']:.0f} s." if "tuning_seconds" in figures else ""
 
 
 def _call(figures: Mapping[str, Any]) -> str:
@@ -104,38 +109,80 @@ def _range(ranges: list[float], number: int) -> str:
 
 
 def picture(recipe: Recipe, path: Path) -> None:
-    """The page as a PNG: the time of each head in each layer and range, and the choices that there were."""
+    """The page as a PNG: what each head has in each layer and range, the choices that there were, and the figures."""
     from matplotlib.figure import Figure
 
     figures = recipe.figures
     assert figures is not None
     ranges = figures["ranges"]
-    figure = Figure(figsize=(2.6 * len(ranges) + 4.2, 4.4), dpi=130, layout="constrained")
-    axes = figure.subplots(1, len(ranges) + 1, width_ratios=[2.2] * len(ranges) + [4])
-    image: Any = None
-    for number, one in enumerate(axes[:-1]):
-        image = one.imshow(_cost(figures, number), vmin=0, vmax=1, cmap="viridis_r", aspect="auto")
-        one.set(title=f"steps {_range(ranges, number)}", xlabel="head", ylabel="layer" if number == 0 else "")
-    figure.colorbar(image, ax=axes[:-1], label="time, of dense attention", location="bottom", shrink=0.6)
-    _frontier(axes[-1], figures)
+    colours = _colours(figures)
+    figure = Figure(figsize=(2.6 * len(ranges) + 4.2, 6), dpi=130, layout="constrained")
+    page = figure.add_gridspec(2, len(ranges) + 1, width_ratios=[2.2] * len(ranges) + [4], height_ratios=[3, 2])
+    for number in range(len(ranges)):
+        axes = figure.add_subplot(page[0, number])
+        axes.imshow(_pixels(figures, number, colours), aspect="auto", interpolation="nearest")
+        axes.set(title=f"steps {_range(ranges, number)}", xlabel="head", ylabel="layer" if number == 0 else "")
+    _frontier(figure.add_subplot(page[0, -1]), figures)
+    _legend(figure.add_subplot(page[1, :-1]), figures, colours)
+    said = figure.add_subplot(page[1, -1])
+    said.set_axis_off()
+    said.text(0, 1, _said(recipe, figures), fontsize=7, va="top", wrap=True)
     figure.suptitle(_head(recipe, figures).splitlines()[0], fontsize=9)
     figure.savefig(path)
 
 
-def _cost(figures: Mapping[str, Any], number: int) -> Any:
-    """[layers, heads]: time of what each head has, over dense attention's."""
+def _colours(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Of each candidate that was chosen, dense attention dark, from the least work on."""
+    from matplotlib import colormaps
+
+    used = {name for place in figures["places"] for name in place["heads"]}
+    names = sorted(used - {DENSE}, key=lambda name: figures["work"][name])
+    return {name: colormaps["tab20"](i % 20) for i, name in enumerate(names)} | {DENSE: (0.25, 0.25, 0.25, 1.0)}
+
+
+def _pixels(figures: Mapping[str, Any], number: int, colours: Mapping[str, Any]) -> Any:
+    """[layers, heads, 4]: the colour of what each head has; nothing where a range has no steps."""
     import numpy as np
 
-    times = {tuple(entry["size"]): entry["seconds"] for entry in figures["seconds"]}
     rows = [place for place in figures["places"] if place["range"] == number]
-    if not rows:  # so few steps that none is in this range
-        return np.full((1, 1), np.nan)
-    cost = np.full((max(place["layer"] for place in rows) + 1, max(len(place["heads"]) for place in rows)), np.nan)
+    layers = max((place["layer"] for place in rows), default=0) + 1
+    pixels = np.zeros((layers, max((len(place["heads"]) for place in rows), default=1), 4))
     for place in rows:
-        seconds = times[tuple(place["size"])]
-        dense = seconds["Dense()"][0]
-        cost[place["layer"], : len(place["heads"])] = [min(seconds[name][0] / dense, 1) for name in place["heads"]]
-    return cost
+        pixels[place["layer"], : len(place["heads"])] = [colours[name] for name in place["heads"]]
+    return pixels
+
+
+def _legend(axes: Any, figures: Mapping[str, Any], colours: Mapping[str, Any]) -> None:
+    """What the colours mean: patterns, their work, and their time at the largest size."""
+    from matplotlib.patches import Patch
+
+    times = max(figures["seconds"], key=lambda entry: entry["size"])["seconds"]
+    shares = {name: times[name][0] / times[DENSE][0] for name in colours if name in times}
+    labels = {
+        name: f"{name}: work {figures['work'][name]:.2f}, time {shares.get(name, math.nan):.2f}" for name in colours
+    }
+    patches = [Patch(color=colour, label=labels[name]) for name, colour in colours.items()]
+    axes.set_axis_off()
+    axes.legend(handles=patches, loc="upper left", ncols=2, fontsize=7, title="of dense attention", title_fontsize=7)
+
+
+def _said(recipe: Recipe, figures: Mapping[str, Any]) -> str:
+    """The figures, and what was measured on what."""
+    expected, found = figures["predicted"], figures["measured"]
+    lines = [
+        f"expected: {_short(expected, figures)}",
+        f"measured: {_short(found, figures)}",
+        *_head(recipe, figures).splitlines()[1:],
+    ]
+    return "\n".join(lines)
+
+
+def _short(found: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
+    psnr = decibels(found["mse"])
+    return (
+        f"{found['seconds']:.3g} s of {figures['dense_seconds']:.3g} s, {found['speed_up']:.2f} x, "
+        f"SSIM {1 - found['ssim']:.3f}, {psnr:.1f} dB"
+    )
 
 
 def _frontier(axes: Any, figures: Mapping[str, Any]) -> None:

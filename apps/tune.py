@@ -32,7 +32,12 @@ def parser() -> Parser:
     bound.add_argument("--psnr", type=float, help="or least PSNR to it, in dB")
     bound.add_argument("--speed-up", type=float, help="or how many times as fast the whole call should be")
     p.add_argument(
-        "--output", "-o", type=Path, required=True, metavar="FILE.json", help="the recipe; FILE.png beside it"
+        "--output",
+        "-o",
+        type=Path,
+        required=True,
+        metavar="FILE.json",
+        help="the recipe; its page beside it, FILE.png and FILE.txt",
     )
     p.add_argument("--study", type=Path, metavar="DIR", help="measurements (default: FILE.study)")
     p.add_argument("--candidates", nargs="+", metavar="PATTERN", help="what is tried (default: suits the grid)")
@@ -82,8 +87,10 @@ def main(argv: Sequence[str]) -> int:
     figures = (recipe.figures or {}) | {"name": loaded.name} | provenance("tune", argv)
     recipe = replace(recipe, figures=figures)
     recipe.save(options.output)
-    picture(recipe, options.output.with_suffix(".png"))
-    print(f"\n{text(recipe)}\n\nwritten: {options.output}, {options.output.with_suffix('.png')}")
+    pages = [options.output.with_suffix(suffix) for suffix in (".png", ".txt")]
+    picture(recipe, pages[0])
+    pages[1].write_text(text(recipe) + "\n")
+    print(f"\n{text(recipe)}\n\nwritten: {', '.join(map(str, [options.output, *pages]))}")
     return 0 if figures["met"] else 1
 
 

@@ -23,6 +23,8 @@ SAID = "said"
 """Where a call leaves in its state what the report should say of it."""
 PLACED = ("masks", "step", "layer", "layers", "sharing")
 """What a handle puts in every state; see ``Operator.attend``."""
+ORDERS = "orders"
+"""A dict in the state of one call that several patterns look at: they share the orders that they lay its tokens in."""
 
 
 def part_of(state: State, name: str) -> State:

@@ -21,7 +21,7 @@ from dattn.reuse import check_reuse, for_steps, held_by, while_alike
 from dattn.scores.base import Score, Sides
 from dattn.scores.pooled import Pooled
 from dattn.selection import Select, TopP
-from dattn.spec import State, check_kind, together
+from dattn.spec import ORDERS, State, check_kind, together
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,11 @@ _EXAMPLES = {"score": "Pooled()", "select": "TopP(0.9)", "order": "Raster()"}
 
 def sides_of(given: Given, order: Order, block_size: int) -> Sides:
     """Queries and keys in an order."""
-    masks = masks_in(given.state)
-    looked_at = given.wide() if order.looks else (given.query, given.key)
-    partition = order.partition(*looked_at, given.grid, block_size, masks)
+    masks, known = masks_in(given.state), given.state.get(ORDERS, {})
+    partition = known.get((order, block_size))
+    if partition is None:
+        looked_at = given.wide() if order.looks else (given.query, given.key)
+        partition = known[order, block_size] = order.partition(*looked_at, given.grid, block_size, masks)
     queries, keys = partition.visual(given.query, given.seen_keys())
     return Sides(queries, keys, partition, masks, given.factor, given.kernels)
 

@@ -23,7 +23,7 @@ from dattn.operators.per_head import cost_of
 from dattn.operators.placed import Placed
 from dattn.patterns import Alike, Dense, SparseVideoGen
 from dattn.schedule import Amount, resolve_amount
-from dattn.spec import PLACED, SAID, VISITED, Call, Operator, Spec, State, part_of
+from dattn.spec import ORDERS, PLACED, SAID, VISITED, Call, Operator, Spec, State, part_of
 from dattn.tuning.sampled import look
 from dattn.tuning.watch import LEAST, SHARE
 
@@ -128,6 +128,7 @@ class Looking(Operator):
         """The cheapest candidate that is near enough, and its relative error; dense attention where none is."""
         masks, width = call.state["masks"], call.query.shape[-1]
         rows = max(LEAST, round(SHARE * call.grid.tokens))
+        call = call._replace(state={**call.state, ORDERS: {}})
         for spec in sorted(self.auto.candidates, key=lambda spec: cost_of(spec, call.grid, width, masks)):
             seen = look(call, spec, dense, rows, torch.Generator().manual_seed(call.state.get("layer", 0)), kept=False)
             error = seen.error.sum().sqrt().item()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ class Store:
         self._folder = folder
         self._figures: dict[str, Any] = {}
         self._arrays: dict[str, np.ndarray] = {}
+        self._took: dict[str, float] = {}
         if folder is None:
             return
         folder.mkdir(parents=True, exist_ok=True)
@@ -35,17 +37,38 @@ class Store:
                 was, now = held.get(name), plain.get(name)
                 raise ValueError(f"folder {folder}: made with {name}={was!r}, not {now!r}; name another folder")
         _write(path, plain)
+        if self._clock.is_file():
+            self._took = json.loads(self._clock.read_text())
+
+    @property
+    def _clock(self) -> Path:
+        assert self._folder is not None
+        return self._folder / "seconds.json"
+
+    @property
+    def seconds(self) -> float:
+        """What all measurements took, those of earlier processes among them."""
+        return sum(self._took.values())
 
     def do(self, name: str, measure: Callable[[], Any]) -> Any:
         """What ``measure`` gives, JSON-ready; what is there already is not measured again."""
         if self._folder is None:
             if name not in self._figures:
-                self._figures[name] = json.loads(json.dumps(measure()))  # as from a file: keys are text
+                self._figures[name] = json.loads(
+                    json.dumps(self._timed(name, measure))
+                )  # as from a file: keys are text
             return self._figures[name]
         path = self._folder / f"{name}.json"
         if not path.is_file():
-            _write(path, measure())
+            _write(path, self._timed(name, measure))
+            _write(self._clock, self._took)
         return json.loads(path.read_text())
+
+    def _timed(self, name: str, measure: Callable[[], Any]) -> Any:
+        began = perf_counter()
+        result = measure()
+        self._took[name] = perf_counter() - began
+        return result
 
     def keep(self, name: str, array: np.ndarray) -> None:
         """Keep an array."""

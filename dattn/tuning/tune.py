@@ -203,6 +203,7 @@ class _Tuning:
             "dense_seconds": dense,
             "prompts": self.prompts,
             "seed": self.study.seed,
+            "tuning_seconds": self.store.seconds,
             "call": plain(self.study.call),
             "ranges": list(RANGES),
             **best,

@@ -19,7 +19,7 @@ from torch import Tensor
 from dattn.attention import attend
 from dattn.patterns import Dense
 from dattn.schedule import resolve_amount
-from dattn.spec import PLACED, Call, Operator, Spec
+from dattn.spec import ORDERS, PLACED, Call, Operator, Spec
 from dattn.tuning.sampled import look
 
 SHARE, LEAST = 0.01, 256
@@ -141,10 +141,11 @@ class Watch(Operator):
             notes.seconds[size] = self._times(call)
         rows = max(LEAST, round(SHARE * call.grid.tokens))
         dense, *others = own.specs
+        orders: dict[Any, Any] = {}
         times = {name: whole for name, (whole, _) in notes.seconds[size].items()}
         for name in [name for name in others if times[name] < times[dense] or name == own.stand_in]:
             generator = torch.Generator().manual_seed(hash((own.seed, *where)) % 2**31)
-            apart = call._replace(state=_apart(call))
+            apart = call._replace(state=_apart(call) | {ORDERS: orders})
             seen = look(apart, _placed(own.specs[name], call, self.place), output, rows, generator)
             notes.error.setdefault(where, {})[name] = seen.error
             if seen.kept is not None:

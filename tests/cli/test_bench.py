@@ -54,7 +54,9 @@ def test_choosing_is_timed_beside_dense_attention(tmp_path, capsys):
     output = tmp_path / "choosing.json"
     small = ["--tokens", "512", "--head-dims", "16", "--heads", "2", "--repeats", "1"]
     assert main(["bench", "choosing", *small, "--output", str(output)]) == 0
-    rows = json.loads(output.read_text())["choosing"]
+    content = json.loads(output.read_text())
+    rows = content["choosing"]
+    assert content["auto"][0]["a look"] > 0
     assert [row["pattern"] for row in rows] == list(benchmark_choosing.PATTERNS)
     for row in rows:
         assert row["choosing"] > 0 and row["whole call"] > 0 and 0 < row["density"] <= 1 and row["tokens"] == 512

@@ -7,6 +7,8 @@ from PIL import Image
 
 SOME = ["--candidates", "Radial(block_size=16)", "Neighborhood((3, None, None))", "--frames", "9", "--steps", "4"]
 
+OWN = "settings.json", "seconds.json"  # written anew
+
 
 @pytest.fixture(scope="module")
 def made(shapes_folder, tmp_path_factory):
@@ -29,13 +31,15 @@ def test_a_recipe_and_its_page(made, dattn_command):
         assert min(page.size) > 300 and len(page.convert("L").getcolors()) > 20
     shown = dattn_command("recipes", output)
     assert shown.code == 0 and "goal 8.0 dB, reached" in shown.out and "times as fast" in shown.out
+    assert figures["tuning_seconds"] > 0 and "Tuning took" in shown.out
+    assert output.with_suffix(".txt").read_text() == shown.out
     assert json.loads(dattn_command("recipes", output, "--json").out) == held
 
 
 def test_another_bound_takes_the_same_measurements(made, shapes_folder, dattn_command):
     _, output = made
     study = output.with_suffix(".study")
-    before = {path.name: path.stat().st_mtime_ns for path in study.glob("*.json") if path.name != "settings.json"}
+    before = {path.name: path.stat().st_mtime_ns for path in study.glob("*.json") if path.name not in OWN}
     again = output.with_name("again.json")
     words = ["--model", shapes_folder, "--speed-up", "900", "--study", study, "-o", again, *SOME]
     with pytest.warns(UserWarning, match="was not reached"):

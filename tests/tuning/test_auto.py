@@ -11,7 +11,8 @@ from dattn.operators.per_head import cost_of
 from dattn.presets import resolve
 from dattn.recipe import Recipe
 from dattn.shelf import found, identity
-from dattn.spec import SAID, VISITED, Call
+from dattn.orders import Tree
+from dattn.spec import ORDERS, SAID, VISITED, Call
 from dattn.tuning.auto import CHOICE, Auto, Looking, observed
 from dattn.tuning.by_grid import ByGrid
 from tests.tuning.test_tune import CALL, PROMPTS, built
@@ -159,3 +160,18 @@ def test_what_is_looked_at_needs_no_training():
     for video in (True, False):
         auto = observed(dattn.Radial() if video else dattn.Neighborhood(9), video)
         assert not any(spec.untuned for spec in auto.candidates) and auto.preset in auto.candidates
+
+
+def test_patterns_of_a_look_share_their_order(monkeypatch):
+    """And choose as they would alone."""
+    sorts, real = [], Tree.sorted
+    monkeypatch.setattr(Tree, "sorted", lambda *args: sorts.append(1) or real(*args))
+    several = tuple(dattn.Alike(share, block_size=16) for share in (0.2, 0.4, 0.6))
+    call = a_call(batch=1)
+    Looking(Auto(several[0], several, error=0.0)).compute(call)
+    assert len(sorts) == 2  # queries and keys, once
+    assert ORDERS not in call.state
+    alone, shared = ({"masks": call.state["masks"]} | more for more in ({}, {ORDERS: {}}))
+    several[0].mask_in(call._replace(state=shared))
+    masks = [several[1].mask_in(call._replace(state=state)) for state in (alone, shared)]
+    assert len(sorts) == 2 + 2 + 2 and torch.equal(masks[0].to_dense(), masks[1].to_dense())

@@ -16,9 +16,12 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 import dattn
+from dattn.attention import attend
 from dattn.block_mask import MaskCache
+from dattn.operators import per_head
 from dattn.operators.per_head import cost_of
 from dattn.recipe import Recipe
 from dattn.spec import Call
@@ -249,6 +252,20 @@ def test_memory_is_bounded(pipe):
     assert sizes[1] < 1.2 * sizes[0]
 
 
+def test_a_record_is_what_the_model_gave_and_no_more(pipe):
+    """A pass of the model for each step and branch: latents of the clip, which grow with it alone."""
+    specs = {text: dattn.pattern_from_string(text) for text in ["Dense()", *SPECS]}
+    own = Study(pipe, CALL, specs, SPECS[0])
+    own.observe(PROMPTS[0], sense=True)
+    latents = pipe.transformer.config.out_channels * 9 * 4 * 4 * pipe.transformer.config.patch_size[1] ** 2
+    held = [leaf for _, result in own._record for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+    assert sum(leaf.untyped_storage().nbytes() for leaf in held) == 2 * 8 * latents * 4
+    own.observe(PROMPTS[1], sense=False)
+    assert len(own._record) == 2 * 8
+    own.forget()
+    assert not own._record
+
+
 class Broken(Exception):
     """Raised in the middle of a run."""
 
@@ -379,26 +396,51 @@ def test_a_compiled_pipeline(compile_it):
 
 KILLED = """
 import sys, dattn
-from tests.tuning.test_tune import CALL, PROMPTS, SPECS, built
+from itertools import count
+from dattn.tuning import study, watch
+from tests.tuning.test_tune import CALL, PROMPTS, SPECS, built, work_for_time
+watch._seconds = work_for_time
+watch.perf_counter = study.perf_counter = count().__next__  # no run is faster than another
 tell = lambda what, number, of: print(number, flush=True)
 recipe = dattn.tune(built(), PROMPTS, quality=0.5, candidates=SPECS, folder=sys.argv[1], tell=tell, **CALL)
 recipe.save(sys.argv[2])
 """
 
 
-def test_a_killed_study_goes_on(tmp_path):
-    """kill -9 in the middle; what is there is not measured again."""
-    run = [sys.executable, "-c", KILLED, str(tmp_path / "study"), str(tmp_path / "recipe.json")]
+def test_a_killed_study_goes_on_as_if_nothing_had_been(tmp_path):
+    """kill -9 in the middle; what is there is not measured again, and the recipe is that of an uninterrupted study."""
     options = {"stdout": subprocess.PIPE, "text": True, "env": os.environ | {"PYTHONPATH": os.getcwd()}}
-    with subprocess.Popen(run, **options) as process:
+
+    def command(name):
+        return [sys.executable, "-c", KILLED, str(tmp_path / name), str(tmp_path / f"{name}.json")]
+
+    with subprocess.Popen(command("killed"), **options) as process:
         while process.stdout.readline().strip() != "3":
             assert process.poll() is None
         process.send_signal(signal.SIGKILL)
-    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "study").glob("observed*.json")}
-    assert kept and not (tmp_path / "recipe.json").exists()
-    subprocess.run(run, check=True, **options)
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").glob("observed*.json")}
+    assert kept and not (tmp_path / "killed.json").exists()
+    subprocess.run(command("killed"), check=True, **options)
     assert all(path.stat().st_mtime_ns == when for path, when in kept.items())
-    assert Recipe.load(tmp_path / "recipe.json").figures["tried"]
+    subprocess.run(command("whole"), check=True, **options)
+    resumed, whole = (Recipe.load(tmp_path / f"{name}.json").to_dict() for name in ("killed", "whole"))
+    assert all(one["figures"].pop("tuning_seconds") > 0 for one in (resumed, whole))
+    assert resumed == whole and whole["figures"]["tried"]
+
+
+def test_two_patterns_of_a_place_are_two_calls(monkeypatch):
+    """However the heads that have the same lie; a choice has no more than two, see ``test_choose``."""
+    real, calls = per_head.attend, []
+    monkeypatch.setattr(per_head, "attend", lambda *args, **kwargs: calls.append(1) or real(*args, **kwargs))
+    grid, size = dattn.TokenGrid(9, 4, 4), (1, 4, 144, 8)
+    one, other = (dattn.pattern_from_string(text) for text in (SPECS[0], SPECS[2]))
+    spec = assembled({(0, 0): (one, other, one, other)}, RANGES)
+    q, k, v = torch.randn(3, *size, generator=torch.Generator().manual_seed(0))
+    output = attend(q, k, v, spec.at(0, 1, 0, 1).fit(grid)[0], grid)
+    assert len(calls) == 2
+    for head, own in enumerate((one, other, one, other)):
+        alone = attend(*(t[:, head : head + 1] for t in (q, k, v)), own.fit(grid)[0], grid)
+        torch.testing.assert_close(output[:, head : head + 1], alone)
 
 
 def test_assembled():
@@ -431,5 +473,6 @@ def test_a_store_writes_whole_files(tmp_path):
     store = Store(tmp_path, {"a": (1, 2)})
     assert store.do("x", lambda: {"v": 1}) == {"v": 1} == store.do("x", lambda: pytest.fail("measured again"))
     store.keep("y", np.arange(3))
-    assert Store(tmp_path, {"a": (1, 2)}).array("y").tolist() == [0, 1, 2]
+    again = Store(tmp_path, {"a": (1, 2)})
+    assert again.array("y").tolist() == [0, 1, 2] and again.seconds == store.seconds > 0
     assert not list(tmp_path.glob("*part*"))
