@@ -42,7 +42,14 @@ def choosing_defaults() -> dict[str, Any]:
 
 
 def choosing(options: Any, save: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Time masks and whole calls of attention: in float32 on a CPU, in bfloat16 and beside cuDNN on a GPU."""
+    """Time masks and whole calls of attention: in float32 on one core of a CPU, in bfloat16 beside cuDNN on a GPU."""
+    from dattn.apps.timing import one_thread
+
+    with one_thread():
+        return _choosing(options, save)
+
+
+def _choosing(options: Any, save: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     import torch
     from tqdm import tqdm
 
@@ -103,7 +110,7 @@ def _row(text: str, grid: TokenGrid, tensors: list[Tensor], repeats: int) -> dic
 
 
 def _auto(grid: TokenGrid, tensors: list[Tensor], repeats: int) -> dict[str, float]:
-    """What ``"auto"`` adds to a layer in its last dense step, over the dense call: where no pattern comes near enough."""
+    """What ``"auto"`` adds to a layer in its last dense step, over a dense call, where no pattern comes near."""
     import torch
 
     from dattn.attention import attend

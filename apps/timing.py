@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from statistics import median
 from typing import TYPE_CHECKING, TypeVar
 
@@ -41,6 +42,19 @@ def seconds(call: Callable[[], T], tensor: Tensor) -> tuple[T, float]:
     result = call()
     torch.cuda.synchronize(tensor.device)
     return result, time.perf_counter() - start
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch on one thread: those that wait for each other would count as the process' own time."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def milliseconds(call: Callable[[], object], repeats: int, warm_up: int = 2, may_fail: bool = False) -> float | None:

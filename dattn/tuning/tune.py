@@ -234,7 +234,7 @@ class _Tuning:
         self._say(f"stock attention: {self.prompts[-1]}")
 
         def measure() -> Any:
-            clip, seconds = self._apart().clip(self.prompts[-1])
+            clip, seconds = self._apart().timed(self.prompts[-1])
             self.store.keep("apart", clip)
             return {"seconds": seconds}
 

@@ -8,10 +8,10 @@ import torch
 import dattn
 from dattn.attention import attend
 from dattn.operators.per_head import cost_of
+from dattn.orders import Tree
 from dattn.presets import resolve
 from dattn.recipe import Recipe
 from dattn.shelf import found, identity
-from dattn.orders import Tree
 from dattn.spec import ORDERS, SAID, VISITED, Call
 from dattn.tuning.auto import CHOICE, Auto, Looking, observed
 from dattn.tuning.by_grid import ByGrid
