@@ -136,6 +136,47 @@ def test_small_moves_lower_the_loss(demo):
     assert torch.equal(run(pipe, call), stock)
 
 
+def test_a_move_is_the_gradient_times_a_step_that_falls_to_the_root_of_a_half(demo):
+    pipe, call = demo
+    lengths = []
+
+    class Ramp(AStar):
+        def move(self, latents, arguments):
+            latents = latents.requires_grad_()
+            moved = self.descend(latents, latents.sum())
+            lengths.append((latents.detach() - moved).mean().item())
+            return latents.detach()
+
+    with Ramp(["circle"], step_size=0.5).on(pipe), pytest.warns(UserWarning, match="ran nowhere"):
+        run(pipe, call)  # it asks no layer
+    assert lengths == pytest.approx([0.5, 0.5 * 0.75**0.5, 0.5 * 0.5**0.5], rel=1e-3)
+
+
+def test_memory_for_gradients_is_bounded_by_the_layers(demo):
+    """What a look keeps for its gradient: of the first layer a small part of what the whole model keeps."""
+    pipe, call = demo
+    model = getattr(pipe, "unet", None) or pipe.transformer
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    with dattn.apply(pipe, dattn.Dense()) as handle:
+        last = len(handle.layers) - 1
+
+    def kept(layers):
+        storages = {}
+
+        def pack(tensor):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                storages[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+        with AStar(["circle", "square"], step_size=1.0, layers=layers).on(pipe), hooks:
+            run(pipe, {**call, "num_inference_steps": 1})
+        return sum(storages.values())
+
+    assert 0 < kept([0]) < kept([last]) / 3
+
+
 def test_outside_of_its_window_nothing_moves(demo):
     pipe, call = demo
     stock = run(pipe, call)
