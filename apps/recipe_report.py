@@ -52,7 +52,7 @@ def _between(goal: Goal, interval: list[float] | None) -> str:
 
 
 def _took(figures: Mapping[str, Any]) -> str:
-    return f" Tuning took {figures['tuning_seconds']:.0f} s." if "tuning_seconds" in figures else ""
+    return f" Tuning took {figures['tuning_seconds']:.0f} s." if figures.get("tuning_seconds") else ""
 
 
 def _call(figures: Mapping[str, Any]) -> str:
