@@ -38,7 +38,7 @@ BOXES = ("0, 0, 0.5, 1", "0.5, 0, 1, 1", "", "")
 MOST_SOFT = 32
 PAINTED, AROUND = "as painted", "the box around it"
 """What counts of what is painted."""
-APART: dict[bool, tuple[Any, ...]] = {True: (0.3, True, True, 0.5, 0), False: (0.2, False, False, 1.0, 0)}
+APART: dict[bool, tuple[Any, ...]] = {True: (0.15, True, True, 0.5, 0), False: (0.2, False, False, 1.0, 0)}
 """Base ratio, isolation, avoidance, share of the steps and soft edge that place shapes best, in videos or pictures."""
 
 

@@ -32,10 +32,12 @@ STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 """Of a perturbation."""
 WEIGHTS = (-0.5, 0.5)
 """Of words of motion."""
-ALONE: dict[str, Any] = {"isolate": True, "base_ratio": 0.3, "window": 0.5}
-"""Of regions in videos: a prompt with one object means one in all, unless regions do not see each other at first."""
-AT_FIRST: dict[str, Any] = {"isolate": True, "base_ratio": 0.0, "window": 0.2}
-"""Of regions in pictures, for the same reason; each is guided away from the other's prompt besides."""
+APART: dict[bool, dict[str, Any]] = {
+    True: {"isolate": True, "base_ratio": 0.15, "window": 0.5},
+    False: {"isolate": True, "base_ratio": 0.0, "window": 0.2},
+}
+"""Of regions in videos (True) and pictures: a prompt with one object means one in all, unless regions do not see each
+other at first and each is guided away from the other's prompt."""
 
 
 def replace_color(make: Maker, count: int) -> Iterator[Case]:
@@ -102,8 +104,7 @@ def into_boxes(make: Maker, count: int) -> Iterator[Case]:
         boxes = ((0, 0, 0.5, 1), (0.5, 0, 1, 1)) if rng.random() < 0.5 else ((0, 0, 1, 0.5), (0, 0.5, 1, 1))
         prompt = f"{one} and {two}"
         (plain,) = make([prompt], number)
-        control = _apart((one, two), boxes) if make.moving else _away((one, two), boxes)
-        (laid,) = make([prompt], number, [control])
+        (laid,) = make([prompt], number, [_apart((one, two), boxes, make.moving)])
         before, after = (
             {
                 "both there": both_there(clip, prompt),
@@ -114,15 +115,10 @@ def into_boxes(make: Maker, count: int) -> Iterator[Case]:
         yield Case({prompt: plain, f"{prompt}, in boxes": laid}, before, after)
 
 
-def _apart(prompts: Sequence[str], boxes: Sequence[Box]) -> Regions:
-    """Regions of a video."""
-    return Regions([Region(prompt, box) for prompt, box in zip(prompts, boxes, strict=True)], **ALONE)
-
-
-def _away(prompts: Sequence[str], boxes: Sequence[Box]) -> Regions:
-    """Regions of a picture, two."""
+def _apart(prompts: Sequence[str], boxes: Sequence[Box], moving: bool) -> Regions:
+    """Two regions."""
     others = zip(prompts, boxes, reversed(prompts), strict=True)
-    return Regions([Region(prompt, box, negative=other) for prompt, box, other in others], **AT_FIRST)
+    return Regions([Region(prompt, box, negative=other) for prompt, box, other in others], **APART[moving])
 
 
 def sharper_by_strength(make: Maker, count: int) -> Iterator[Case]:
