@@ -65,14 +65,14 @@ class Clusters:
         return order, lengths, cluster
 
 
-def start(tokens: Tensor, count: int, seed: int) -> Tensor:
+def start(tokens: Tensor, count: int, seed: int, name: str = "clusters") -> Tensor:
     """[batch, heads, count, head_dim]: centroids to begin with, tokens drawn at random, the same ones in every head.
 
     Raises:
         ValueError: more clusters than tokens.
     """
     if count > tokens.shape[2]:
-        raise ValueError(f"{count} clusters of {tokens.shape[2]} tokens: at most as many as there are tokens")
+        raise ValueError(f"{name}={count} of {tokens.shape[2]} tokens: give at most as many as there are tokens")
     drawn = torch.randperm(tokens.shape[2], generator=torch.Generator().manual_seed(seed))[:count]
     return tokens[:, :, drawn.to(tokens.device)]
 

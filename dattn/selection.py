@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 from dattn.block_mask import BlockList, BlockMask, Level, pack_bits
 from dattn.grid import Layout
 from dattn.on_cpu import falling
-from dattn.spec import Named
+from dattn.spec import Named, check_within
 
 CHUNK = 1 << 16  # entries of a row that are summed at a time
 ACROSS = ("row", "head", "layer")
@@ -119,8 +119,7 @@ class Select(Named):
     def __post_init__(self) -> None:
         if self.across not in ACROSS:
             raise ValueError(f"across={self.across!r}: choose one of {', '.join(ACROSS)}")
-        if not 0 <= self.floor <= 1:
-            raise ValueError(f"floor={self.floor!r}: a share of the blocks, from 0 to 1")
+        check_within("floor", self.floor, 0, 1)
 
     @property
     def fills_rows(self) -> bool:
@@ -146,7 +145,13 @@ class Select(Named):
 def check_share(name: str, value: float) -> None:
     """Raise ``ValueError`` unless ``value`` is above 0 and at most 1."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
-        raise ValueError(f"{name}={value!r}: a share, above 0 and at most 1")
+        raise ValueError(f"{name}={value!r}: give a share above 0 and at most 1")
+
+
+def check_amount(name: str, value: int | float) -> None:
+    """Raise ``ValueError`` unless ``value`` is a count (an int) or a share (a float)."""
+    if not (type(value) is int and value >= 1) and not (isinstance(value, float) and 0 < value <= 1):
+        raise ValueError(f"{name}={value!r}: give a count of 1 or more, or a share above 0 and at most 1.0")
 
 
 @dataclass(frozen=True)
@@ -164,9 +169,7 @@ class TopK(Select):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        count = type(self.amount) is int and self.amount >= 1
-        if not count and not (isinstance(self.amount, float) and 0 < self.amount <= 1):
-            raise ValueError(f"amount={self.amount!r}: a count of 1 or more, or a share above 0 and at most 1.0")
+        check_amount("amount", self.amount)
 
     def chosen(self, scores: Tensor) -> Tensor:
         """See ``Select.chosen``."""

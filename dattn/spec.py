@@ -54,6 +54,12 @@ def check_kind(name: str, value: Any, kind: type[Named], example: str) -> None:
         raise ValueError(f"{name}={value!r}: give a {kind.__name__}, such as {example}")
 
 
+def check_within(name: str, value: float, low: float, high: float) -> None:
+    """Raise ``ValueError`` unless ``value`` is a number from ``low`` to ``high``."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise ValueError(f"{name}={value!r}: give a number from {low:g} to {high:g}")
+
+
 @dataclass(frozen=True)
 class Spec(Named):
     """Base of patterns and operators: what has a place and meets a grid."""

@@ -391,7 +391,7 @@ def test_more_clusters_than_tokens():
     grid = TokenGrid(1, 2, 3)
     order, note = ByCluster(64).fit(grid)
     assert order == ByCluster(6) and note == "clamped to 6 clusters" and order.fit(grid) == (order, None)
-    with pytest.raises(ValueError, match="64 clusters of 6 tokens"):
+    with pytest.raises(ValueError, match="clusters=64 of 6 tokens"):
         ByCluster(64).partition(*inputs(grid)[:2], grid, SIZE, MaskCache())
 
 
@@ -484,6 +484,88 @@ def test_selected_is_scores_then_choice_then_lists():
                     if j not in kept:
                         expected[2 + torch.tensor(block)[:, None], 2 + torch.tensor(region)] = False
             assert torch.equal(mask[b, h], expected)
+
+
+def best(row, share):
+    """Indices of the best entries, so large a share of them, rounded up."""
+    return set(sorted(range(len(row)), key=lambda i: (-row[i], i))[: math.ceil(share * len(row) - 1e-9)])
+
+
+def alone(choose):
+    """What every head keeps that looks at nothing but itself."""
+    return lambda q, k, blocks, regions: [choose(*head, blocks, regions) for head in zip(q, k, strict=True)]
+
+
+def fewest_antidiagonal(q, k, blocks, regions):
+    return [oracles.fewest(row, 0.6) for row in oracles.antidiagonal(q, k, blocks, regions, 4)]
+
+
+def trusted(choose):
+    """SpargeAttn's first stage: ``choose`` among regions whose means say something, and all that says nothing."""
+
+    def kept(q, k, blocks, regions):
+        scores, must = oracles.mean_similarity(q, k, blocks, regions, 0.06)
+        untold = [{j for j, whole in enumerate(row) if whole} for row in must]
+        return [choose(row) | own for row, own in zip(scores, untold, strict=True)]
+
+    return alone(kept)
+
+
+def routed(q, k, blocks, regions):
+    """All heads together."""
+    rows = oracles.pooled(*(t.transpose(0, 1).flatten(1) for t in (q, k)), blocks, regions)
+    return [[best(row, 4 / len(row)) for row in rows]] * len(q)
+
+
+def by_proxy(q, k, blocks, regions):
+    """As many as the head's own pooled scores ask for, ranked by the mean of half of the heads."""
+    found = []
+    for h in range(4):
+        pair = slice(h // 2 * 2, h // 2 * 2 + 2)
+        ranks = oracles.antidiagonal(q[pair].mean(0), k[pair].mean(0), blocks, regions, 4)
+        counts = [len(oracles.fewest(row, 0.6)) for row in oracles.pooled(q[h], k[h], blocks, regions)]
+        found.append([best(row, count / len(row)) for row, count in zip(ranks, counts, strict=True)])
+    return found
+
+
+def voted(q, k, blocks, regions):
+    rows = oracles.votes(q, k, blocks, regions, 0.1, True)
+    return [{j for j, share in enumerate(row) if share >= 0.5} | best(row, 1e-6) for row in rows]
+
+
+VOTING = VMoBA(1, (2, 3), (2, 3, 2), 0.1, votes=0.5, block_size=SIZE)
+PRESETS = {
+    "XAttention": (PATTERNS["xattention"], Raster(), alone(fewest_antidiagonal)),
+    "MeanSim": (MeanSim(0.3, 0.06, block_size=SIZE), Raster(), trusted(lambda row: best(row, 0.3))),
+    "MeanSim of a share": (
+        MeanSim(share=0.5, guard=0.06, block_size=SIZE),
+        Raster(),
+        trusted(lambda row: oracles.fewest(row, 0.5)),
+    ),
+    "Routing": (PATTERNS["routing"], Tiled((1, 3, 3)), routed),
+    "ProxyHeads": (PATTERNS["proxy-heads"], Raster(), by_proxy),
+    "VMoBA, time": (VOTING.at(0, 6, 0, 1), Tiled((1, 5, 6)), alone(voted)),
+    "VMoBA, space": (VOTING.at(1, 6, 0, 1), Tiled((3, 2, 3)), alone(voted)),
+    "VMoBA, both": (VOTING.at(5, 6, 0, 1), Tiled((2, 3, 2)), alone(voted)),
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_what_their_papers_say(name):
+    """From the naive scores of every head to what each query sees, and the region of its own."""
+    pattern, order, keep = PRESETS[name]
+    q, k, _ = inputs(seed=3)
+    mask = pattern.fit(GRID)[0].mask_for(q, k, GRID).to_dense().expand(2, 4, -1, -1)
+    blocks, regions, own = pieces(order)
+    for b in range(2):
+        kept = keep(visual(q, GRID)[b], visual(k, GRID)[b], blocks, regions)
+        for h in range(4):
+            expected = torch.ones(GRID.tokens, GRID.tokens, dtype=torch.bool)
+            for i, block in enumerate(blocks):
+                for j in set(range(len(regions))) - kept[h][i] - {own[i]}:
+                    expected[2 + torch.tensor(block)[:, None], 2 + torch.tensor(regions[j])] = False
+            assert torch.equal(mask[b, h], expected)
+    assert not mask.all()
 
 
 def band_oracle(grid, density, size, temporal):
@@ -682,6 +764,28 @@ def test_clustered(steps, route, monkeypatch):
             assert torch.equal(mask[b, h], expected)
 
 
+@pytest.mark.parametrize("route", ["weight", "error"])
+def test_what_clusters_leave_out_is_seen_through_the_means_of_clusters(route):
+    """SVG-EAR's tail: n exp(q · mean key) times the mean value, for every cluster of n keys that is not kept."""
+    pattern = Clustered(5, 8, top_p=0.4, floor=0.1, first_steps=2, seed=2, route=route, tail=True)
+    q, k, v = inputs(heads=2)
+    output, lse = attention(q, k, v, pattern, GRID, return_lse=True)
+    drawn = [torch.randperm(90, generator=torch.Generator().manual_seed(2))[:count] for count in (5, 8)]
+    text = [[i] for i in (0, 1, 92, 93, 94)]
+    for b, h in product(range(2), range(2)):
+        rows, columns = visual(q, GRID)[b, h], visual(k, GRID)[b, h]
+        seen = oracles.clustered(rows, columns, (rows[drawn[0]], columns[drawn[1]]), 2, 0.4, 0.1, route)
+        labels, _ = oracles.k_means(columns, list(columns[drawn[1]]), 2)
+        clusters = [[2 + t for t, label in enumerate(labels) if label == c] for c in range(8)]
+        for token in (0, 2, 40, 91, 94):
+            own = seen[token - 2].tolist() if 2 <= token < 92 else [True] * 90
+            split = [[[t] for t in some] if own[some[0] - 2] else [some] for some in clusters if some]
+            expected = oracles.seen_through_means(q[b, h, token], k[b, h], v[b, h], [*text, *sum(split, [])])
+            torch.testing.assert_close(output[b, h, token], expected[0])
+            torch.testing.assert_close(lse[b, h, token], expected[1])
+    assert not seen.all()
+
+
 def test_centroids_are_calibrated_once_and_stored(tmp_path):
     """Running means of the nearest tokens, call by call; then tokens go to the nearest, and nothing moves."""
     learnt, path = Calibration(5, 8, first_steps=2), str(tmp_path / "centroids.safetensors")
@@ -778,6 +882,12 @@ def test_rows_are_never_empty_and_text_and_own_are_kept(pattern):
     assert dense[..., text].all() and dense[..., text, :].all()
     if isinstance(pattern, Selected) and pattern.keep:
         assert dense.diagonal(dim1=-2, dim2=-1).all()
+
+
+def test_rows_without_text_are_never_empty(pattern):
+    grid = TokenGrid(*GRID.shape)
+    q, k, _ = inputs(grid)
+    assert pattern.mask_for(q, k, grid).to_dense().any(-1).all()
 
 
 def test_samples_of_a_batch_do_not_meet(pattern):
@@ -953,6 +1063,21 @@ def test_clusters_are_kept_for_so_many_steps():
     assert [masks[i] is masks[i + 1] for i in range(3)] == [True, False, True]
 
 
+def test_a_schedule_of_shares_goes_on_with_its_clusters(monkeypatch):
+    rounds, real = [], Clusters.of
+    monkeypatch.setattr(Clusters, "of", lambda tokens, first, steps: rounds.append(steps) or real(tokens, first, steps))
+    parts = [Clustered(5, 8, top_p=share, first_steps=9, steps=2, block_size=SIZE) for share in (0.3, 0.6)]
+    schedule, state = dattn.PerStep({0: parts[0], 0.5: parts[1]}), {}
+    q, k, _ = inputs()
+    densities = []
+    for step in range(4):
+        state["step"] = step
+        densities.append(schedule.at(0, 1, step, 4).mask_for(q, k, GRID, state).density)
+    assert rounds == [9, 9, *[2] * 6] and densities[1] < densities[2]
+    Clustered(6, 8, first_steps=9, block_size=SIZE).mask_for(q, k, GRID, state)
+    assert rounds[-2:] == [9, 9]  # other clusters
+
+
 def test_another_pattern_or_no_step_keeps_nothing():
     q, k, _ = inputs()
     state = {"step": 0}
@@ -1010,7 +1135,16 @@ def test_among_others():
         (lambda: Selected(reuse=1.5), "reuse=1.5"),
         (lambda: Selected(block_size=48), "block_size=48.*16, 32, 64, 128"),
         (lambda: Selected(block_size=16, tail=64), "tail=64"),
-        (lambda: XAttention(threshold=1.2), "share=1.2"),
+        (lambda: XAttention(threshold=1.2), "threshold=1.2: give a share above 0"),
+        (lambda: ProxyHeads(threshold=0), "threshold=0: give a share"),
+        (lambda: Routing(topk=1.5), "topk=1.5: give a count"),
+        (lambda: MeanSim(topk=0.0), "topk=0.0: give a count"),
+        (lambda: MeanSim(guard="a"), "guard='a': give a number from -1 to 1"),
+        (lambda: VMoBA(votes=2.0), "votes=2.0: give a share"),
+        (lambda: VMoBA(share=0), "share=0: give a share"),
+        (lambda: dattn.LearnedGate("x", threshold=0), "threshold=0: give a share"),
+        (lambda: TopP(0.5, floor="a"), "floor='a': give a number from 0 to 1"),
+        (lambda: Pyramid(floor="a"), "floor='a': give a number"),
         (lambda: XAttention(stride=0), "stride=0"),
         (lambda: MeanSim(guard=2), "guard=2"),
         (lambda: TopK(0), "amount=0"),
@@ -1039,9 +1173,9 @@ def test_among_others():
         (lambda: SparseVideoGen(0), "density=0"),
         (lambda: SparseVideoGen(rows=0), "rows=0"),
         (lambda: Clustered(0), "query_clusters=0"),
-        (lambda: Clustered(top_p=0), "share=0"),
+        (lambda: Clustered(top_p=0), "top_p=0: give a share"),
         (lambda: Clustered(steps=0), "steps=0"),
-        (lambda: dattn.Alike(2), "density=2: a share"),
+        (lambda: dattn.Alike(2), "density=2: give a share"),
         (lambda: Clustered(route="luck"), "weight or error"),
         (lambda: Clustered(route="error"), "without a tail"),
         (lambda: Anchor(theta=math.inf), "theta=inf"),
@@ -1072,7 +1206,9 @@ def test_bad_fields(make, message):
 
 def test_bad_grids():
     q, k, _ = inputs()
-    with pytest.raises(ValueError, match="300 clusters of 90 tokens"):
+    with pytest.raises(ValueError, match="query_clusters=300 of 90 tokens: give at most"):
         Clustered().mask_for(q, k, GRID)
+    with pytest.raises(ValueError, match="key_clusters=91 of 90 tokens"):
+        Clustered(90, 91).mask_for(q, k, GRID)
     with pytest.raises(ValueError, match="tile 8 on an axis of 5"):
         Routing().mask_for(q, k, GRID)

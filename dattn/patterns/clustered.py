@@ -32,11 +32,12 @@ from dattn.patterns.base import check_count
 from dattn.patterns.dynamic import Dynamic, Given
 from dattn.patterns.selected import check_block
 from dattn.reuse import for_steps, held_by
-from dattn.selection import TopP, to_lists, whole_blocks
-from dattn.spec import State, together
+from dattn.selection import TopP, check_share, to_lists, whole_blocks
+from dattn.spec import State, check_within, together
 from dattn.stored import check_file, layer_tensors
 
 CENTROIDS = "centroids"
+COUNTS = "query_clusters", "key_clusters"
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ class Clustered(Dynamic):
             raise ValueError(f"route={self.route!r}: choose weight or error")
         if self.route == "error" and not self.tail:
             raise ValueError("route='error' without a tail: it leaves to means what they say well; give tail=True")
-        TopP(self.top_p, floor=self.floor)
+        check_share("top_p", self.top_p)
+        check_within("floor", self.floor, 0, 1)
         check_block(self.block_size, self.tail)
 
     def at(self, layer: int, layers: int, step: int, steps: int) -> Clustered:
@@ -116,7 +118,7 @@ class Clustered(Dynamic):
         """A mask over new clusters."""
         grid, visual = given.grid, slice(given.grid.text_before, given.grid.text_before + given.grid.visual)
         sides = [side[:, :, visual].contiguous() for side in given.wide()]
-        queries, keys = self._clusters(sides, (self, *given.terms), given.state)
+        queries, keys = self._clusters(sides, given)
         kept = TopP(self.top_p, floor=self.floor).kept(scores(queries, keys))
         if self.route == "error":
             kept = by_error(kept, queries, keys, sides[1])
@@ -128,16 +130,21 @@ class Clustered(Dynamic):
         blocks &= (rows.lengths > 0)[..., None] & (columns.lengths > 0)[..., None, :]
         return whole_blocks(rows, columns, to_lists(blocks), self.block_size, tail_run(self.tail, self.block_size))
 
-    def _clusters(self, sides: list[Tensor], terms: Any, state: State) -> list[Clusters]:
-        """Those of queries and keys, from stored centroids or those of the step before where there are any."""
+    def _clusters(self, sides: list[Tensor], given: Given) -> list[Clusters]:
+        """Those of queries and keys, from stored centroids or those of the step before where there are any.
+
+        A schedule may choose another share of the same clusters, step by step.
+        """
+        state = given.state
         if self.centroids is not None:
             stored = masks_in(state).keep((self, sides[0].dtype, sides[0].device), lambda: self._stored(sides[0]))
             return [Clusters.of(t, centroids, 1) for t, centroids in zip(sides, stored, strict=True)]
-        before, counts = state.get(CENTROIDS), (self.query_clusters, self.key_clusters)
+        before, counts = state.get(CENTROIDS), {name: getattr(self, name) for name in COUNTS}
+        terms = tuple(counts.values()), self.seed, *given.terms
         if before is not None and before[0] == terms:
             found = [Clusters.of(t, old, self.steps) for t, old in zip(sides, before[1:], strict=True)]
         else:
-            starts = [start(t, count, self.seed) for t, count in zip(sides, counts, strict=True)]
+            starts = [start(t, n, self.seed, name) for t, (name, n) in zip(sides, counts.items(), strict=True)]
             found = [Clusters.of(t, first, self.first_steps) for t, first in zip(sides, starts, strict=True)]
         state[CENTROIDS] = terms, *(clusters.centroids for clusters in found)
         return found

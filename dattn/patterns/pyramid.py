@@ -31,7 +31,7 @@ from dattn.reuse import for_steps, held_by
 from dattn.runs import runs
 from dattn.scores.base import Score, Sides
 from dattn.scores.sampled import Sampled
-from dattn.spec import State, check_kind, together
+from dattn.spec import State, check_kind, check_within, together
 
 BY = ("weight", "blocks")
 
@@ -83,8 +83,7 @@ class Pyramid(Dynamic):
         self._check_bands()
         if self.by not in BY:
             raise ValueError(f"by={self.by!r}: choose one of {', '.join(BY)}")
-        if not 0 <= self.floor <= 1:
-            raise ValueError(f"floor={self.floor!r}: a share of the blocks, from 0 to 1")
+        check_within("floor", self.floor, 0, 1)
         if type(self.reuse) is not int or self.reuse < 1:
             raise ValueError(f"reuse={self.reuse!r}: give a number of steps, 1 for none")
 

@@ -8,7 +8,7 @@ from dattn.orders import ByLayer, Tiled, Tree
 from dattn.patterns.base import PerAxis
 from dattn.patterns.selected import Selected
 from dattn.scores import Antidiagonal, Gate, Joined, MeanSimilarity, Pooled, Proxy, TokenGate
-from dattn.selection import Threshold, TopK, TopP, check_share
+from dattn.selection import Threshold, TopK, TopP, check_amount, check_share
 
 
 def Alike(density: float = 0.15, reuse: int = 1, tail: bool | int = True, block_size: int = 64) -> Selected:
@@ -35,6 +35,7 @@ def XAttention(stride: int = 8, threshold: float = 0.9, block_size: int = 128) -
         threshold: share of the estimated weight that every row keeps; 0.9 and 0.95 are published for HunyuanVideo.
         block_size: 16, 32, 64 or 128.
     """
+    check_share("threshold", threshold)
     return Selected(Antidiagonal(stride), TopP(threshold), block_size=block_size)
 
 
@@ -50,6 +51,8 @@ def MeanSim(
         share: the fewest blocks that hold this share of the estimated weight, instead of ``topk``; 0.98 is theirs.
         block_size: 16, 32, 64 or 128, of queries and keys alike (the original: 128 and 64).
     """
+    if share is None:
+        check_amount("topk", topk)
     select = TopK(topk) if share is None else TopP(share)
     return Selected(MeanSimilarity(guard), select, block_size=block_size)
 
@@ -63,6 +66,7 @@ def Routing(region: PerAxis = (1, 8, 8), topk: int | float = 4, block_size: int 
         topk: regions that a region sees, a count or a share; its own is always among them.
         block_size: 16, 32, 64 or 128.
     """
+    check_amount("topk", topk)
     return Selected(Joined(), TopK(topk), Tiled(region), block_size=block_size)
 
 
@@ -75,6 +79,7 @@ def ProxyHeads(heads: int = 1, stride: int = 8, threshold: float = 0.9, block_si
         threshold: share of a head's own estimated weight that sets its budget.
         block_size: 16, 32, 64 or 128.
     """
+    check_share("threshold", threshold)
     return Selected(Proxy(Antidiagonal(stride), heads), TopP(threshold), block_size=block_size)
 
 
@@ -99,6 +104,7 @@ def VMoBA(
         votes: see above.
         block_size: 16, 32, 64 or 128.
     """
+    check_share("votes", votes)
     order = ByLayer((Tiled((frames, None, None)), Tiled((None, *patch)), Tiled(box)))
     return Selected(TokenGate(TopP(share, across="head")), Threshold(votes), order, block_size=block_size)
 
@@ -112,6 +118,10 @@ def LearnedGate(path: str, threshold: float = 1e-3, topk: int | float | None = N
         topk: instead, the best blocks of a row, a count or a share.
         block_size: the block size that it was trained for.
     """
+    if topk is None:
+        check_share("threshold", threshold)
+    else:
+        check_amount("topk", topk)
     select = Threshold(threshold) if topk is None else TopK(topk)
     return Selected(Gate(path), select, block_size=block_size)
 

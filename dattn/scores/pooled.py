@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from dattn.scores.base import Score, Sides
+from dattn.spec import check_within
 from dattn.sums import means
 
 
@@ -45,8 +46,7 @@ class MeanSimilarity(Pooled):
     guard: float = 0.6
 
     def __post_init__(self) -> None:
-        if not -1 <= self.guard <= 1:
-            raise ValueError(f"guard={self.guard!r}: a similarity lies between -1 and 1")
+        check_within("guard", self.guard, -1, 1)
 
     def of(self, sides: Sides) -> Tensor:
         """See ``Score.of``; untold regions score 0."""
