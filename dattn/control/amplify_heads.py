@@ -82,7 +82,13 @@ class AmplifyHeads(Control):
                 f"AmplifyHeads measures heads where one pass holds conditional and unconditional samples, which this "
                 f"has not ({len(conditional)} and {len(unconditional)}): give weights="
             )
-        change = _length(conditional - unconditional) / _length(unconditional)
+        usual = _length(unconditional)
+        if (usual == 0).all():
+            raise ValueError(
+                "AmplifyHeads: samples without the prompt have a text of zeros, as SDXL's have without a negative "
+                "prompt, which no head can be compared with: give negative_prompt=, or weights="
+            )
+        change = _length(conditional - unconditional) / usual
         return 1 + self.strength * ((change / change.mean(1, keepdim=True)).nan_to_num(1) - 1)
 
 

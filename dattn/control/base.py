@@ -240,8 +240,8 @@ def among(layers: Layers, place: Place) -> bool:
     return layers is None or (layers(place.name) if callable(layers) else place.index in layers)
 
 
-def check_window(name: str, window: Any) -> tuple[float, float]:
-    """A window as start and end in [0, 1].
+def check_window(name: str, window: Any, of: str = "the denoising steps") -> tuple[float, float]:
+    """A window as start and end in [0, 1], shares of something.
 
     Raises:
         ValueError: anything else.
@@ -250,7 +250,7 @@ def check_window(name: str, window: Any) -> tuple[float, float]:
     numbers = all(isinstance(x, int | float) and not isinstance(x, bool) for x in (start, end))
     if not numbers or not 0 <= start <= end <= 1:
         raise ValueError(
-            f"{name}={window!r}: shares of the denoising steps, 0 to 1; write {name}=0.4 for the first 40 %, "
+            f"{name}={window!r}: shares of {of}, 0 to 1; write {name}=0.4 for the first 40 %, "
             f"{name}=(0.2, 0.8) for a part in the middle"
         )
     return float(start), float(end)

@@ -16,8 +16,8 @@ class Emphasize(Control):
     """Add to words' weights: o' = o + w Σ_j v_j over a word's tokens j (Chen et al., "MotionCLR", 2024).
 
     That is A'_ij = A_ij + w, rows no longer summing to one, for every query of the picture, in cross-attention or joint
-    attention. The paper takes w from -1 to 1, of verbs. To erase a word for some steps is another control:
-    ``Reweight({word: 0}, window=(0.2, 0.6))``.
+    attention. The paper takes w from -1 to 1, of verbs. To erase a word for some steps, or in a part of the
+    clip, is another control: ``Reweight({word: 0}, window=(0.2, 0.6), frames=(0.5, 1))``.
 
     Args:
         weights: what is added for every word or phrase; negative works against it.

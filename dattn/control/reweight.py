@@ -29,9 +29,11 @@ class Reweight(Control):
         prompts: numbers of the prompts that are changed, counted from 0; None is all.
         both: whether in joint attention the words also look at the picture so much more (Cai et al., "DiTCtrl", 2024);
             by default only the picture at the words.
+        frames: the part of the clip that it holds for, in shares of its length: (0.5, 1) is the second half. With
+            ``{word: 0}`` that erases a word for a while (Chen et al., "MotionCLR", 2024).
 
     Raises:
-        ValueError: no words, factors that are no numbers, or with ``renormalize`` below 0.
+        ValueError: no words, factors that are no numbers, or with ``renormalize`` below 0; ``both`` for some frames.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Reweight(Control):
         renormalize: bool = False,
         prompts: Sequence[int] | None = None,
         both: bool = False,
+        frames: Window = 1.0,
     ) -> None:
         wrong = {word: c for word, c in weights.items() if not isinstance(c, int | float) or not isfinite(c)}
         if wrong or not weights:
@@ -50,6 +53,9 @@ class Reweight(Control):
         self.weights, self.renormalize, self.both = dict(weights), renormalize, both
         self.keeps_sums = not renormalize  # log c is part of the sum
         self.window, self.prompts = check_window("window", window), None if prompts is None else frozenset(prompts)
+        self.frames = check_window("frames", frames, of="the clip")
+        if both and self.frames != (0, 1):
+            raise ValueError(f"frames={frames!r} with both=True: words look at the whole clip; leave one of them out")
 
     def acts(self, place: Place) -> bool:
         """In cross-attention and joint attention."""
@@ -61,24 +67,33 @@ class Reweight(Control):
         if factors is None:
             return call.attend()
         if call.place.kind == "cross":
-            return self._scaled(call, factors)
+            return self._scaled(call, factors) if self.frames == (0, 1) else self._split(call, factors)
         following = call.rows.stop - call.rows.start
         if call.runs.sparse or not call.runs.alone or following == len(call.query):
-            return self._joint(call, factors)
+            return self._split(call, factors)
         output = torch.empty_like(call.query)  # samples apart: those that follow no prompt stay as they are, to the bit
         others = torch.arange(len(output) - following, device=output.device)
         others = others + following * (others >= call.rows.start)
         output[others] = call.take(others).attend()
-        output[call.rows] = self._joint(call.conditional(), factors[call.rows])
+        output[call.rows] = self._split(call.conditional(), factors[call.rows])
         return output
 
-    def _joint(self, call: Call, factors: Tensor) -> Tensor:
-        """Queries of the picture with weights multiplied, those of text without, or for words as ``both`` says."""
-        picture, text = self.once(call, lambda: _sides(call), "sides")
-        output = torch.empty_like(call.query)
-        output[:, :, picture] = self._scaled(call, factors, picture)
-        output[:, :, text] = self._told(call, factors, picture, text) if self.both else of_rows(call, text)
+    def _split(self, call: Call, factors: Tensor) -> Tensor:
+        """Queries of the picture, in the frames, with weights multiplied, others without, or as ``both`` says."""
+        picture, rest = self.once(call, lambda: self._sides(call), "sides")
+        output = call.value.new_empty(*call.query.shape[:3], call.value.shape[-1])
+        if len(picture):
+            output[:, :, picture] = self._scaled(call, factors, picture)
+        if len(rest):
+            output[:, :, rest] = self._told(call, factors, picture, rest) if self.both else of_rows(call, rest)
         return output
+
+    def _sides(self, call: Call) -> tuple[Tensor, Tensor]:
+        """The queries that are served, and the others: int64 each."""
+        grid, inside = call.place.grid, torch.zeros(call.query.shape[2], dtype=torch.bool)
+        served = torch.tensor([within(self.frames, frame, grid.frames) for frame in range(grid.frames)])
+        inside[call.place.visual] = served.repeat_interleave(grid.height * grid.width)
+        return inside.nonzero().flatten().to(call.query.device), (~inside).nonzero().flatten().to(call.query.device)
 
     def _scaled(self, call: Call, factors: Tensor, queries: Tensor | None = None) -> Tensor:
         """Attention of some queries, int64, with the weights of keys multiplied: [batch, 1, keys, 1]."""
@@ -108,10 +123,3 @@ class Reweight(Control):
             for word, factor in self.weights.items() if self.prompts is None or prompt in self.prompts else ():
                 factors[row, self.stage.keys(word, prompt, call.place.text)] = factor
         return None if (factors == 1).all() else factors[:, None, :, None].to(call.value.device)
-
-
-def _sides(call: Call) -> tuple[Tensor, Tensor]:
-    """The queries of the picture, and those of text beside it: int64 each."""
-    inside = torch.zeros(call.query.shape[2], dtype=torch.bool)
-    inside[call.place.visual] = True
-    return inside.nonzero().flatten().to(call.query.device), (~inside).nonzero().flatten().to(call.query.device)

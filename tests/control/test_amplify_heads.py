@@ -100,3 +100,11 @@ def test_wrong_options(options, message):
 def test_layers_and_heads_that_are_not_there(where, message):
     with pytest.raises(ValueError, match=message):
         through([AmplifyHeads(weights={where: 2.0})], stage("a"), "cross", *qkv(1, 2, 20, 12), count=2)
+
+
+def test_a_text_of_zeros_is_no_measure():
+    """As SDXL's without a negative prompt."""
+    (query, key, value), grid, _ = plain_of("cross", None, 2)
+    key[:1], value[:1] = 0, 0
+    with pytest.raises(ValueError, match="a text of zeros.*give negative_prompt=, or weights="):
+        through([AmplifyHeads()], stage("a red circle", halves=True), "cross", query, key, value, grid=grid)

@@ -50,6 +50,34 @@ def test_a_word_is_erased_for_some_steps():
         assert (output - wanted @ value).abs().max() < 1e-12
 
 
+@pytest.mark.parametrize(
+    ("kind", "pattern"), [("cross", None), ("joint", None), ("joint", dattn.Neighborhood((None, 3, 3)))]
+)
+@pytest.mark.parametrize("renormalize", [False, True])
+def test_a_word_is_erased_in_a_part_of_the_clip(kind, renormalize, pattern):
+    """Frames 2 and 3 of six; the others, text and what follows no prompt stay."""
+    grid = grid_for(kind, (6, 4, 4))
+    query, key, value = qkv(2, 3, grid.tokens, 12 if kind == "cross" else grid.tokens)
+    control = Reweight({"red": 0}, frames=(1 / 3, 2 / 3), renormalize=renormalize)
+    output = through([control], stage("a red circle", halves=True), kind, query, key, value, pattern, grid)
+    p = maps(query, key, None if pattern is None else pattern.allowed(grid))
+    plain, first = p @ value, grid.tokens - 96
+    served = slice(first + 32, first + 64)
+    p[1, :, served, 2] = 0
+    if renormalize:
+        p[1, :, served] /= p[1, :, served].sum(-1, keepdim=True)
+    assert (output - p @ value).abs().max() < 1e-12
+    changed = (output - plain).abs().amax((1, 3)) > 1e-6
+    assert changed[1, served].all() and changed.sum() == 32
+
+
+def test_words_look_at_the_whole_clip():
+    with pytest.raises(ValueError, match="both=True: words look at the whole clip"):
+        Reweight({"red": 0}, frames=0.5, both=True)
+    with pytest.raises(ValueError, match="frames=2: shares of the clip"):
+        Reweight({"red": 0}, frames=2)
+
+
 @pytest.mark.parametrize(("step", "index"), [(1, 1), (5, 1), (3, 0)])
 def test_only_in_its_window_and_layers(step, index):
     query, key, value = qkv(1, 2, 20, 12)

@@ -109,6 +109,29 @@ def test_layers_of_several_sizes_meet_at_the_largest():
         through([control], own, "cross", query, key, value, grid=grid_for("cross", (1, side, side)))
         control.start = keep
     assert control["red"].shape == (1, 1, 8, 8)
+    parts = []
+    for side in (8, 4):
+        query, key, _ = qkv(1, 2, side**2, 12, seed=side)
+        parts.append(maps(query, key)[..., 2].mean(1).view(1, 1, side, side))
+    large = torch.nn.functional.interpolate(parts[1], (8, 8), mode="bicubic", align_corners=False).clamp(min=0)
+    assert (control["red"] - (parts[0] + large) / 2).abs().max() < 1e-6
+    assert control["red"].std() > 1e-3
+
+
+def test_maps_are_the_mean_over_steps_and_layers_in_fixed_memory():
+    control, held, expected = HeatMaps(["red"]), [], []
+    control.start()
+    keep, control.start = control.start, lambda: None
+    for seed, (step, index) in enumerate([(0, 0), (0, 1), (3, 0), (3, 1)]):
+        query, key, value = qkv(1, 2, 20, 12, seed=seed)
+        through([control], stage("a red circle", step=step), "cross", query, key, value, index=index, count=2)
+        expected.append(maps(query, key)[..., 2].mean(1))
+        held.append(
+            sum(t.nbytes for store in control._stores.values() for t in vars(store).values() if hasattr(t, "nbytes"))
+        )
+    control.start = keep
+    assert (control["red"].flatten(1) - sum(expected) / 4).abs().max() < 1e-6
+    assert held[0] == held[-1] > 0
 
 
 def test_an_overlay_is_bright_where_the_word_is():

@@ -136,6 +136,33 @@ def test_small_moves_lower_the_loss(demo):
     assert torch.equal(run(pipe, call), stock)
 
 
+def test_a_move_goes_down_segregation_and_retention(demo):
+    """Of the places that words had in the step before, the first step having none."""
+    pipe, call = demo
+    seen = []
+
+    class Listens(AStar):
+        def look(self, latents, arguments):
+            seen.append([super().look(latents, arguments)])
+            return seen[-1][0]
+
+        def descend(self, latents, loss):
+            seen[-1].append(float(loss.detach()))
+            return super().descend(latents, loss)
+
+    with Listens(["circle", "square"], step_size=0.5).on(pipe):
+        run(pipe, call)
+    assert len(seen) == 3
+    before = None
+    for looks, loss in seen:
+        own = looks.detach()
+        low, high = own.amin((2, 3, 4), keepdim=True), own.amax((2, 3, 4), keepdim=True)
+        own = (own - low) / (high - low)
+        expected = float(segregation(own)) + (0 if before is None else float(retention(own, before)))
+        assert loss == pytest.approx(expected, rel=1e-4)
+        before = (own > 0.5).to(own.dtype)
+
+
 def test_a_move_is_the_gradient_times_a_step_that_falls_to_the_root_of_a_half(demo):
     pipe, call = demo
     lengths = []

@@ -14,7 +14,7 @@ from dattn.control import Refine, Replace, Reweight
 from dattn.control.alignment import refinement, replacement
 from dattn.control.words import Tokens
 
-from .stages import grid_for, maps, qkv, stage, through, tokens_of
+from .stages import WordTokenizer, grid_for, maps, qkv, stage, through, tokens_of
 
 SPARSE = dattn.Neighborhood((None, 3, 3))
 
@@ -124,6 +124,31 @@ def test_cross_attention_has_the_edited_map(name, halves, each):
             wanted[row] = edited_map(name, olds, tokens_of(prompts[i // each]), p[row], p[source]) @ value[row]
     assert (output - wanted).abs().max() < 1e-12
     assert (output - p @ value)[first + each :].abs().amin(0).max() > 1e-3
+
+
+class Halves(WordTokenizer):
+    """Words of more than six letters are two tokens."""
+
+    def __call__(self, text, return_offsets_mapping=False):
+        spans = [(0, 0)]
+        for a, b in super().__call__(text)["offset_mapping"][1:]:
+            spans += [(a, a + 5), (a + 5, b)] if b - a > 6 else [(a, b)]
+        return {"input_ids": [0, *(crc32(text[a:b].encode()) for a, b in spans[1:])], "offset_mapping": spans}
+
+
+def test_a_word_of_two_tokens_has_the_map_of_one():
+    """What looked at "red" is shared between the tokens of "turquoise"; "circle" goes one on, "here" to "now"."""
+    own = stage("a red circle here", "a turquoise circle now")
+    own.keep_alive.tokenizer = Halves()
+    query, key, value = qkv(2, 2, 20, 12)
+    output = through([Replace()], own, "cross", query, key, value)
+    p = maps(query, key)
+    edited = torch.zeros_like(p[0])
+    edited[..., :2] = p[0, ..., :2]
+    edited[..., 2:4] = p[0, ..., 2:3] / 2
+    edited[..., 4:6] = p[0, ..., 3:5]
+    edited[..., 6:] = p[0, ..., 6:]
+    assert (output - torch.stack([p[0], edited]) @ value).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("name", CASES)
