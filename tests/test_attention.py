@@ -304,6 +304,8 @@ CHOOSING = (
     "Pyramid(guards=(0.7, 0.65, 0.6))",
     "Anchor(0.5)",
     "LearnedGate(gate)",
+    "VMoBA().at(2, 3, 0, 1)",
+    "Selected(order=ByCluster(64, rounds=1), keep=())",
 )
 
 
@@ -314,16 +316,12 @@ OPERATORS = ("Rectified()", "SignificanceTail(Radial())", "FirstOrder(Radial())"
     ("names", "bound", "call"),
     [
         (CHOOSING, 400, "{}.mask_for(q, k, grid)"),
-        (("VMoBA().at(2, 3, 0, 1)",), 1200, "{}.mask_for(q, k, grid)"),
         (OPERATORS, 400, "attention(q, k, k, {}, grid)"),
     ],
-    ids=["choosing", "VMoBA", "operators"],
+    ids=["choosing", "operators"],
 )
 def test_memory_grows_with_the_tokens(names, bound, call, tmp_path):
-    """At 75 600 tokens, of a head: N x N bits alone would be 680 MiB, floats 21 GiB.
-
-    VMoBA has a gate for every query and region.
-    """
+    """At 75 600 tokens, of a head: N x N bits alone would be 680 MiB, floats 21 GiB."""
     script = (
         "import torch, resource\n"
         "from dattn import *\n"

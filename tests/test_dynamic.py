@@ -56,6 +56,7 @@ from dattn.scores import (
     TrueWeights,
 )
 from dattn.selection import Threshold, TopK, TopP
+from dattn.selection_in_parts import best_in_parts
 from tests import dynamic_oracles as oracles
 from tests.oracles import attention_oracle, tail_oracle
 
@@ -305,8 +306,20 @@ def test_proxy_heads_share_a_ranking_and_keep_their_profile():
     assert Proxy(heads=9).of(given).shape == own.shape
 
 
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=60), st.integers(1, 7), st.floats(0.01, 1))
+@settings(max_examples=150, deadline=None)
+def test_the_best_in_parts_are_the_best(numbers, size, share):
+    """Also where many are equal, or all in one bin."""
+    for scale in (2**-5, 2**-23):  # sums are exact, in any order
+        scores = torch.tensor(numbers, dtype=torch.float64) * scale
+        for select in (TopP(share), TopK(share), TopK(3), Threshold(share)):
+            found = torch.cat(list(best_in_parts(partial(scores.split, size), select)))
+            assert torch.equal(found, select.chosen(scores))
+
+
 @pytest.mark.parametrize("across", ["row", "head"])
-def test_token_gates(across):
+def test_token_gates(across, monkeypatch):
+    monkeypatch.setattr("dattn.scores.token_gate.GATES", 100)  # a few rows at a time
     order = Tiled((2, 2, 3))
     naive = lambda q, k, blocks, regions: oracles.votes(q, k, blocks, regions, 0.3, across == "head")
     check_scores(TokenGate(TopP(0.3, across=across)), naive, order)
@@ -780,7 +793,9 @@ def test_what_clusters_leave_out_is_seen_through_the_means_of_clusters(route):
         for token in (0, 2, 40, 91, 94):
             own = seen[token - 2].tolist() if 2 <= token < 92 else [True] * 90
             split = [[[t] for t in some] if own[some[0] - 2] else [some] for some in clusters if some]
-            expected = oracles.seen_through_means(q[b, h, token], k[b, h], v[b, h], [*text, *sum(split, [])])
+            expected = oracles.seen_through_means(
+                q[b, h, token], k[b, h], v[b, h], [*text, *(some for own in split for some in own)]
+            )
             torch.testing.assert_close(output[b, h, token], expected[0])
             torch.testing.assert_close(lse[b, h, token], expected[1])
     assert not seen.all()

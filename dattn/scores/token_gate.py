@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dattn.scores.base import CHUNK, Score, Sides
+from dattn.scores.base import Score, Sides
 from dattn.selection import Select, TopP
+from dattn.selection_in_parts import best_in_parts
 from dattn.spec import check_kind
-from dattn.sums import means
+
+GATES = 1 << 20  # of a head, that are held at a time
 
 
 @dataclass(frozen=True)
@@ -40,17 +42,42 @@ class TokenGate(Score):
 
     def of(self, sides: Sides) -> Tensor:
         """See ``Score.of``, but rows do not sum to 1."""
-        keys = sides.key_means()
-        heads = [self._votes(sides.query[:, h, None], keys[:, h, None], sides) for h in range(keys.shape[1])]
-        return torch.cat(heads, 1)
+        keys, lengths = sides.key_means(), sides.partition.blocks
+        votes = [
+            torch.stack([self._votes(*head, lengths) for head in zip(*sample, strict=True)])
+            for sample in zip(sides.query, keys, strict=True)
+        ]
+        return torch.stack(votes)
 
-    def _votes(self, query: Tensor, keys: Tensor, sides: Sides) -> Tensor:
-        """[batch, 1, blocks, regions] of one head: its gates are tokens x regions."""
-        gates = query @ keys.mT
-        among = -1 if self.pick.across == "row" else (-2, -1)
-        low, high = gates.amin(among, keepdim=True), gates.amax(among, keepdim=True)
-        gates = gates.sub_(low).div_((high - low).clamp_min(torch.finfo(gates.dtype).tiny))
-        picked = self.pick.chosen(gates if self.pick.across == "row" else gates.flatten(2)).view_as(gates)
-        few = max(1, CHUNK // picked.shape[2])  # regions at a time: votes are as many as gates
-        votes = [means(part.to(gates.dtype), sides.partition.blocks) for part in picked.split(few, -1)]
-        return torch.cat(votes, -1)
+    def _votes(self, query: Tensor, keys: Tensor, lengths: Tensor) -> Tensor:
+        """[blocks, regions] of one head, whose gates, tokens x regions, are made some rows at a time, several times.
+
+        Args:
+            query: [tokens, head_dim], block by block.
+            keys: [regions, head_dim].
+            lengths: int64 [blocks].
+        """
+        some = query.split(max(1, GATES // len(keys)))
+        ends = None if self.pick.across == "row" else torch.stack([_ends(part @ keys.mT) for part in some])
+        bounds = None if ends is None else (ends[:, 0].amin(), ends[:, 1].amax())
+        gates = lambda: (_unit(part @ keys.mT, bounds) for part in some)
+        if bounds is None:
+            picked = map(self.pick.chosen, gates())
+        else:
+            flat = best_in_parts(lambda: (part.flatten() for part in gates()), self.pick)
+            picked = (part.view(-1, len(keys)) for part in flat)
+        block = torch.arange(len(lengths), device=query.device).repeat_interleave(lengths)
+        votes = query.new_zeros(len(lengths), len(keys))
+        for rows, part in zip(block.split(len(some[0])), picked, strict=True):
+            votes.index_add_(0, rows, part.to(votes.dtype))
+        return votes / lengths[:, None]
+
+
+def _ends(gates: Tensor) -> Tensor:
+    return torch.stack([gates.min(), gates.max()])
+
+
+def _unit(gates: Tensor, bounds: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Gates brought to [0, 1]: between bounds, or each row between its own."""
+    low, high = bounds or (gates.amin(-1, keepdim=True), gates.amax(-1, keepdim=True))
+    return gates.sub_(low).div_((high - low).clamp_min(torch.finfo(gates.dtype).tiny))
