@@ -16,13 +16,16 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
+from dattn.apps.lora.adapting import add_lora, targets
 from dattn.operators import PerLayer, PerStep, Reshaped
 from dattn.patterns import (
     Alike,
+    Anchor,
     Clustered,
     Dense,
     MultiAxis,
     Neighborhood,
+    Pyramid,
     Selected,
     SparseFrames,
     StridedHeads,
@@ -280,6 +283,8 @@ KEEPING = {residual: replace(RESHAPED, residual=residual) for residual in ("full
 KEEPING["lists"] = Alike(0.4, reuse=3, block_size=16)
 KEEPING["lists-while-alike"] = Selected(Pooled(), TopK(0.4), reuse=0.9, block_size=16)
 KEEPING["clusters"] = Clustered(3, 4, top_p=0.5, first_steps=4, block_size=16)
+KEEPING["levels"] = Pyramid((0.2, 0.4, 0.6, 0.8), reuse=2, block_size=16)
+KEEPING["stripes"] = Anchor(1.0, 2, reuse=2, block_size=16)
 
 
 @pytest.mark.parametrize("kept", KEEPING)
@@ -306,6 +311,21 @@ def test_what_is_kept_belongs_to_one_call(name, kept):
         with apply(pipe, KEEPING[kept]):
             alone = pipe(model, steps=5, batch=2, only=row)
         torch.testing.assert_close(alone, both[row : row + 1], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("kept", ["full", "lists", "lists-while-alike", "clusters", "levels", "stripes"])
+def test_a_lora_that_is_added_finds_nothing_of_the_call_before(kept):
+    pipe, fresh = pipeline(), pipeline()
+    with apply(pipe, KEEPING[kept]):
+        before = pipe(pipe.transformer, steps=5)
+        for model in (pipe.transformer, fresh.transformer):
+            generator = torch.Generator().manual_seed(0)
+            for parameter in add_lora(model, targets(model), 2, 2, 0):
+                torch.nn.init.normal_(parameter, std=0.3, generator=generator)
+        after = pipe(pipe.transformer, steps=5)
+    with apply(fresh, KEEPING[kept]):
+        expected = fresh(fresh.transformer, steps=5)
+    assert torch.equal(after, expected) and not torch.allclose(after, before, atol=1e-3)
 
 
 def test_the_report_averages_over_the_steps():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from typing import Any
 from unittest import mock
 
@@ -39,10 +40,9 @@ def masked_sdpa(pattern: Any, grids: tuple[TokenGrid, ...]) -> Iterator[None]:
     """
     plain = F.scaled_dot_product_attention
     by_length = {grid.tokens: grid for grid in grids}
-    fitted = {grid.tokens: pattern.fit(grid)[0] for grid in grids}
     masked = pattern.static and not getattr(pattern, "tail", False)
-    masks = {grid.tokens: fitted[grid.tokens].allowed(grid) for grid in grids if masked}
-    met = set()
+    masks = {grid.tokens: pattern.fit(grid)[0].allowed(grid) for grid in grids if masked}
+    met, layer = set(), count()
 
     def sdpa(
         query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *more: Any, **rest: Any
@@ -53,8 +53,9 @@ def masked_sdpa(pattern: Any, grids: tuple[TokenGrid, ...]) -> Iterator[None]:
                 return plain(query, key, value, attn_mask, *more, **rest)
             met.add(tokens)
             if not masked:
-                scale = rest.get("scale")
-                return _in_place(fitted[tokens], by_length[tokens], query, key, value, attn_mask, scale)
+                grid = by_length[tokens]
+                own = pattern.at(next(layer), 99, 0, 1).fit(grid)[0]  # which layer: for those that differ by layer
+                return _in_place(own, grid, query, key, value, attn_mask, rest.get("scale"))
             own = masks[tokens]
             if own.ndim == 3:
                 own = own[torch.arange(heads) * len(own) // heads]
