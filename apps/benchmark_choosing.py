@@ -122,7 +122,7 @@ def _auto(grid: TokenGrid, tensors: list[Tensor], repeats: int) -> dict[str, flo
     state: State = {"masks": MaskCache()}
     query, key, value = tensors
     call = Call(query, key, value, grid, state, query.shape[-1] ** -0.5, None, "auto")
-    looking = Looking(observed(Radial(block_size=64), video=True)).fit(grid)[0]
+    looking: Any = Looking(observed(Radial(block_size=64), video=True)).fit(grid)[0]
     with torch.no_grad():
         looking.compute(call)
         turns = [

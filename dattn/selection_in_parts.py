@@ -28,11 +28,12 @@ def best_in_parts(parts: Parts, select: Select) -> Iterator[Tensor]:
         scores = list(parts())
         yield from select.chosen(torch.cat(scores)).split([len(part) for part in scores])
         return
-    least, spare = _last(parts, select)
+    least, number = _last(parts, select)
+    spare: int | Tensor = number
     for part in parts():
         ties = part == least
         yield (part > least) | (ties & (ties.cumsum(0) <= spare))
-        spare -= int(ties.sum())
+        spare = spare - ties.sum()
 
 
 def _last(parts: Parts, select: TopK | TopP) -> tuple[float, int]:

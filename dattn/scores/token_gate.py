@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from dattn.on_cpu import at_once
 from dattn.scores.base import Score, Sides
 from dattn.selection import Select, TopP
 from dattn.selection_in_parts import best_in_parts
 from dattn.spec import check_kind
 
-GATES = 1 << 20  # of a head, that are held at a time
+GATES = 1 << 26  # of a head, that are held at a time on a GPU; fewer on a CPU
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,11 @@ class TokenGate(Score):
             keys: [regions, head_dim].
             lengths: int64 [blocks].
         """
-        some = query.split(max(1, GATES // len(keys)))
+        some = query.split(max(1, at_once(GATES, query.device) // len(keys)))
         ends = None if self.pick.across == "row" else torch.stack([_ends(part @ keys.mT) for part in some])
         bounds = None if ends is None else (ends[:, 0].amin(), ends[:, 1].amax())
         gates = lambda: (_unit(part @ keys.mT, bounds) for part in some)
+        picked: Iterable[Tensor]
         if bounds is None:
             picked = map(self.pick.chosen, gates())
         else:
