@@ -19,7 +19,7 @@ def best_in_parts(parts: Parts, select: Select) -> Iterator[Tensor]:
     """bool like each part: what ``select`` chooses of all parts together.
 
     Of ``TopK`` and ``TopP`` a histogram says between which scores the last one lies that is kept, and these alone are
-    sorted. Other ways to choose see all scores at once.
+    sorted: few, unless nearly all scores are equal. Other ways to choose see all scores at once.
     """
     if isinstance(select, Threshold):
         yield from map(select.chosen, parts())

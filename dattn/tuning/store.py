@@ -54,9 +54,8 @@ class Store:
         """What ``measure`` gives, JSON-ready; what is there already is not measured again."""
         if self._folder is None:
             if name not in self._figures:
-                self._figures[name] = json.loads(
-                    json.dumps(self._timed(name, measure))
-                )  # as from a file: keys are text
+                text = json.dumps(self._timed(name, measure))
+                self._figures[name] = json.loads(text)  # as from a file: keys are text
             return self._figures[name]
         path = self._folder / f"{name}.json"
         if not path.is_file():
